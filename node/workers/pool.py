@@ -74,7 +74,7 @@ class WorkerPool:
             thread.start()
 
     def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
-        """Queue a request. Its future raises what the worker raised, or WorkerDied."""
+        """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, or WorkerDied."""
         if self._closing.is_set():
             raise WorkerDied("the worker pool is closed")
         future: Future[Answer] = Future()

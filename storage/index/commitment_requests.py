@@ -159,7 +159,7 @@ class Commitments:
     def postpone(self, request: CommitmentRequest, due: float) -> None:
         """Release a request, to be tried again at that time."""
         with writing(self._engine) as connection:
-            lease.release(connection, commitment, _owned(request), attempts=request.attempts + 1, due=due)
+            lease.change_and_release(connection, commitment, _owned(request), attempts=request.attempts + 1, due=due)
 
     def contested(self, sop_instance_uids: Sequence[str]) -> set[str]:
         """Those of the UIDs under which another data set is in quarantine."""
@@ -173,7 +173,7 @@ class Commitments:
 
     def _close(self, request: CommitmentRequest, state: CommitmentState) -> None:
         with writing(self._engine) as connection:
-            lease.release(connection, commitment, _owned(request), state=state, closed_at=now())
+            lease.change_and_release(connection, commitment, _owned(request), state=state, closed_at=now())
 
 
 def is_pinned() -> ColumnElement[bool]:

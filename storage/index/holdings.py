@@ -14,6 +14,7 @@ from storage.index import lease
 from storage.index.amendments import Amendments
 from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
@@ -47,6 +48,7 @@ from storage.records import (
     ReasonCode,
     StoredInstance,
     StoredRendition,
+    Tier,
     TrailRecord,
 )
 
@@ -219,7 +221,7 @@ class Index:
         later = lease.free_after(wait) if wait else lease.FREE
         with writing(self.engine) as connection:
             attempts = claim.attempts - 1 if forgive else claim.attempts
-            return lease.release(connection, instance, _owned(claim), attempts=attempts, **later)
+            return lease.change_and_release(connection, instance, _owned(claim), attempts=attempts, **later)
 
     def finish(self, claim: Claim, state: InstanceState, code: ReasonCode = ReasonCode.NONE, reason: str = "") -> bool:
         """Set the final state of an instance without a new rendition; False if the lease was lost.
@@ -227,7 +229,7 @@ class Index:
         ``reason``: the sentence of the code, unless given.
         """
         with writing(self.engine) as connection:
-            return lease.release(connection, instance, _owned(claim), **_state(state, code, reason))
+            return lease.change_and_release(connection, instance, _owned(claim), **_state(state, code, reason))
 
     def finish_with(
         self, claim: Claim, state: InstanceState, new: NewRendition, present: Present = lambda _: True
@@ -235,19 +237,23 @@ class Index:
         """Commit a rendition as the instance's current one; False if the lease was lost.
 
         ``present``: whether the store still holds an object. Raises ObjectMissing if one was unlinked meanwhile. A
-        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT.
+        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT, and both
+        objects are marked as garbage.
         """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(_owned(claim))).scalar() is None:
                 return False
-            if not all(keep_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
+            digests = (new.base_digest, new.rendition_digest)
+            if not all(keep_hot(connection, digest, present) for digest in digests):
                 raise ObjectMissing(f"{new.derived_uid}: one of its objects was unlinked before it was committed")
             key = commit_rendition(connection, claim.key, new, replace_object=True)
             if key is None:
                 changes = _state(InstanceState.EXACT, ReasonCode.OTHER, taken_reason(new))
+                for digest in digests:
+                    mark_garbage_in(connection, digest, Tier.HOT)
             else:
                 changes = _state(state, ReasonCode.NONE, "") | {"rendition_key": key}
-            return lease.release(connection, instance, _owned(claim), **changes)
+            return lease.change_and_release(connection, instance, _owned(claim), **changes)
 
     def retry_failed(self) -> int:
         """Set every FAILED or WITHDRAWN instance back to RECEIVED; how many there were.

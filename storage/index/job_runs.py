@@ -226,7 +226,7 @@ class JobRows:
             if state is RunState.INTERRUPTED:  # as if it had not begun: at the next start it is due, or requested
                 undone = {"due_at": ticket.due_before}
                 undone |= {"requested_at": time.time()} if ticket.cause is not Cause.SCHEDULE else {}
-            if not lease.release(connection, job, _owned(ticket), **undone):
+            if not lease.change_and_release(connection, job, _owned(ticket), **undone):
                 return False
             closed = {"state": state, "ended_at": time.time(), "report": dict(report), "error": error}
             connection.execute(

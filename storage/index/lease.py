@@ -90,7 +90,7 @@ def renew(connection: Connection, table: Table, mine: ColumnElement[bool], secon
     return change(connection, table, mine, lease_until=time.time() + seconds)
 
 
-def release(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
+def change_and_release(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
     """Give the row up, with changes to it; False if the lease was lost, and nothing was changed."""
     return change(connection, table, mine, **{**FREE, **changes})
 

@@ -99,7 +99,7 @@ class Reverifications:
         """Give the image up unfinished; with ``forgive`` the attempt does not count, as after a shutdown."""
         with writing(self._engine) as connection:
             attempts = attempt.attempts - 1 if forgive else attempt.attempts
-            return lease.release(connection, reverification, _owned(attempt), attempts=attempts)
+            return lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempts)
 
     def settle(self, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str) -> bool:
         """Commit the outcome; the image stays as it is. False if the lease was lost."""
@@ -113,7 +113,7 @@ class Reverifications:
         """
         with writing(self._engine) as connection:
             if not _still_as_claimed(connection, attempt):
-                lease.release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
+                lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
                 return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
                 outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
@@ -186,7 +186,7 @@ def _settle(
     connection: Connection, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str
 ) -> bool:
     result = {"outcome": outcome.value, "reason": reason, "tried_at": time.time()}
-    return lease.release(connection, reverification, _owned(attempt), **result)
+    return lease.change_and_release(connection, reverification, _owned(attempt), **result)
 
 
 def _still_as_claimed(connection: Connection, attempt: ReverificationAttempt) -> bool:

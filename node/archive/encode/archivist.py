@@ -143,17 +143,18 @@ class Archivist:
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
         instance = self._index.by_key(claim.key)
-        if instance is None or (instance.purged and self._remake.kept(claim, instance)):
+        if instance is None or (instance.purged and self._remake.finished_with_former(claim, instance)):
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
             reason, rows, columns = self._why_exact(path)
             if reason:
-                self._regions.annotation_received(instance)
+                self._regions.send_back_if_annotation(instance)
                 raise NotReconstructable(reason.sentence, reason)
             regions = self._regions.on_image(instance, rows, columns)
             request = replace(self._request(claim, path), regions=regions)
-            result = self._remake.result(claim, instance, request, ask) if instance.rendition else ask(request)
+            remade = self._remake.restored_or_encoded
+            result = remade(claim, instance, request, ask) if instance.rendition else ask(request)
             if result is None:
                 pass  # the former rendition is restored, and the claim has ended
             elif result.made is None:

@@ -35,7 +35,9 @@ class Remake:
         self._index, self._store, self._writer, self._regions = index, store, writer, regions
         self._rows = Integrity(index.engine)
 
-    def result(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
+    def restored_or_encoded(
+        self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask
+    ) -> EncodeResult | None:
         """Restore the rendition that an instance had, or add patches to it.
 
         Returns None if that has ended the claim, and the result of an encoding that is to be stored otherwise. Raises
@@ -45,7 +47,7 @@ class Remake:
             return self._with_patches(instance, request, ask) or ask(request)
         return None if self._restored(claim, instance, request, ask) else ask(request)
 
-    def kept(self, claim: Claim, instance: StoredInstance) -> bool:
+    def finished_with_former(self, claim: Claim, instance: StoredInstance) -> bool:
         """Whether an instance has its former rendition, whole, without being encoded again, and its claim ended.
 
         An image whose original was purged has nothing else.

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
+from concurrent.futures import CancelledError
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from node.archive.model_store import ModelStore
-from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.archive.serve.derived_object import DerivedParts, safe_text, write_all_but_pixels
 from node.codec.encode.encode_request import EncodedRendition, EncodeResult
-from node.workers.requests import Ask
-from storage.errors import NotReconstructable
+from node.workers.requests import Ask, ProofRequest
+from storage.errors import ModelMissing, NotReconstructable, ObjectDamaged, ObjectMissing, StoreFull, WorkerDied
 from storage.formats.payload import Rendition
 from storage.index import Index
 from storage.objects.store import ObjectStore
-from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, StoredRendition, Tier, Trial
+from storage.records import (
+    Claim,
+    InstanceState,
+    NewRendition,
+    OperatingPoint,
+    ReasonCode,
+    StoredRendition,
+    Tier,
+    Trial,
+)
+
+_UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
+"""Errors that are not caused by the image; another attempt may succeed."""
 
 
 class RenditionWriter:
@@ -42,9 +58,10 @@ class RenditionWriter:
         )
 
     def prove(self, instance_key: int, made: NewRendition | StoredRendition, ask: Ask) -> None:
-        """Make the whole DICOM object, header and pixels, from what is stored, and read it back as it is sent.
+        """Make the whole DICOM objects, with drawn noise and without, from what is stored, and read each back from
+        every encoding that it is sent in.
 
-        Raises NotReconstructable.
+        Raises NotReconstructable if that fails because of the image.
         """
         instance = self._index.by_key(instance_key)
         parts = DerivedParts(
@@ -55,7 +72,18 @@ class RenditionWriter:
             self.models.folder(made.upscaler, made.weights_digest),
             instance.amended if instance else (),
         )
-        prove_object(parts, self._store.spool, ask)
+        with tempfile.TemporaryDirectory(dir=self._store.spool) as folder:
+            try:
+                drawn = write_all_but_pixels(parts, Path(folder) / "drawn")
+                plain = write_all_but_pixels(replace(parts, draw=False), Path(folder) / "plain")
+                fault = ask(ProofRequest(parts.base, parts.rendition, drawn, plain, parts.model))
+            except _UNRELATED:
+                raise
+            except Exception as error:
+                reason = f"its reconstruction cannot be made as a whole: {safe_text(error)}"
+                raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
+        if fault:
+            raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
     def commit(self, claim: Claim, state: InstanceState, new: NewRendition) -> None:
         """Make a rendition the current one of a claimed instance.

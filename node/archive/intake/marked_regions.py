@@ -77,8 +77,11 @@ class MarkedRegions:
             LOGGER.error("annotation %s cannot be read (%s); no region is taken from it", uid, kind)
             return {}
 
-    def annotation_received(self, instance: StoredInstance) -> None:
-        """Send images of its study that lack patches on its regions back to the archivist; ignores other objects."""
+    def send_back_if_annotation(self, instance: StoredInstance) -> None:
+        """Send images of its study that lack patches on the regions of an annotation back to the archivist.
+
+        Ignores objects that are no annotations.
+        """
         if instance.sop_class_uid in ANNOTATING:
             for uid in self.in_annotation(instance):
                 self._send_back_unpatched(uid, instance.study_instance_uid)

@@ -1,15 +1,15 @@
 """Makes the whole derived object, header and pixels, to send it and to prove that it can be sent.
 
 An image is VERIFIED, and an original removed, only after the object was made from the stored rendition, encoded as it
-is sent, and read back. So a header that cannot be written is found while the original is still there.
+is sent, and read back (``RenditionWriter.prove``). So a header that cannot be written is found while the original is
+still there.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,26 +17,14 @@ from pydicom.datadict import dictionary_VR
 
 from node.archive.serve.derived_header import derived_header
 from node.codec.rendering import read_pair
-from node.workers.requests import Ask, ProofRequest, ReconstructRequest, UnfinishedObject
+from node.workers.requests import Ask, ReconstructRequest, UnfinishedObject
 from storage.dicom.content import differences
 from storage.dicom.dicomfile import write_header_for_pixels
-from storage.errors import (
-    DataSetError,
-    LatentPacsError,
-    ModelMissing,
-    NotReconstructable,
-    ObjectDamaged,
-    ObjectMissing,
-    StoreFull,
-    WorkerDied,
-)
-from storage.records import Applied, ReasonCode
+from storage.errors import DataSetError, LatentPacsError
+from storage.records import Applied
 
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
 """Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
-
-_UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
-"""Errors that are not caused by the image; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +49,15 @@ def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
 
     Raises RenditionMismatch unless they are those that were verified, and any error of an invalid header.
     """
-    ask(ReconstructRequest(parts.base, parts.rendition, _write_all_but_pixels(parts, target), parts.draw, parts.model))
+    ask(ReconstructRequest(parts.base, parts.rendition, write_all_but_pixels(parts, target), parts.draw, parts.model))
 
 
-def _write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
+def write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
     """Write the part before the pixels; the returned object has the part after them."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
         return UnfinishedObject(target, write_header_for_pixels(out, header, base.rows * base.columns * 2))
-
-
-def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
-    """Make the derived objects, with drawn noise and without, in a folder of ``spool``, and read each back from every
-    encoding that it is sent in; ``parts.draw`` is ignored.
-
-    Raises NotReconstructable if that fails because of the image.
-    """
-    with tempfile.TemporaryDirectory(dir=spool) as folder:
-        try:
-            drawn = _write_all_but_pixels(replace(parts, draw=True), Path(folder) / "drawn")
-            plain = _write_all_but_pixels(replace(parts, draw=False), Path(folder) / "plain")
-            fault = ask(ProofRequest(parts.base, parts.rendition, drawn, plain, parts.model))
-        except _UNRELATED:
-            raise
-        except Exception as error:
-            reason = f"its reconstruction cannot be made as a whole: {safe_text(error)}"
-            raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
-    if fault:
-        raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
 
 def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class EncodeRequest:
             regions=self.regions,
         )
         made = encoder.encode_at(self.point) if self.point else encoder.search()
-        return EncodeResult.of(encoder, made, self.original_uid, began)
+        return encoded_result(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ReverifyRequest:
             regions=self.regions,
         )
         made = encoder.encode_from_base(base, data)
-        return EncodeResult.of(encoder, made, self.original_uid, began)
+        return encoded_result(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,6 @@ class EncodedRendition:
     base: bytes
     data: bytes
     model: Installed
-
-    @classmethod
-    def of(cls, made: Encoded, original_uid: str) -> EncodedRendition:
-        """An encoding as bytes."""
-        rendition = rendition_of(made, original_uid)
-        return cls(rendition, made.base.point, made.data, encode_rendition(rendition), installed(made.upscaler))
 
 
 @dataclass(frozen=True)
@@ -125,11 +119,14 @@ class EncodeResult:
     made: EncodedRendition | None
     seconds: float = 0.0
 
-    @classmethod
-    def of(cls, encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
-        """The result of an encoder that began at that ``time.monotonic``."""
-        rendition = EncodedRendition.of(made, original_uid) if made else None
-        return cls(tuple(encoder.tried), rendition, round(time.monotonic() - began, 2))
+
+def encoded_result(encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
+    """What an encoder found, as bytes; it began at that ``time.monotonic``."""
+    encoded = None
+    if made is not None:
+        rendition, model = rendition_of(made, original_uid), installed(made.upscaler)
+        encoded = EncodedRendition(rendition, made.base.point, made.data, encode_rendition(rendition), model)
+    return EncodeResult(tuple(encoder.tried), encoded, round(time.monotonic() - began, 2))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:

@@ -26,7 +26,7 @@ _COMPANDED = 0.95
 """Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
 images with 0.98 took 13% and 41% more bytes on the whole when companded."""
 
-Measure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
+CodeAndMeasure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
 """Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
 for each limit of the whole image that it misses."""
 
@@ -47,9 +47,9 @@ class SampleForecast:
 
 @dataclass(frozen=True)
 class SampleSearch:
-    """Searches on one sample, which ``measure`` codes at ``effort`` and upscales by ``upscaler``."""
+    """Searches on one sample, which ``code_and_measure`` codes at ``effort`` and upscales by ``upscaler``."""
 
-    measure: Measure
+    code_and_measure: CodeAndMeasure
     effort: int
     upscaler: str
 
@@ -67,14 +67,14 @@ class SampleSearch:
         """A candidate without companded samples, and one with them where they promise enough."""
         points = (OperatingPoint(scale, "jpegxl", START[scale], self.effort, each) for each in (False, True))
         plain, companded = (_Candidate(point, Walk(point.distance)) for point in points)
-        plain.refine(self.measure)
-        companded.refine(self.measure)
+        plain.refine(self.code_and_measure)
+        companded.refine(self.code_and_measure)
         return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
 
     def _search_cheapest(self, candidates: Sequence[_Candidate]) -> None:
         """Refine whichever candidate is the cheapest, until the cheapest one has ended."""
         while not (best := min(candidates, key=lambda each: each.forecast)).ended:
-            best.refine(self.measure)
+            best.refine(self.code_and_measure)
 
 
 @dataclass
@@ -92,14 +92,14 @@ class _Candidate:
     wrong: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def refine(self, measure: Measure) -> None:
+    def refine(self, code_and_measure: CodeAndMeasure) -> None:
         """Code the sample once more, at the next distance of the secant method."""
         began = time.monotonic()
         point = replace(self.point, distance=round(self.walk.distance, 4))
-        self.size, burden, self.wrong = measure(point)
+        self.size, burden, self.wrong = code_and_measure(point)
         self.forecast = self.size * (burden / AIM) ** DEARER
         self.looks += 1
-        moves = self.walk.step(burden)
+        moves = self.walk.set_next_distance(burden)
         self.distance = self.walk.distance
         self.ended = abs(math.log(burden / AIM)) <= _CLOSE or not moves or self.looks == _SAMPLE_LOOKS
         if burden > 1 and not moves:

@@ -22,8 +22,8 @@ class Walk:
         self.slope = slope
         self._seen: list[tuple[float, float]] = []
 
-    def step(self, burden: float) -> bool:
-        """Sets the next distance, given the burden at this one; returns False if no other distance is left."""
+    def set_next_distance(self, burden: float) -> bool:
+        """Set the next distance, given the burden at this one; returns False if no other distance is left."""
         here = np.log2(self.distance), np.log2(max(burden, 1e-3) / AIM)
         if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
             self.slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))

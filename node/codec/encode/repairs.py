@@ -73,20 +73,19 @@ class Repairer:
 
     def with_even_places_patched(
         self, decoded: Decoded, repaired: Repaired, served: Pixels
-    ) -> tuple[Repaired, tuple[str, ...]]:
-        """Patches even places in which an error of the served image shows.
+    ) -> tuple[Repaired | None, tuple[str, ...]]:
+        """``repaired`` with patches for even places in which an error of the served image shows.
 
-        Returns ``repaired`` itself if there are none; and itself with a sentence if they are too many.
+        None if there are no such places, and None with a sentence if they are too many.
         """
         side = repaired.side
         uneven = uneven_cells(self.pixels, served, self.reference)
-        patches = extended(self.pixels, side.patches, uneven, self._patch_share)
-        if patches is not side.patches:
-            return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.figures), ()
         if not uneven.any():
-            return repaired, ()
+            return None, ()
+        if patches := extended(self.pixels, side.patches, uneven, self._patch_share):
+            return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.figures), ()
         share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
-        return repaired, (f"errors show where the original has one value, {share}",)
+        return None, (f"errors show where the original has one value, {share}",)
 
     @property
     def _patch_share(self) -> float:
@@ -112,7 +111,7 @@ class Repairer:
                 break
             failing = _failing_cells(found, self.limits) | uneven_cells(self.pixels, plain, self.reference)
             patches = extended(self.pixels, side.patches, failing, self._patch_share)
-            if patches is None or patches is side.patches:
+            if patches is None:
                 break
             side = replace(side, patches=patches)
             if bare is not None:
@@ -176,12 +175,10 @@ def uneven_cells(pixels: Pixels, served: Pixels | Float, reference: Reference) -
 
 
 def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
-    """``patches`` extended to ``cells``; the same object if they hold them, or would cover more than ``share``."""
-    if patches is not None:
-        cells = cells | patches.cells
-        if (cells == patches.cells).all():
-            return patches
-    return cut(pixels, cells) if cells.any() and cells.mean() <= share else patches
+    """``patches`` extended to ``cells``; None if they hold them already, or would cover more than ``share``."""
+    held = np.zeros_like(cells) if patches is None else patches.cells
+    wanted = held | cells
+    return cut(pixels, wanted) if (wanted != held).any() and wanted.mean() <= share else None
 
 
 def _in_even_places(pixels: Pixels, marks: Bools) -> Bools:

@@ -4,7 +4,8 @@ The search has five steps; docs/ENCODER.md has the diagram, the terms and the co
 
 1. A search on a sample finds, for each scale, the coarsest quantiser that passes the gate (forecasts.py).
 2. The cheapest one is tried on the whole image. The upscaler is chosen there, and the distance is changed until the
-   image passes.
+   image passes. The distance is steered by the burden: the figure of the whole image that is nearest to its limit,
+   divided by that limit.
 3. Single places that fail are repaired by residuals, points and exact patches.
 4. The missing noise is measured, modelled and drawn.
 5. The gate measures the structure and the served image against the original.
@@ -171,25 +172,26 @@ class Encoder:
     # --- on the sample ---
 
     @cached_property
-    def _sampler(self) -> Encoder:
+    def _encoder_of_sample(self) -> Encoder:
         """The same encoder for a sample of the image; itself if the image is too small for one."""
         source, reference = sample_of(self.source, self.reference)
         return self if source is self.source else replace(self, source=source, reference=reference)
 
     def _forecasts(self) -> list[SampleForecast]:
         """What each scale will take, searched on a sample of the image."""
-        limits, sampler = self.limits, self._sampler
-        assert limits is not None
+        sampler = self._encoder_of_sample
         area = 1.0 if sampler is self else self.reference.core.sum() / sampler.source.pixels.size
-
-        def measure_on_sample(point: OperatingPoint) -> tuple[int, float, tuple[str, ...]]:
-            attempt = sampler._attempt(point, self._baseline)
-            wrong = tuple(failures_of_whole(attempt.figures, limits))
-            return attempt.base_bytes, burden(attempt.figures, limits), wrong
-
-        found = SampleSearch(measure_on_sample, self.effort, self._baseline.name).forecasts(self.scales, area)
+        search = SampleSearch(sampler._code_and_measure, self.effort, self._baseline.name)
+        found = search.forecasts(self.scales, area)
         self.tried.extend(forecast.trial for forecast in found)
         return [forecast for forecast in found if not forecast.trial.failures]
+
+    def _code_and_measure(self, point: OperatingPoint) -> tuple[int, float, tuple[str, ...]]:
+        """Bytes of the base, burden of the baseline's structure, and a sentence for each limit that it misses."""
+        assert self.limits is not None
+        attempt = self._attempt(point, self._baseline)
+        wrong = tuple(failures_of_whole(attempt.figures, self.limits))
+        return attempt.base_bytes, burden(attempt.figures, self.limits), wrong
 
     # --- on the whole image ---
 
@@ -210,7 +212,7 @@ class Encoder:
                 self._note(point, upscaler, attempt.base_bytes, wrong, began)
             elif best is None or attempt.base_bytes < best.base_bytes:
                 best = attempt
-            if NEAR <= burden_now <= 1 or not walk.step(burden_now):
+            if NEAR <= burden_now <= 1 or not walk.set_next_distance(burden_now):
                 break
         if best is None:
             return None
@@ -232,8 +234,11 @@ class Encoder:
         No network has been trained on companded bases, so those get the baseline.
         """
         for other in () if point.companded else self.upscalers[:-1]:
-            if self._sampler is self or self._sampler._compared(point, other)[0] <= _PROMISING:
-                began, (share, attempt) = time.monotonic(), self._compared(point, other)
+            if (
+                self._encoder_of_sample is self
+                or self._encoder_of_sample._share_of_bytes(point, other)[0] <= _PROMISING
+            ):
+                began, (share, attempt) = time.monotonic(), self._share_of_bytes(point, other)
                 if share <= _RESERVE:
                     self.last = attempt
                     return other
@@ -241,7 +246,7 @@ class Encoder:
                 self._note(point, other, attempt.base_bytes, (wrong,), began)
         return self._baseline
 
-    def _compared(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
+    def _share_of_bytes(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
         """The bytes with which another upscaler is expected to pass, over those of the baseline; and its attempt."""
         assert self.limits is not None
         plain = self._attempt(point, self._baseline)
@@ -258,14 +263,14 @@ class Encoder:
     def _measured_attempt(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
         """The structure that an upscaler makes of a base, measured without specks. ``data``: the base as bytes."""
         seed = seed_of(hashlib.sha256(data).hexdigest())
-        noise = self._deviation(decoded.upsampled) if upscaler.needs_deviation else None
+        noise = self._fitted_noise(decoded.upsampled) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
         plain = decoded.rounded_structure(structure, SideInformation())
         found = measure_structure(self.reference, plain, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
-    def _deviation(self, structure: Float, held: NDArray[np.bool_] | None = None) -> NoiseModel:
+    def _fitted_noise(self, structure: Float, held: NDArray[np.bool_] | None = None) -> NoiseModel:
         reference = self.reference
         found = measure_deviation(reference.image, structure, reference.core, reference.counted, held)
         return decode_noise(encode_noise(found))
@@ -285,7 +290,7 @@ class Encoder:
         held = side.held_pixels(structure.shape)
         inside = reference.core & ~held
         lacking = _missing_band_energies(reference, structure, inside)
-        noise = attempt.noise or self._deviation(structure, held)
+        noise = attempt.noise or self._fitted_noise(structure, held)
         deviation = noise.deviation(structure)
         spectral = with_spectrum(noise, reference.image, structure, inside, deviation)
         energy = missing_energy(deviation, inside)
@@ -302,7 +307,7 @@ class Encoder:
         wrong: tuple[str, ...] = ()
         if limits is not None:
             smooth, wrong = self._repairer.with_even_places_patched(decoded, replace(repaired, side=side), served)
-            if smooth.side is not side:
+            if smooth is not None:
                 side, plain, found = smooth.side, smooth.plain, smooth.figures
                 before, served = served, decoded.pixels(structure + grain, side)
                 bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))

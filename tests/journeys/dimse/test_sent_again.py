@@ -140,7 +140,9 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Arc
     bench.receive("1.2.3.5", state=InstanceState.RECEIVED)
     claim = bench.index.claim("test", 60)
     assert claim is not None
-    bench.index.finish_with(claim, InstanceState.VERIFIED, new_rendition("1.2.3.4"))
+    stored = [bench.hot.put(data) for data in (b"base", b"rendition")]
+    made = new_rendition("1.2.3.4", base_digest=stored[0], rendition_digest=stored[1])
+    bench.index.finish_with(claim, InstanceState.VERIFIED, made)
     held = bench.index.by_uid("1.2.3.5")
     assert held is not None
     assert (held.state, held.rendition) == (InstanceState.EXACT, None)
@@ -148,6 +150,8 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Arc
     found = bench.index.by_uid("1.2.3.4")
     assert found is not None
     assert found.sop_instance_uid == "1.2.3.4"
+    assert bench.index.originals.collect({Tier.HOT: bench.hot}) == 2
+    assert not any(map(bench.hot.has, stored))
 
 
 @pytest.fixture

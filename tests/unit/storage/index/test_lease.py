@@ -39,7 +39,7 @@ def test_a_missing_row_is_neither_claimed_nor_changed(connection: Connection, ta
     mine = lease.owned(table, "me")
     assert lease.claim(connection, table, table.c.lease_owner == "me", "me", 60) is None
     assert not lease.renew(connection, table, mine, 60)
-    assert not lease.release(connection, table, mine)
+    assert not lease.change_and_release(connection, table, mine)
 
 
 def test_one_owner_at_a_time(connection: Connection) -> None:
@@ -52,8 +52,8 @@ def test_one_owner_at_a_time(connection: Connection) -> None:
     assert not lease.renew(connection, job, lease.owned(job, first, name="scrub", run_key=8), 60)
     connection.execute(text("UPDATE job SET lease_until = 0"))  # as if the time had passed
     assert lease.claim(connection, job, wanted, second, 60) is not None
-    assert not lease.release(connection, job, lease.owned(job, first, name="scrub"), paused=1)
-    assert lease.release(connection, job, lease.owned(job, second, name="scrub"), paused=1)
+    assert not lease.change_and_release(connection, job, lease.owned(job, first, name="scrub"), paused=1)
+    assert lease.change_and_release(connection, job, lease.owned(job, second, name="scrub"), paused=1)
     assert connection.execute(text("SELECT lease_owner, lease_until, paused FROM job")).one() == (None, None, 1)
 
 

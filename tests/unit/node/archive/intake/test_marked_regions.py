@@ -105,9 +105,9 @@ def test_a_region_outside_its_image_is_logged_once_and_left_out(
 
 
 def test_an_image_that_lacks_patches_is_encoded_again_when_its_annotation_arrives(marked: Marked) -> None:
-    marked.regions.annotation_received(marked.image())
+    marked.regions.send_back_if_annotation(marked.image())
     assert marked.image().state is InstanceState.VERIFIED
-    marked.regions.annotation_received(marked.annotate(DERIVED))
+    marked.regions.send_back_if_annotation(marked.annotate(DERIVED))
     image = marked.image()
     assert image.state is InstanceState.RECEIVED
     assert image.reason == "regions were marked that its rendition does not hold exactly"
@@ -115,8 +115,8 @@ def test_an_image_that_lacks_patches_is_encoded_again_when_its_annotation_arrive
 
 
 def test_an_annotation_sends_no_image_of_another_study_back(marked: Marked) -> None:
-    marked.regions.annotation_received(marked.annotate(UID, study="1.2.2"))
-    marked.regions.annotation_received(marked.annotate("1.2.3.99"))
+    marked.regions.send_back_if_annotation(marked.annotate(UID, study="1.2.2"))
+    marked.regions.send_back_if_annotation(marked.annotate("1.2.3.99"))
     assert marked.image().state is InstanceState.VERIFIED
 
 

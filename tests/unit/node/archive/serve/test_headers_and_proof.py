@@ -10,9 +10,10 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
 
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.serve.amended_header import write_amended, write_edited
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
-from node.archive.serve.derived_object import DerivedParts, prove_object, safe_text
+from node.archive.serve.derived_object import safe_text
 from node.workers import requests
 from node.workers.requests import ProofRequest
 from storage.errors import NotReconstructable, Unparseable, WorkerDied
@@ -101,11 +102,12 @@ class Proof:
         hold_image(self.bench, image or small(UID), DERIVED)
 
     def run(self, pool: InlinePool) -> None:
-        row, hot = self.bench.index.rendition(DERIVED), self.bench.hot
+        index = self.bench.index
+        row, instance = index.rendition(DERIVED), index.by_uid(UID)
         assert row is not None
-        digests = row.base_digest, row.rendition_digest
-        parts = DerivedParts(*map(hot.held, digests), row.payload_bytes, row.verified_at)
-        prove_object(parts, hot.spool, lambda request: pool.submit(request, 0).result())
+        assert instance is not None
+        writer = RenditionWriter(index, self.bench.hot)
+        writer.prove(instance.key, row, lambda request: pool.submit(request, 0).result())
 
     def left(self) -> list[str]:
         return [path.name for path in self.bench.hot.spool.iterdir()]

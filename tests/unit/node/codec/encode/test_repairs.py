@@ -24,5 +24,5 @@ def test_patches_stay_as_they_are_beyond_the_share() -> None:
     patches = extended(phantom(), None, cells, 0.001)
     assert patches is not None
     assert np.array_equal(patches.cells, cells)
-    assert extended(phantom(), patches, cells, 0.001) is patches
-    assert extended(phantom(), patches, ~cells, 0.001) is patches
+    assert extended(phantom(), patches, cells, 0.001) is None
+    assert extended(phantom(), patches, ~cells, 0.001) is None
