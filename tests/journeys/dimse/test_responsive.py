@@ -76,6 +76,7 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
     assert seconds[-1] < 1.0
 
 
+@pytest.mark.slow
 def test_answers_are_made_as_a_slow_peer_takes_them(quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many matches a query has, few of them are in memory."""
     fill(quiet_archive.node.index.engine, 4000, Console(quiet=True))

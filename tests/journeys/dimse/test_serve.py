@@ -74,6 +74,7 @@ def test_sigterm_finishes_what_is_in_flight(served: NodeProcess, tmp_path: Path)
     assert served.status()["by_state"]["received"] + served.status()["by_state"]["verified"] == 1
 
 
+@pytest.mark.slow
 def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None:
     served.start()
     entity = AE("MODALITY")
@@ -128,6 +129,7 @@ def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) ->
     assert not spooled(served.root / "spool")
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> None:
     """No process is left behind that would hold memory or a GPU."""
     served.start()
@@ -197,6 +199,7 @@ def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> Non
     assert b"in use by another node" in second.stderr
 
 
+@pytest.mark.slow
 def test_taken_port_is_one_clear_line(served: NodeProcess, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", served.port))

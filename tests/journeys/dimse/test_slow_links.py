@@ -182,6 +182,7 @@ def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     assert (statuses[-1], len(came)) == (SUCCESS, 1)
 
 
+@pytest.mark.slow
 def test_a_cancel_is_honoured_while_an_object_is_sent(tmp_path: Path) -> None:
     with line(3e4) as destination, archive(tmp_path, destination.port) as (node, identifier):
         with viewer(node, MOVE) as assoc:
@@ -241,6 +242,7 @@ def stop(node: Node) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_drain_is_kept_with_a_stuck_destination(tmp_path: Path) -> None:
     with (
         line(0) as destination,

@@ -148,6 +148,7 @@ def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp
         settings_for(tmp_path, archivist={"concurrency": 2}, reconstruct={"upscaler": "sd_x2"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_path: Path) -> None:
     """What a worker with one thread has verified one with all of them must make again."""

@@ -22,6 +22,7 @@ from tests.conftest import Archive, settings_for
 from tests.support.samples import breast, mammogram, write
 
 
+@pytest.mark.slow
 def test_default_model_there_and_back_and_gone(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -417,6 +417,7 @@ Runner(rows, 2).run(FunctionJob("task", "", lambda *_: time.sleep(600) or {}), C
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_its_run_to_another(rows: JobRows, tmp_path: Path) -> None:
     victim = spawn(VICTIM, f"sqlite:///{tmp_path / 'index.sqlite'}")
     wait_for(lambda: states(rows) == [("request", RunState.RUNNING)], what="the first run")
@@ -497,6 +498,7 @@ def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     held.index.close()
 
 
+@pytest.mark.slow
 def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     raw = {

@@ -42,6 +42,7 @@ def test_what_is_known_of_an_image(image: Image) -> None:
     assert image.breast.shape == image.picture.pixels.shape
 
 
+@pytest.mark.slow
 def test_coded(image: Image, coded: Coded) -> None:
     assert coded.structure.dtype == np.float32
     assert coded.served.dtype == coded.original.dtype == np.uint16

@@ -38,6 +38,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[Signal]:
     return kinds
 
 
+@pytest.mark.slow
 def test_ratios(few: list[Signal]) -> None:
     mammogram = replace(image(), spacing_mm=0.07)
     same = measured(mammogram, 30, 2.5, 1, coder(lambda pixels: pixels))
@@ -51,6 +52,7 @@ def test_ratios(few: list[Signal]) -> None:
     assert all(row["contrast"] < 0.95 for row in smooth["signals"])
 
 
+@pytest.mark.slow
 def test_an_operating_point_can_be_chosen() -> None:
     chosen = code(image(), upscaler="bicubic", point=OperatingPoint(1, "jpegxl", 25.0))
     assert chosen.point == "x1 jpegxl d25"

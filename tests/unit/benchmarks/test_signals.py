@@ -49,6 +49,7 @@ def test_a_cluster_has_five_specks() -> None:
     assert (pattern > 0.99).sum() == SPECKS
 
 
+@pytest.mark.slow
 def test_no_signal_lies_in_the_channels_of_another(image: Image) -> None:
     kinds = all_signals()
     sites = [site for site in laid_out(image, kinds, 12, np.random.default_rng(1)) if site.copy >= 0]
@@ -65,6 +66,7 @@ def test_no_signal_lies_in_the_channels_of_another(image: Image) -> None:
     assert not changed.any()
 
 
+@pytest.mark.slow
 def test_what_is_not_coded_is_seen_whole(image: Image) -> None:
     def nothing(image: Image) -> Coded:
         pixels = image.picture.pixels

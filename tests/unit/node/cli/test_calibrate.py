@@ -40,6 +40,7 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_each_image_at_its_operating_point_and_the_figures_of_all(folder: Path) -> None:
     settings = parse(RAW, "test")
     found = list(calibrated(picture_files([folder]), settings))
@@ -65,6 +66,7 @@ def test_what_does_not_pass_says_why(folder: Path) -> None:
     assert "energy of octave band" in one.why
 
 
+@pytest.mark.slow
 def test_a_limit_is_kept_to(folder: Path, config: Path) -> None:
     done = invoke("gate", "calibrate", str(folder), "--limit", "1", "--json", "-c", str(config))
     assert [each["name"] for each in json.loads(done.stdout)["images"]] == ["images/one.dcm"]

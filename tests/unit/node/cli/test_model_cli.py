@@ -200,6 +200,7 @@ def test_train_and_evaluate(data: Path, tmp_path: Path) -> None:
     assert f"{result['points'][0]['model_lines'][0]:.2f}" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_training_goes_on_with_resume_and_starts_again_without(data: Path, tmp_path: Path) -> None:
     """Also: several folders, after one --data or several; and the text for people."""
@@ -342,6 +343,7 @@ def test_originals_to_learn_from_are_those_a_reconstruction_was_tried_of(archive
     assert archive.index.reconstructable_originals() == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Path) -> None:
     """Those that are gone and those that were never reconstructed are left out; the archive's model stays."""
@@ -371,6 +373,7 @@ def test_fine_tune_on_other_mammograms(archive: Archive, data: Path, tmp_path: P
     assert Mammo(tmp_path / "tuned").weights_digest in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_fine_tune_of_the_decoder_of_sd_x2(archive: Archive, data: Path, tmp_path: Path) -> None:
     source, out = tiny_sd.build(tmp_path / "sd"), tmp_path / "tuned"

@@ -114,6 +114,7 @@ def test_another_model_is_not_taken_for_it(copy: Path) -> None:
     assert_it_says_what_to_do(caught.value)
 
 
+@pytest.mark.slow
 def test_the_hub_is_not_asked_when_the_environment_says_offline(tmp_path: Path) -> None:
     program = (
         "from node.upscalers.sd_x2 import SdX2, WeightsNotFound\n"

@@ -134,6 +134,7 @@ def test_weights_that_cannot_be_had_are_one_clear_sentence(tmp_path: Path, monke
         load_backbone(str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.slow
 def test_dense_layers_learn_what_is_there_and_nothing_else() -> None:
     random = np.random.default_rng(0)
     features = random.standard_normal((120, 500)).astype(np.float32)
