@@ -165,9 +165,8 @@ def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes:
                 "ID`, or name the other patient that the study belongs to by PatientID"
             )
         return changes
-    wanted = select(patient.c.attributes).where(patient.c.identity == patient_identity(name, issuer))
-    known = connection.execute(wanted).scalar()
-    if known is None:
+    known = _attributes_of(connection, patient_identity(name, issuer))
+    if not known:
         return {**changes, **identity}
     besides = [keyword_of(tag) for tag in of_patient if tag not in identity]
     if besides:
@@ -176,12 +175,17 @@ def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes:
 
 
 def _patient_of(connection: Connection, kind: AmendmentKind, target: str) -> DicomJson | None:
-    query = select(patient.c.attributes)
     if kind is AmendmentKind.PATIENT:
-        query = query.where(patient.c.identity == target, patient.c.patient_id != "")
-    else:
-        query = query.join(study, study.c.patient_key == patient.c.key).where(study.c.study_instance_uid == target)
-    return connection.execute(query).scalar()
+        return _attributes_of(connection, target) or None
+    query = select(patient.c.attributes).join(study, study.c.patient_key == patient.c.key)
+    return connection.execute(query.where(study.c.study_instance_uid == target)).scalar()
+
+
+def _attributes_of(connection: Connection, identity: str) -> DicomJson:
+    """Each attribute of a patient as the newest study that has it states it; none for an unknown patient."""
+    query = select(patient.c.attributes).join(study, study.c.patient_key == patient.c.key).order_by(study.c.key)
+    rows = connection.execute(query.where(patient.c.identity == identity, patient.c.patient_id != "")).scalars()
+    return {tag: value for attributes in rows for tag, value in attributes.items()}
 
 
 def _studies_of(connection: Connection, kind: AmendmentKind, target: str) -> list[int]:

@@ -1,7 +1,8 @@
 """The patient, study and series rows of an instance, inserted if they are new.
 
-The attributes of a study and a patient come from the first instance that is received. Later ones add those that it
-lacked. Amendments replace them, also for instances that are received later.
+The attributes of a study and its patient come from the first instance of the study that is received. Later ones add
+those that it lacked. Amendments replace them, also for instances that are received later. Studies with the same
+attributes of the patient share a patient row.
 """
 
 from __future__ import annotations
@@ -65,8 +66,7 @@ def _study_key(connection: Connection, levels: Levels) -> int:
     received = {"patient": levels.patient, "study": levels.study}
     made = _folded(connection, uid, received)
     columns = made.columns()
-    patient_key = key_of(connection, patient, columns["patient"], "identity")
-    row = {**columns["study"], "patient_key": patient_key}
+    row = {**columns["study"], "patient_key": _patient_key(connection, columns["patient"])}
     if made.applied:
         row |= {"received": received, "amended": [asdict(one) for one in made.applied]}
     key = key_of(connection, study, row, "study_instance_uid")
@@ -97,7 +97,19 @@ def _add_missing(connection: Connection, study_key: int, levels: Levels) -> None
     if of_study != row.attributes:
         connection.execute(update(study).where(study.c.key == study_key).values(columns["study"]))
     if of_patient != row.of_patient:
-        connection.execute(update(patient).where(patient.c.key == row.patient_key).values(columns["patient"]))
+        news = {"patient_key": _patient_key(connection, columns["patient"])}
+        connection.execute(update(study).where(study.c.key == study_key).values(news))
+        drop_empty(connection, patient, study.c.patient_key, [row.patient_key])
+
+
+def _patient_key(connection: Connection, row: dict[str, Any]) -> int:
+    """The key of the patient row with exactly those attributes, inserted if there is none."""
+    # concat keeps the index of names from being used: many patients may have no name
+    alike = (patient.c.identity == row["identity"], patient.c.name.concat("") == row["name"])
+    for known in connection.execute(select(patient.c.key, patient.c.attributes).where(*alike)):
+        if known.attributes == row["attributes"]:
+            return int(known.key)
+    return int(connection.execute(insert(patient).values(row).returning(patient.c.key)).scalar_one())
 
 
 def states_another_patient(connection: Connection, levels: Levels) -> bool:
@@ -174,7 +186,7 @@ def add_former_patients(connection: Connection, study_key: int, ids: Iterable[st
 
 
 def apply_amendments(connection: Connection, study_key: int) -> None:
-    """Update the rows of a study, and of its former and new patient, according to its amendments."""
+    """Update the row of a study according to its amendments, and refer it to the patient row that results."""
     row = connection.execute(
         select(study, patient.c.attributes.label("of_patient"), patient.c.patient_id)
         .join(patient, study.c.patient_key == patient.c.key)
@@ -183,29 +195,12 @@ def apply_amendments(connection: Connection, study_key: int) -> None:
     received = row.received or {"patient": row.of_patient, "study": row.attributes}
     made = _folded(connection, row.study_instance_uid, received)
     columns = made.columns()
-    patient_key = key_of(connection, patient, columns["patient"], "identity")
+    patient_key = _patient_key(connection, columns["patient"])
     amended = [asdict(one) for one in made.applied] or None
     news = {**columns["study"], "patient_key": patient_key, "received": received, "amended": amended}
     connection.execute(update(study).where(study.c.key == study_key).values(news))
     add_former_patients(connection, study_key, [*made.patient_ids, row.patient_id], columns["patient"]["patient_id"])
-    _update_patient(connection, patient_key)
     drop_empty(connection, patient, study.c.patient_key, [row.patient_key])
-
-
-def _update_patient(connection: Connection, patient_key: int) -> None:
-    """Take a patient's attributes from the first of its own studies, unless one of its studies was never amended."""
-    identity = connection.execute(select(patient.c.identity).where(patient.c.key == patient_key)).scalar_one()
-    rows = connection.execute(select(study).where(study.c.patient_key == patient_key).order_by(study.c.key)).all()
-    if any(row.received is None for row in rows):
-        return
-
-    def came_from_elsewhere(row: Any) -> bool:
-        levels = Levels(row.received["patient"], row.received["study"], {}, {})
-        return bool(columns_of(levels)["patient"]["identity"] != identity)
-
-    first = min(rows, key=came_from_elsewhere)
-    made = _folded(connection, first.study_instance_uid, first.received)
-    connection.execute(update(patient).where(patient.c.key == patient_key).values(made.columns()["patient"]))
 
 
 def take_attributes_of(connection: Connection, series_key: int, levels: Levels) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Engine, select
 
 from storage.index.holdings import Index
-from storage.index.level_joins import with_study
-from storage.index.tables import instance, series, study
+from storage.index.level_joins import with_patient, with_study
+from storage.index.tables import instance, patient, series, study
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
 
@@ -50,10 +50,11 @@ def prior_keys(engine: Engine, study_instance_uid: str, limit: int) -> list[int]
 
     A patient is identified by Patient ID and issuer (storage.dicom.levels); one without an ID has no other studies.
     """
-    current = study.alias("current")
+    current, same = study.alias("current"), patient.alias("same")
     found = (
-        with_study(select(instance.c.key))
-        .join(current, study.c.patient_key == current.c.patient_key)
+        with_patient(select(instance.c.key))
+        .join(same, same.c.identity == patient.c.identity)
+        .join(current, current.c.patient_key == same.c.key)
         .where(
             current.c.study_instance_uid == study_instance_uid,
             study.c.key != current.c.key,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, select
+from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select
 
 from storage.dicom.query_keys import COMPUTED_KEYS, Key, Level
 from storage.index.original_locations import is_gone
@@ -24,7 +24,7 @@ from storage.index.query_pages import (
 )
 from storage.index.rendition_rows import is_served
 from storage.index.rewritten_annotations import copies as copies_of
-from storage.index.tables import damage, instance, original, rendition, series
+from storage.index.tables import damage, instance, original, patient, rendition, series, study
 from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 
 
@@ -46,7 +46,8 @@ def candidates(
 ) -> Iterator[QueryCandidate]:
     """Every entity that may match, in a fixed order, in bounded memory.
 
-    ``may_match`` gets a candidate without its computed keys; they are computed only if it returns True.
+    ``may_match`` gets a candidate without its computed keys; they are computed only if it returns True. It must not
+    return True for what the search excludes.
     """
     order = order_of(search)
     last: Sequence[Any] | None = None
@@ -82,17 +83,31 @@ def instance_keys(engine: Engine, search: Search) -> Iterator[int]:
 
 # --- from keys to candidates ---
 
+_EVERY_ROW = (
+    select(patient.c.identity, patient.c.key, patient.c.attributes)
+    .where(
+        patient.c.identity.in_(select(patient.c.identity).where(patient.c.key.in_(bindparam("keys", expanding=True))))
+    )
+    .order_by(select(func.max(study.c.key)).where(study.c.patient_key == patient.c.key).scalar_subquery())
+)
+"""All rows of the patients of the rows with those ``keys``, in the order in which their newest studies came.
+
+It is built once, since building it takes longer than its execution."""
+
 
 def _with_attributes(
     connection: Connection, search: Search, rows: Sequence[Any], may_match: Callable[[QueryCandidate], bool]
 ) -> list[QueryCandidate]:
-    stored = {
-        level: _attributes(connection, LEVEL_TABLES[level], {row[f"{level}_key"] for row in rows})
-        for level in (search.wants if rows else ())
-    }
-    uids: dict[int, str] = {}
-    if search.derived:
-        uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search)
+    patients: list[Row[Any]] = []
+    if search.level is Level.PATIENT and rows:
+        patients = list(connection.execute(_EVERY_ROW, {"keys": [row["PATIENT_key"] for row in rows]}))
+        stored = {Level.PATIENT: {one.key: one.attributes for one in patients}}
+    else:
+        stored = {
+            level: _attributes(connection, LEVEL_TABLES[level], {row[f"{level}_key"] for row in rows})
+            for level in (search.wants if rows else ())
+        }
+    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
     copies: dict[int, ReferencingCopy] = {}
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
@@ -109,6 +124,8 @@ def _with_attributes(
         candidate = QueryCandidate(attributes, uids.get(key), copies[key].uid if key in copies else None)
         if may_match(candidate):
             found.append((row, candidate))
+    if patients:
+        found = _one_of_each_patient(found, patients, may_match)
     for level in LEVELS if found else ():
         for key in COMPUTED_KEYS[level]:
             if key.keyword in search.computed:
@@ -116,6 +133,23 @@ def _with_attributes(
                 for row, candidate in found:
                     candidate.attributes.update(values.get(row[f"{level}_key"], {}))
     return [candidate for _, candidate in found]
+
+
+def _one_of_each_patient(
+    found: Sequence[tuple[Any, QueryCandidate]], patients: Sequence[Any], may_match: Callable[[QueryCandidate], bool]
+) -> list[tuple[Any, QueryCandidate]]:
+    """The first row of each patient that matches, with each attribute as the newest study that has it states it."""
+    rows_of: dict[str, list[Any]] = {}
+    for one in patients:
+        rows_of.setdefault(one.identity, []).append(one)
+    shown: dict[int, DicomJson] = {}
+    for rows in rows_of.values():
+        matching = [one.key for one in rows if len(rows) == 1 or may_match(QueryCandidate(one.attributes))]
+        shown[min(matching, default=0)] = {tag: value for one in rows for tag, value in one.attributes.items()}
+    kept = [(row, candidate) for row, candidate in found if row["PATIENT_key"] in shown]
+    for row, candidate in kept:
+        candidate.attributes.update(shown[row["PATIENT_key"]])
+    return kept
 
 
 def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> dict[int, DicomJson]:
@@ -134,6 +168,8 @@ def _without_original(connection: Connection, level: Level, keys: Iterable[int])
     for upper, lower in reversed(list(pairwise(LEVELS[LEVELS.index(level) :]))):
         source = source.join(LEVEL_TABLES[upper], PARENT_KEYS[lower] == LEVEL_TABLES[upper].c.key)
     own = LEVEL_TABLES[level].c.key
+    if level is Level.PATIENT:
+        source, own = _with_every_row(source)
     return set(connection.execute(select(own).select_from(source).where(own.in_(keys), is_gone())).scalars())
 
 
@@ -202,12 +238,21 @@ def _computed(connection: Connection, level: Level, key: Key, keys: Iterable[int
     source: Any = LEVEL_TABLES[down[0]]
     for upper, lower in pairwise(down):
         source = source.join(LEVEL_TABLES[lower], PARENT_KEYS[lower] == LEVEL_TABLES[upper].c.key)
-    owner = PARENT_KEYS[down[0]].label("owner")
+    owner = PARENT_KEYS[down[0]]
+    if level is Level.PATIENT:
+        source, owner = _with_every_row(source.join(patient, owner == patient.c.key))
+    named = owner.label("owner")
     if column is None:
-        query = select(owner, func.count().label("value")).group_by(owner)
+        query = select(named, func.count().label("value")).group_by(named)
     else:
-        query = select(owner, column.label("value")).where(column != "").distinct().order_by(owner, column)
+        query = select(named, column.label("value")).where(column != "").distinct().order_by(named, column)
     values: dict[int, list[Any]] = {}
-    for row in connection.execute(query.select_from(source).where(PARENT_KEYS[down[0]].in_(keys))):
+    for row in connection.execute(query.select_from(source).where(owner.in_(keys))):
         values.setdefault(row.owner, []).append(row.value)
-    return {owner: {key.json_tag: {"vr": key.vr, "Value": found}} for owner, found in values.items()}
+    return {one: {key.json_tag: {"vr": key.vr, "Value": found}} for one, found in values.items()}
+
+
+def _with_every_row(source: Any) -> tuple[Any, Any]:
+    """A join that has ``patient``, with every row of the same patient, and the key of that row."""
+    every = patient.alias("every")
+    return source.join(every, every.c.identity == patient.c.identity), every.c.key

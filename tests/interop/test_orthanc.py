@@ -30,7 +30,7 @@ from node.dimse.client import Address, image_identifier, move, store
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import Orthanc, OrthancError, free_port
+from tests.support.peers import Orthanc, OrthancError, findscu, free_port
 
 FULL_PORT = free_port()
 """Where an Orthanc listens that takes no further patient, in the test that starts one."""
@@ -357,6 +357,32 @@ def test_orthanc_finds_at_every_level(orthanc: Orthanc, node: Node, image: Store
     assert [answer["SOPInstanceUID"] for answer in answers] == [ds.SOPInstanceUID]
     _, answers = ask(orthanc, "ORTHRECON", "Instance", **series)
     assert [answer["SOPInstanceUID"] for answer in answers] == [image.rendition.derived_uid]
+
+
+def test_orthanc_and_we_find_a_patient_of_two_names_alike(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
+    """A patient who married: at every level below PATIENT, each study is found by the attributes that it came with."""
+    first, second = (
+        samples.mammogram(samples.breast(64, 48), PatientID="ORTHANC-2", PatientName=name, PatientBirthDate=born)
+        for name, born in (("Doe^Jane", "19600101"), ("Smith^Jane", "19600102"))
+    )
+    send(orthanc, [samples.write(ds, tmp_path / f"{ds.PatientName}.dcm") for ds in (first, second)])
+    theirs = Address("127.0.0.1", orthanc.dicom_port, orthanc.ae_title)
+    for ds, name in ((first, "doe*"), (second, "SMITH^JANE"), (second, "?mith^*"), (first, "Smith*")):
+        above = [f"StudyInstanceUID={ds.StudyInstanceUID}", f"SeriesInstanceUID={ds.SeriesInstanceUID}"]
+        for root, level, keys in (("-S", "STUDY", []), ("-P", "SERIES", above[:1]), ("-S", "IMAGE", above)):
+            asked = ["PatientID=ORTHANC-2", f"PatientName={name}", *keys, "PatientBirthDate"]
+            asked += ["StudyInstanceUID"] if level == "STUDY" else []
+            seen = [
+                [(one.StudyInstanceUID, one.PatientName, one.PatientBirthDate) for one in answers]
+                for to, caller in ((address(node), "ORTHEXACT"), (theirs, node.settings.node.ae_title))
+                for _, answers in [findscu(to, tmp_path / "found", root, level, *asked, calling=caller)]
+            ]
+            assert seen[0] == seen[1]
+            assert bool(seen[0]) == (name != "Smith*" or level == "STUDY")
+    for name in ("Doe*", "Smith*"):
+        keys = [f"PatientName={name}", "PatientID", "PatientBirthDate"]
+        _, [one] = findscu(address(node), tmp_path / "found", "-P", "PATIENT", *keys, calling="ORTHEXACT")
+        assert (one.PatientID, one.PatientName, one.PatientBirthDate) == ("ORTHANC-2", "Smith^Jane", "19600102")
 
 
 def test_orthanc_hears_that_it_may_not_ask(orthanc: Orthanc, node: Node, image: Stored) -> None:

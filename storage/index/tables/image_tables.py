@@ -23,13 +23,15 @@ patient = Table(
     "patient",
     metadata,
     Column("key", Key, primary_key=True),
-    Column("identity", code_point_text(160), nullable=False, unique=True),
+    Column("identity", code_point_text(160), nullable=False, index=True),
     Column("patient_id", code_point_text(64), nullable=False, index=True),
     Column("name", code_point_text(200), nullable=False, index=True),
     Column("birth_date", code_point_text(8), nullable=False, index=True),
     Column("sex", code_point_text(16), nullable=False),
     Column("attributes", JSON, nullable=False),
 )
+"""A patient has a row for each set of attributes that its studies came with, or were amended to. Rows with the same
+identity are one patient."""
 
 study = Table(
     "study",

@@ -59,7 +59,8 @@ def rendition_digest(archive: Archive, ds: Dataset) -> str:
 def test_a_study_that_arrives_has_its_priors_rendered(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest first, as many as configured; of the same ID at the same issuer, and of earlier studies only."""
+    """The newest first, as many as configured; of the same ID at the same issuer, whatever the name, and of earlier
+    studies only."""
     changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
     prepared, prepare = [], Prefetch.prepare
     monkeypatch.setattr(Prefetch, "prepare", lambda self, study: (prepared.append(study), prepare(self, study)))
@@ -67,7 +68,8 @@ def test_a_study_that_arrives_has_its_priors_rendered(
         archive = Archive(node, receiver)
         same: dict[str, Any] = {"PatientID": "P1", "IssuerOfPatientID": "HERE"}
         oldest, old, prior, later = (
-            stored(archive, tmp_path, **same, StudyDate=f"20{year}0101") for year in (10, 18, 20, 24)
+            stored(archive, tmp_path, **same, PatientName=f"Name{year}", StudyDate=f"20{year}0101")
+            for year in (10, 18, 20, 24)
         )
         stored(archive, tmp_path, PatientID="P1", IssuerOfPatientID="ELSEWHERE", StudyDate="20190101")
         wait_for(lambda: rendered(archive), what="priors of those, as they came")

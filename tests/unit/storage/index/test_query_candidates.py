@@ -69,6 +69,17 @@ def test_what_has_a_purged_original_is_marked_at_every_level(
     assert not any("00080056" in one.attributes for one in unmarked)
 
 
+def test_a_patient_is_marked_under_each_of_its_names(index: Index) -> None:
+    new = new_instance("1.2.3.4", study_uid="1.2.4")
+    married = {**new.levels.patient, "00100010": {"vr": "PN", "Value": [{"Alphabetic": "Zed"}]}}
+    index.add(replace(new, levels=replace(new.levels, patient=married)))
+    search = Search(
+        Level.PATIENT, frozenset([Level.PATIENT]), (Narrow("patient.name", prefix="zed"),), availability=True
+    )
+    found = candidates(index.engine, search, lambda one: "Zed" in str(one.attributes))
+    assert [one.attributes["00080056"]["Value"] for one in found] == [["UNAVAILABLE"]]
+
+
 @pytest.mark.parametrize(
     ("prefix", "found"),
     [
