@@ -144,9 +144,12 @@ def _cell_means(values: Float) -> Float:
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
-    """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance, and
+    """Mean periodogram of the original less that of the structure, and at most that of their difference.
+
+    A structure with 1% less contrast lacks energy, but no noise. Each tile is divided by its missing variance, and
     outlying tiles are left out. If no tile is ``counted`` wholly, as in a small image with a patch in its middle, those
-    with the largest share are measured, and nothing is missing in the rest of them."""
+    with the largest share are measured, and nothing is missing in the rest of them.
+    """
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
     counts = counts_at_half_steps(counted, WINDOW)
     most = counts.max(initial=1)
@@ -156,23 +159,26 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     ]
     structure = structure if most == WINDOW**2 else np.where(counted, structure, original)
 
-    def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:
+    def one(where: tuple[slice, slice]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         from scipy import fft
 
         variance = float(np.square(deviation[where]).mean())
         if variance <= 0:
             return None
-        own, made = (np.square(np.abs(fft.rfft2(_detrended(image[where]) * window))) for image in (original, structure))
-        return np.asarray((own - made) / np.float32(variance))
+        own, made = (fft.rfft2(_detrended(image[where]) * window) for image in (original, structure))
+        lost = np.square(np.abs(own - made))
+        missing = np.square(np.abs(own)) - np.square(np.abs(made))
+        return np.asarray(missing / np.float32(variance)), np.asarray(lost / np.float32(variance))
 
-    total = np.zeros((WINDOW, WINDOW // 2 + 1))
+    missing, lost = np.zeros((2, WINDOW, WINDOW // 2 + 1))
     powers = [power for power in on_all_cores(one, places) if power is not None]
-    sizes = [float(np.abs(power).sum()) for power in powers]
+    sizes = [float(np.abs(power).sum()) for power, _ in powers]
     largest = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
-    for power, size in zip(powers, sizes, strict=True):
+    for (less, other), size in zip(powers, sizes, strict=True):
         if size <= largest:
-            total += power
-    return spectrum_codes(total)
+            missing += less
+            lost += other
+    return spectrum_codes(np.minimum(missing, lost))
 
 
 def _detrended(tile: Float) -> Float:

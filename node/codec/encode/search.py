@@ -289,7 +289,9 @@ class Encoder:
         side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
         held = side.held_pixels(structure.shape)
         inside = reference.core & ~held
-        lacking = _missing_band_energies(reference, structure, inside)
+        missing, lost = _missing_band_energies(reference, structure, inside), found.bands[:BANDS].sum(axis=(1, 2))
+        lacking = np.minimum(missing, lost)  # a structure with 1% less contrast lacks energy, but no noise
+        wanted = reference.bands[:BANDS].sum(axis=(1, 2)) - (missing - lacking)
         noise = attempt.noise or self._fitted_noise(structure, held)
         deviation = noise.deviation(structure)
         spectral = with_spectrum(noise, reference.image, structure, inside, deviation)
@@ -300,7 +302,7 @@ class Encoder:
             grain = decoded.drawn_noise(attempt.upscaler, attempt.task, structure, side, deviation)
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
-            have, wanted = (each[:BANDS].sum(axis=(1, 2)) for each in (bands, reference.bands))
+            have = bands[:BANDS].sum(axis=(1, 2))
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have

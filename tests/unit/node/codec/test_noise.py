@@ -370,6 +370,18 @@ def test_the_spectrum_is_measured_beside_patches_that_leave_no_tile_whole() -> N
     assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(original - structure), abs=0.1)
 
 
+def test_less_contrast_is_no_noise() -> None:
+    """2% less contrast of large shapes lacks more energy than was lost there. Drawing it made false clouds."""
+    noise, shapes = gaussian_filter(white(768, 768, 1), 0.6), gaussian_filter(white(768, 768, 2), 10.0)
+    noise, shapes = noise * (15.0 / noise.std()), shapes * (150.0 / shapes.std())
+    original, structure = 2000 + shapes + noise, 2000 + np.float32(0.98) * shapes
+    everywhere, lost = np.ones(original.shape, dtype=bool), original - structure
+    plain = measure_deviation(original, structure, everywhere, everywhere)
+    drawn = unit(768, 768, spectral_of(plain, original, structure, everywhere).spectrum, 3)
+    clouds, wanted = (float(gaussian_filter(each, 5.0).std() / each.std()) for each in (drawn, lost))
+    assert clouds == pytest.approx(wanted, rel=0.25)
+
+
 def correlation(noise: Image) -> float:
     return float(np.mean(noise[:, 1:] * noise[:, :-1]) / np.mean(np.square(noise)))
 
