@@ -17,10 +17,7 @@ from pathlib import Path
 from storage.errors import ObjectMissing
 from storage.objects.durability import fsync_folders
 from storage.objects.file_modes import give_to_owner
-from storage.objects.store import ObjectStore
-
-DAMAGED = "damaged"
-ORPHANS = "orphans"
+from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 
 class Condition(StrEnum):

@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 
 from storage.objects.durability import fsync_folders
 from storage.objects.file_modes import give_to_owner
-from storage.objects.inspection import ORPHANS, Condition, examine, put_back
-from storage.objects.store import ObjectStore
+from storage.objects.inspection import Condition, examine, put_back
+from storage.objects.store import ORPHANS, ObjectStore
 
 
 def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:

@@ -28,6 +28,8 @@ from storage.objects.file_modes import close_to_others, give_to_owner
 _HOST = socket.gethostname().replace("+", "-")
 _DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
 """The name of an object, and of a folder of objects."""
+DAMAGED, ORPHANS = "damaged", "orphans"
+"""Folders beside ``objects/`` to which damaged objects, and those without a row, are moved."""
 _KEEPING = "-keeping"
 """Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
 
@@ -203,19 +205,20 @@ class ObjectStore:
                 yield from sorted(name for name in names if _DIGEST.fullmatch(name) and name[:2] == folder.name)
 
     def _refuse_two_file_systems(self) -> None:
-        """Raises ConfigError if a spooled file could not be renamed to an object.
+        """Raises ConfigError if a file could not be renamed from ``objects/`` to a folder beside it, or back.
 
         The kernel compares the mounts of both folders before it looks for the file, which does not exist.
         """
         name = uuid.uuid4().hex
-        try:
-            (self.spool / name).rename(self._objects / name)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise ConfigError(
-                    f"{self.spool} and {self._objects} are on different file systems, and a received file becomes an "
-                    f"object by a rename; mount the disk at {self.root}"
-                ) from error
+        for folder in (self.spool, self._lent, self.root / DAMAGED, self.root / ORPHANS):
+            try:
+                (folder / name).rename(self._objects / name)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise ConfigError(
+                        f"{folder} and {self._objects} are on different file systems, and files are moved between them "
+                        f"by a rename; mount the disk at {self.root}"
+                    ) from error
 
     def _own_name(self) -> Path:
         """A new path in ``lent/``; ``sweep_lent`` removes it once this process has ended."""

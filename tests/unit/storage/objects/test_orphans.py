@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.objects.inspection import DAMAGED, ORPHANS, listing, recover, set_aside
+from storage.objects.inspection import listing, recover, set_aside
 from storage.objects.orphans import forget_orphans, move_orphan
-from storage.objects.store import ObjectStore
+from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 DAY = 86400.0
 DATA = b"bytes of an object"
