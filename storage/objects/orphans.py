@@ -32,9 +32,10 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     aside = folder / digest
     try:
         final.rename(aside)
-    except FileNotFoundError:
+        written_at = aside.stat().st_mtime
+    except FileNotFoundError:  # it is gone, or a reader that needs it has put it back
         return False
-    if aside.stat().st_mtime >= older_than:
+    if written_at >= older_than:
         put_back(aside, final)
         return False
     fsync_folders(final.parent, folder, folder.parent, folder.parent.parent, store.root)
