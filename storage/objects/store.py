@@ -204,8 +204,8 @@ class ObjectStore:
             yield kept
         finally:
             mark.unlink(missing_ok=True)
-            for kept in self._lent.glob(f"{mark.name.removesuffix(_KEEPING)}-*"):
-                kept.unlink(missing_ok=True)
+            for link in self._lent.glob(f"{mark.name.removesuffix(_KEEPING)}-*"):
+                link.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """All digests in the store, in ascending order. Files that are no objects are left out."""

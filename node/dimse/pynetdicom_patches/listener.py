@@ -32,7 +32,7 @@ class _Handler(TlsHandler, SharedContexts):
         assoc = super()._create_association()
         # the class is replaced, since a new object would report the connection to the state machine a second time
         assoc.dul.socket.__class__ = ArchiveSocket
-        assoc.caller_address = self.client_address[0]
+        assoc.caller, assoc.connected_at = self.client_address, self.server.opening(self.client_address).connected_at
         wait_only_while_open(assoc)
         use_patched_classes(assoc)
         return assoc
