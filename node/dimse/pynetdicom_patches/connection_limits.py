@@ -26,10 +26,14 @@ WAITING = 64
 
 @dataclass(eq=False)
 class Opening:
-    """A connection that has no thread of an association yet, as during its TLS handshake."""
+    """A connection that has no thread of an association yet, as during its TLS handshake.
 
-    connection: Any
+    ``accepted``: its socket as it was accepted; ``connection``: the one to close.
+    """
+
+    accepted: Any
     caller: Any
+    connection: Any
     connected_at: float = field(default_factory=time.monotonic)
     gave_way: bool = False
 
@@ -60,7 +64,7 @@ class LimitedServer(ThreadedAssociationServer):
             LOGGER.warning("closed a connection from %s: %s are open", address, len(opened))
             return False
         with self._lock:
-            self._opening[client_address] = Opening(request, client_address)
+            self._opening[client_address] = Opening(request, client_address, request)
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -68,7 +72,7 @@ class LimitedServer(ThreadedAssociationServer):
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._forget(client_address)
+            self._forget(request, client_address)
             raise
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -76,16 +80,20 @@ class LimitedServer(ThreadedAssociationServer):
         try:
             super().finish_request(request, client_address)
         finally:
-            self._forget(client_address)
+            self._forget(request, client_address)
 
-    def opening(self, client_address: Any) -> Opening:
+    def opening(self, request: Any, client_address: Any) -> Opening:
         """The connection from there that has no association yet."""
         with self._lock:
-            return self._opening[client_address]
+            one = self._opening.get(client_address)
+        # else its caller has closed it, and has connected again from the same port
+        return one if one is not None and one.accepted is request else Opening(request, client_address, request)
 
-    def _forget(self, client_address: Any) -> None:
+    def _forget(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            self._opening.pop(client_address, None)
+            one = self._opening.get(client_address)
+            if one is not None and one.accepted is request:
+                del self._opening[client_address]
 
     def _opened(self) -> list[Any]:
         """Every open connection once: as its association, if that has a thread."""
