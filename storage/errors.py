@@ -35,6 +35,10 @@ class MissingUid(DataSetError):
     """A UID that identifies the instance is absent or empty."""
 
 
+class RepeatedUid(DataSetError):
+    """A UID that identifies the instance occurs more than once, with different values (PS3.5 section 7.1)."""
+
+
 class InvalidUid(DataSetError):
     """A UID violates PS3.5 section 9.1: digits and dots, at most 64 characters."""
 

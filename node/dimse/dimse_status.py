@@ -18,6 +18,7 @@ from storage.errors import (
     InvalidUid,
     LatentPacsError,
     MissingUid,
+    RepeatedUid,
     StoreFull,
     Unparseable,
 )
@@ -53,6 +54,7 @@ STORE_ERRORS: dict[type[Exception], Meaning] = {
     Unparseable: Meaning(0xC002, "Data set cannot be parsed, or is truncated"),
     Duplicate: Meaning(0xC003, "Held under this UID with other content; the new instance is quarantined"),
     Deleted: Meaning(0xC004, "Deleted here under this UID; the new instance is quarantined"),
+    RepeatedUid: Meaning(0xC005, "UID of the instance, its class, study or series twice, with different values"),
 }
 
 QUERY_ERRORS: dict[type[Exception], Meaning] = {

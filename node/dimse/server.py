@@ -30,6 +30,7 @@ from node.dimse.handlers.c_find import Search, handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
+from node.dimse.pynetdicom_patches import connection_limits
 from node.dimse.pynetdicom_patches.alike_contexts import add_alike_contexts
 from node.dimse.pynetdicom_patches.association_shutdown import end_associations
 from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
@@ -226,7 +227,8 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
-    entity.maximum_associations = settings.max_associations
+    # of connections: Admission counts associations
+    entity.maximum_associations = settings.max_associations + 2 * connection_limits.WAITING
     entity.maximum_pdu_size = settings.max_pdu
     entity.network_timeout = settings.network_timeout
     entity.dimse_timeout = settings.dimse_timeout

@@ -24,7 +24,7 @@ from storage.errors import IndexRefused, ObjectMissing
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import ExpectedObject, Integrity
 from storage.index.job_runs import JobRows
-from storage.objects.inspection import Listed, examine, holds_any, listing
+from storage.objects.inspection import Listed, examine, finish_moves, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
 
@@ -137,6 +137,8 @@ class Scrub:
         self._refuse_empty_store()
         self._refuse_untrusted_index()
         tally, salt = ScrubTally(index_damage=self._standing.damage()), secrets.token_bytes(16)
+        for store in self._stores.values():
+            finish_moves(store)
         rechecked = self._repair.recheck()
         tally.add_findings(rechecked)
         low, high, began = self._share()

@@ -208,7 +208,7 @@ class Backup:
                 f"{self.folder} holds the backup of another archive ({former.archive}, and this one is "
                 f"{taken.archive}); name another folder"
             )
-        newest = _newest_record(former, state)
+        newest = newest_record_in(former, state)
         if newest is not None and not taken.has_record(newest.number, newest.digest):
             raise BackupRefused(
                 f"{self.folder} holds a backup of {former.made_at} that knows what this archive does not (record "
@@ -256,7 +256,7 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
     raise ObjectMissing(f"object {digest} is not in {store.root}")
 
 
-def _newest_record(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
+def newest_record_in(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
     """The newest record of the audit trail in a backup; None if there is none, or it was damaged or changed."""
     segments = sorted((one.name, one.digest) for one in manifest.files if is_trail_segment(one.name))
     digest = segments[-1][1] if segments else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.backup.create import Backup, Progress
+from storage.backup.create import Backup, Progress, newest_record_in
 from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
 from storage.index import Index
 from storage.index.index_trust import damage_of
@@ -31,9 +31,12 @@ class RestoreReport:
     """The result of a restore. ``missing``: names of objects and files that are missing or damaged in the backup.
 
     ``rebuilt``: whether the index was rebuilt from the journal, because it is missing or damaged in the backup.
+    ``trail_ends``: the time of the newest record of the audit trail in the backup, after which no decision is in it;
+    empty if there is none, or it is damaged.
     """
 
     made_at: str = ""
+    trail_ends: str = ""
     objects: int = 0
     bytes: int = 0
     files: int = 0
@@ -77,7 +80,9 @@ def restore(
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
         _mark(root, manifest)
-        made, of = RestoreReport(manifest.made_at), len(manifest.objects) + len(manifest.files)
+        newest = newest_record_in(manifest, state)
+        made = RestoreReport(manifest.made_at, newest.at if newest is not None else "")
+        of = len(manifest.objects) + len(manifest.files)
         for entry in manifest.objects:
             try:
                 _restore_object(objects, stores[entry.name], entry)

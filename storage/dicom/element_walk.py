@@ -17,11 +17,20 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from storage.errors import Unparseable
 
+_IDENTITY = {
+    (0x0008, 0x0016): "SOPClassUID",
+    (0x0008, 0x0018): "SOPInstanceUID",
+    (0x0020, 0x000D): "StudyInstanceUID",
+    (0x0020, 0x000E): "SeriesInstanceUID",
+}
+"""The elements that name an instance, its class, study and series."""
 PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {str(vr).encode("ascii") for vr in EXPLICIT_VR_LENGTH_32}
 _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = (0x0008, 0x0005)
+_UID_BYTES = 128
+"""Bytes of a UID that are compared, twice as many as it may have (PS3.5 9.1)."""
 _MAX_DEPTH = 64
 """Maximum depth of nested sequences. Chosen, not measured."""
 _SEQUENCE_BYTES, _SEQUENCE_ITEMS = 1 << 21, 20_000
@@ -51,6 +60,8 @@ class Layout:
     """Whether the pixel data element is longer than the remaining bytes."""
     repeated: bool = False
     """Whether another pixel data element follows."""
+    ambiguous: tuple[str, ...] = ()
+    """UIDs of the instance that occur more than once, with different values."""
 
     @property
     def has_pixels(self) -> bool:
@@ -61,6 +72,7 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     """The layout of an encoded data set. Raises Unparseable; truncated pixel data is not an error."""
     walk = _walk(data, syntax)
     position, end = 0, walk.end
+    named: dict[tuple[int, int], set[bytes]] = {}
     layout = Layout(end, end, end, end, end, "", False, False)
     while not walk.is_at_end(position):
         tag, vr, value, length = walk.element(position)
@@ -71,7 +83,9 @@ def scan(data: Bytes, syntax: UID) -> Layout:
             if tag in PIXEL_TAGS:
                 layout = replace(layout, repeated=True)
             position = walk.skip(tag, vr, value, length, 0)
-    return layout
+            if tag in _IDENTITY:
+                named.setdefault(tag, set()).add(bytes(data[value : min(position, value + _UID_BYTES)]).strip(b"\0 "))
+    return replace(layout, ambiguous=tuple(_IDENTITY[tag] for tag, values in named.items() if len(values) > 1))
 
 
 def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:

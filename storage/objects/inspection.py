@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,10 +18,7 @@ from pathlib import Path
 from storage.errors import ObjectMissing
 from storage.objects.durability import fsync_folders
 from storage.objects.file_modes import give_to_owner
-from storage.objects.store import ObjectStore
-
-DAMAGED = "damaged"
-ORPHANS = "orphans"
+from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 
 class Condition(StrEnum):
@@ -56,7 +54,7 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
     """Move a damaged object to ``damaged/`` and return its path; None if it is whole or no longer exists.
 
     The file is verified again after the move and put back if it is whole, so a concurrent write of the same object is
-    not lost.
+    not lost. A reader may put it back first (``recover``).
     """
     final, aside = store.path(digest), _free_name(store, digest)
     try:
@@ -64,10 +62,10 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
     except FileNotFoundError:
         return None
     fsync_folders(final.parent, aside.parent)
-    if not _examine(aside, digest).whole:
-        return aside
-    put_back(aside, final)
-    return None
+    found = _examine(aside, digest)
+    if found.whole:
+        put_back(aside, final)
+    return None if found.condition in (Condition.WHOLE, Condition.MISSING) else aside
 
 
 def recover(store: ObjectStore, digest: str) -> bool:
@@ -78,6 +76,25 @@ def recover(store: ObjectStore, digest: str) -> bool:
             put_back(aside, store.path(digest))
             return True
     return False
+
+
+def is_back(store: ObjectStore, digest: str) -> bool:
+    """Whether an object that a reader did not find is there: a process that moved it aside and was killed may have
+    left it whole in ``damaged/`` or ``orphans/``, and it is put back now."""
+    try:
+        return store.has(digest) or recover(store, digest) or store.has(digest)
+    except OSError:  # such as a read-only disk
+        return False
+
+
+def finish_moves(store: ObjectStore) -> None:
+    """Remove from ``damaged/`` and ``orphans/`` what a process that was killed had put back already, by a hard link."""
+    for aside in [*(store.root / DAMAGED).glob("*"), *(store.root / ORPHANS).glob("*/*/*")]:
+        with suppress(ObjectMissing, OSError):
+            final = store.path(aside.name.partition(".")[0])
+            if aside.samefile(final):
+                fsync_folders(final.parent)
+                aside.unlink()
 
 
 def remove_aside(store: ObjectStore, digest: str) -> None:
@@ -143,7 +160,7 @@ def _forget_cached(handle: int) -> None:
 
 
 def put_back(aside: Path, final: Path) -> None:
-    """Move an object back to ``objects/``. On return the move is on disk."""
+    """Move an object back to ``objects/``. On return the move is on disk. Another process may have moved it back."""
     final.parent.mkdir(exist_ok=True)
     give_to_owner(final.parent)
     try:
@@ -151,7 +168,8 @@ def put_back(aside: Path, final: Path) -> None:
     except FileExistsError:
         pass
     except FileNotFoundError:
-        raise
+        if not final.exists():
+            raise
     except OSError:  # the file system has no hard links
         if not final.exists():
             aside.replace(final)

@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 
 from storage.objects.durability import fsync_folders
 from storage.objects.file_modes import give_to_owner
-from storage.objects.inspection import ORPHANS, Condition, examine, put_back
-from storage.objects.store import ObjectStore
+from storage.objects.inspection import Condition, examine, put_back
+from storage.objects.store import ORPHANS, ObjectStore
 
 
 def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
@@ -32,9 +32,10 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     aside = folder / digest
     try:
         final.rename(aside)
-    except FileNotFoundError:
+        written_at = aside.stat().st_mtime
+    except FileNotFoundError:  # it is gone, or a reader that needs it has put it back
         return False
-    if aside.stat().st_mtime >= older_than:
+    if written_at >= older_than:
         put_back(aside, final)
         return False
     fsync_folders(final.parent, folder, folder.parent, folder.parent.parent, store.root)

@@ -15,6 +15,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,14 @@ from storage.objects.file_modes import close_to_others, give_to_owner
 _HOST = socket.gethostname().replace("+", "-")
 _DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
 """The name of an object, and of a folder of objects."""
+DAMAGED, ORPHANS = "damaged", "orphans"
+"""Folders beside ``objects/`` to which damaged objects, and those without a row, are moved."""
 _KEEPING = "-keeping"
 """Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
+_LENT_FOR = 7 * 86400.0
+"""Seconds after which nobody uses a file in ``lent/`` any more. Chosen: an association lasts a day at most unless
+``node.max_association_time`` is raised, and a backup renews its file. Which processes of another host run, such as a
+container that was replaced, cannot be seen."""
 
 
 class ObjectStore:
@@ -58,10 +65,10 @@ class ObjectStore:
                 entry.unlink(missing_ok=True)
 
     def sweep_lent(self) -> None:
-        """Remove the links of processes of this machine that have ended."""
+        """Remove the links of processes that have ended: those of another host count as such after ``_LENT_FOR``."""
         for entry in self._lent.iterdir():
             host, pid = _process_of(entry)
-            if host == _HOST and (pid == os.getpid() or not _runs(pid)):
+            if host and ((host, pid) == (_HOST, os.getpid()) or not _in_use(entry)):
                 entry.unlink(missing_ok=True)
 
     def lend(self, digest: str) -> Path:
@@ -173,8 +180,7 @@ class ObjectStore:
     def delete(self, digest: str) -> None:
         """Delete an object if it exists. A backup in progress keeps a link to it (``keeping``)."""
         for mark in self._lent.glob(f"*{_KEEPING}"):
-            host, pid = _process_of(mark)
-            if host and (host != _HOST or _runs(pid)):
+            if _in_use(mark):
                 with suppress(OSError):  # no such object, a link exists already, or no hard links here
                     os.link(self.path(digest), _kept_name(mark, digest))
         self.path(digest).unlink(missing_ok=True)
@@ -188,12 +194,18 @@ class ObjectStore:
         mark = self._own_name()
         mark = mark.with_name(mark.name + _KEEPING)
         mark.touch()
+
+        def kept(digest: str) -> Path:
+            with suppress(OSError):  # a disk that has become read-only
+                mark.touch()
+            return _kept_name(mark, digest)
+
         try:
-            yield lambda digest: _kept_name(mark, digest)
+            yield kept
         finally:
             mark.unlink(missing_ok=True)
-            for kept in self._lent.glob(f"{mark.name.removesuffix(_KEEPING)}-*"):
-                kept.unlink(missing_ok=True)
+            for link in self._lent.glob(f"{mark.name.removesuffix(_KEEPING)}-*"):
+                link.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """All digests in the store, in ascending order. Files that are no objects are left out."""
@@ -203,19 +215,20 @@ class ObjectStore:
                 yield from sorted(name for name in names if _DIGEST.fullmatch(name) and name[:2] == folder.name)
 
     def _refuse_two_file_systems(self) -> None:
-        """Raises ConfigError if a spooled file could not be renamed to an object.
+        """Raises ConfigError if a file could not be renamed from ``objects/`` to a folder beside it, or back.
 
         The kernel compares the mounts of both folders before it looks for the file, which does not exist.
         """
         name = uuid.uuid4().hex
-        try:
-            (self.spool / name).rename(self._objects / name)
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise ConfigError(
-                    f"{self.spool} and {self._objects} are on different file systems, and a received file becomes an "
-                    f"object by a rename; mount the disk at {self.root}"
-                ) from error
+        for folder in (self.spool, self._lent, self.root / DAMAGED, self.root / ORPHANS):
+            try:
+                (folder / name).rename(self._objects / name)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise ConfigError(
+                        f"{folder} and {self._objects} are on different file systems, and files are moved between them "
+                        f"by a rename; mount the disk at {self.root}"
+                    ) from error
 
     def _own_name(self) -> Path:
         """A new path in ``lent/``; ``sweep_lent`` removes it once this process has ended."""
@@ -241,6 +254,20 @@ def _process_of(lent: Path) -> tuple[str, int]:
     host, _, rest = lent.name.partition("+")
     pid, plus, _ = rest.partition("+")
     return (host, int(pid)) if plus and pid.isascii() and pid.isdigit() else ("", 0)
+
+
+def _in_use(lent: Path) -> bool:
+    """Whether the process that made a file in ``lent/`` may still use it.
+
+    A hard link has the times of its object; the latest change of the inode is no earlier than the link.
+    """
+    host, pid = _process_of(lent)
+    if not host or (host == _HOST and not _runs(pid)):
+        return False
+    try:
+        return lent.stat(follow_symlinks=False).st_ctime > time.time() - _LENT_FOR
+    except FileNotFoundError:
+        return False
 
 
 def _linked(held: Path, lent: Path) -> Path:

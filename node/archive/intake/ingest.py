@@ -37,6 +37,7 @@ from storage.errors import (
     OriginalPurged,
     OutOfTime,
     PixelError,
+    RepeatedUid,
     WorkerDied,
 )
 from storage.index import Index
@@ -97,7 +98,7 @@ class Ingest:
         """
         self._store.check_room()
         check_uid("Affected SOP Instance UID", sop_instance, leading_zeros=self._leading_zeros)
-        new = examine(spooled, calling_aet, self._decoders, leading_zeros=self._leading_zeros)
+        new = examine(spooled, calling_aet, self._decoders, leading_zeros=self._leading_zeros, repeated_uids=False)
         if (new.sop_class_uid, new.sop_instance_uid) != (sop_class, sop_instance):
             raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
         own = self._index.rendition(new.sop_instance_uid)
@@ -294,9 +295,17 @@ class Ingest:
             return False
 
 
-def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:
-    """The row of a Part 10 file, without its digest; ``leading_zeros`` as in ``check_uid``. Raises DataSetError."""
+def examine(
+    path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True, repeated_uids: bool = True
+) -> NewInstance:
+    """The row of a Part 10 file, without its digest; ``leading_zeros`` as in ``check_uid``. Raises DataSetError.
+
+    ``repeated_uids``: whether a UID that names the instance may occur more than once with different values, as in what
+    an earlier release has accepted. The last one counts.
+    """
     with opened(path) as file:
+        if file.layout.ambiguous and not repeated_uids:
+            raise RepeatedUid(f"{file.layout.ambiguous[0]} occurs twice with different values (PS3.5 7.1)")
         header = file.outline()
         uids = {name: _required_uid(header, name, leading_zeros=leading_zeros) for name in _IDENTITY}
         shape = PixelShape.of(header)

@@ -16,7 +16,7 @@ from node.archive.rendered_cache import RenderedCache
 from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.formats.jpegls_passthrough import pass_through
 from storage.index import Index
-from storage.objects.inspection import Condition, examine, holds_any
+from storage.objects.inspection import Condition, examine, holds_any, is_back
 from storage.objects.store import ObjectStore, has_digest
 from storage.records import HeldOriginal, OriginalForm, Tier
 
@@ -60,7 +60,8 @@ class OriginalAccess:
             try:
                 return self._lend(held)
             except ObjectMissing:
-                if held == seen:  # not moved or packed in between: it really is missing
+                # not moved or packed in between: it really is missing
+                if held == seen and not is_back(self._store(held.tier, held.object_digest), held.object_digest):
                     raise
                 seen = held
         raise ObjectMissing(f"original {original_digest} is moved faster than it can be read")

@@ -28,6 +28,7 @@ from storage.dicom.header_amendments import version_of
 from storage.errors import NothingToSend, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
 from storage.index.rewritten_annotations import copies
+from storage.objects.inspection import is_back
 from storage.objects.store import ObjectStore
 from storage.records import ReferencingCopy, StoredInstance, StoredRendition
 
@@ -306,10 +307,15 @@ class Retrieve:
                 self._making.pop(key, None)
         return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian))
 
+    def _held(self, digest: str) -> Path:
+        """The path of an object of a rendition. Raises ObjectMissing."""
+        is_back(self._store, digest)
+        return self._store.held(digest)
+
     def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
         parts = DerivedParts(
-            self._store.held(rendition.base_digest),
-            self._store.held(rendition.rendition_digest),
+            self._held(rendition.base_digest),
+            self._held(rendition.rendition_digest),
             rendition.payload_bytes,
             rendition.verified_at,
             self._models.folder(rendition.upscaler, rendition.weights_digest),

@@ -69,7 +69,8 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
     """Restore a backup into storage.root and originals.path, which must be empty, and check the index.
 
     If the command is interrupted, run it again; it continues. Exit code 1: objects are missing in the backup, and are
-    named; all others are restored.
+    named; all others are restored. Images that were deleted after the backup are back: the command says up to when the
+    audit trail in it reaches, and you must repeat what was decided later.
     """
     from node.app import restore_backup
 
@@ -84,6 +85,14 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
         if made.rebuilt:
             console.print("the index was rebuilt from the journal, because the backup does not hold a sound copy of it")
         console.print("the index is sound, and ends where the journal ends")
+        ends = (
+            f"its audit trail ends at {time_text(made.trail_ends)}" if made.trail_ends else "its audit trail is empty"
+        )
+        console.print(
+            f"{ends}: what was stored, deleted, held, labelled, amended or purged later is not in the backup, and "
+            "images that were deleted later are back. Repeat these deletions, holds and amendments before you start "
+            "the node"
+        )
         print_some(console, [f"{name} is missing or damaged in the backup" for name in made.missing])
     if not made.clean:
         raise typer.Exit(FAILED)

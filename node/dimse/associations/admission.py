@@ -62,7 +62,7 @@ class Admission:
         if not assoc.is_acceptor:
             return
         called = str(assoc.requestor.primitive.called_ae_title).strip()
-        why = f"{node.max_associations} associations are open already"
+        why = f"{assoc.ae.maximum_associations} connections are open already"
         if node.require_called_ae_title and called != node.ae_title:
             why = f"it called {called}, not {node.ae_title}"
         self._refusals.of_association(_title(assoc), address_of(assoc), why)
@@ -93,8 +93,13 @@ class Admission:
             limit, caller = peer.max_associations or self._settings.node.max_associations_per_peer, title
         with self._lock:
             opened = assoc.ae.active_associations
-            if sum(isinstance(one, Acceptor) and one.admitted_as == caller for one in opened) >= limit:
-                return _too_many(f"{limit} associations are open already")
+            admitted = [one.admitted_as for one in opened if isinstance(one, Acceptor) and one.admitted_as is not None]
+            for number, most in (
+                (admitted.count(caller), limit),
+                (len(admitted), self._settings.node.max_associations),
+            ):
+                if number >= most:
+                    return _too_many(f"{most} associations are open already")
             assoc.admitted_at, assoc.admitted_as = time.monotonic(), caller
         return None
 

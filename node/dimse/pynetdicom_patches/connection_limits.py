@@ -9,53 +9,117 @@ Remove when the server refuses connections beyond a limit.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from pynetdicom.transport import ThreadedAssociationServer
 
 LOGGER = logging.getLogger(__name__)
 
-_WAITING = 64
-"""Connections accepted beyond ``maximum_associations``; they are rejected by DICOM (PS3.8 table 9-21)."""
+WAITING = 64
+"""Connections beyond the associations allowed, which may ask for nothing yet. As many more may be ending."""
+
+
+@dataclass(eq=False)
+class Opening:
+    """A connection that has no thread of an association yet, as during its TLS handshake.
+
+    ``accepted``: its socket as it was accepted; ``connection``: the one to close.
+    """
+
+    accepted: Any
+    caller: Any
+    connection: Any
+    connected_at: float = field(default_factory=time.monotonic)
+    gave_way: bool = False
 
 
 class LimitedServer(ThreadedAssociationServer):
-    """Accepts a limited number of connections. ``per_address``: connections from one address."""
+    """Accepts ``maximum_associations`` connections less ``WAITING``, and ``per_address`` from one address.
+
+    Beyond the first limit, the connection that has asked for nothing for the longest time gives way to a new one, so
+    that callers that ask for nothing keep out nobody who does.
+    """
 
     def __init__(self, *arguments: Any, per_address: int, **options: Any) -> None:
         self._lock = threading.Lock()
-        self._handshakes: Counter[str] = Counter()
+        self._opening: dict[Any, Opening] = {}
         self._per_address = per_address
         super().__init__(*arguments, **options)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """False closes the connection, if there are too many for a rejection by DICOM."""
-        address, associations = client_address[0], self.ae.active_associations
-        waiting = self._handshakes.total() + len(associations)
-        if waiting >= self.ae.maximum_associations + _WAITING:
-            LOGGER.warning("closed a connection from %s: %s are open", address, waiting)
-            return False
-        own = self._handshakes[address] + sum(getattr(one, "caller_address", "") == address for one in associations)
+        """False closes the connection. An accepted one counts from now on."""
+        opened, most = self._opened(), self.ae.maximum_associations
+        address, own = client_address[0], sum(_address(one) == client_address[0] for one in opened)
         if own >= self._per_address:
             LOGGER.warning(
                 "closed a connection from %s: %s from there are open (limits.connections_per_address)", address, own
             )
             return False
+        if len(opened) >= most - WAITING and (len(opened) >= most or not _one_gives_way(opened)):
+            LOGGER.warning("closed a connection from %s: %s are open", address, len(opened))
+            return False
+        with self._lock:
+            self._opening[client_address] = Opening(request, client_address, request)
         return True
 
-    @contextmanager
-    def count_handshake(self, address: str) -> Iterator[None]:
-        """Count a TLS handshake with that address as an open connection while it lasts."""
-        with self._lock:
-            self._handshakes[address] += 1
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the thread of a connection."""
         try:
-            yield
+            super().process_request(request, client_address)
+        except BaseException:
+            self._forget(request, client_address)
+            raise
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection until its association has a thread, which counts from then on."""
+        try:
+            super().finish_request(request, client_address)
         finally:
-            with self._lock:
-                self._handshakes[address] -= 1
-                if not self._handshakes[address]:
-                    del self._handshakes[address]
+            self._forget(request, client_address)
+
+    def opening(self, request: Any, client_address: Any) -> Opening:
+        """The connection from there that has no association yet."""
+        with self._lock:
+            one = self._opening.get(client_address)
+        # else its caller has closed it, and has connected again from the same port
+        return one if one is not None and one.accepted is request else Opening(request, client_address, request)
+
+    def _forget(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            one = self._opening.get(client_address)
+            if one is not None and one.accepted is request:
+                del self._opening[client_address]
+
+    def _opened(self) -> list[Any]:
+        """Every open connection once: as its association, if that has a thread."""
+        with self._lock:
+            opened = dict(self._opening)
+        return list((opened | {getattr(one, "caller", one): one for one in self.ae.active_associations}).values())
+
+
+def _address(opened: Any) -> str:
+    """The address of a caller; empty for an association that we opened."""
+    caller = getattr(opened, "caller", None)
+    return str(caller[0]) if caller else ""
+
+
+def _one_gives_way(opened: list[Any]) -> bool:
+    """Close the connection that has waited the longest without an association; False if there is none."""
+    silent = [one for one in opened if not getattr(one, "gave_way", True) and not getattr(one, "admitted_at", 0.0)]
+    if not silent:
+        return False
+    oldest = min(silent, key=lambda one: one.connected_at)
+    oldest.gave_way = True
+    LOGGER.warning(
+        "closed a connection from %s, which had asked for nothing for %.1f s, for a new one: %s are open",
+        *(_address(oldest), time.monotonic() - oldest.connected_at, len(opened)),
+    )
+    with suppress(OSError, AttributeError, TypeError):  # it has ended at this moment
+        connection = oldest.connection if isinstance(oldest, Opening) else oldest.dul.socket.socket
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # an SSLSocket would forget its handshake
+    return True

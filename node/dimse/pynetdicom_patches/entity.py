@@ -44,6 +44,8 @@ class Acceptor(GuardedAcceptor, AnsweringAcceptor):
     """The AE title by which it counts for the limit of a peer; empty for all unknown peers, None before."""
     admitted_at = 0.0
     """The monotonic time (s) at which it was admitted."""
+    gave_way = False
+    """Whether it was closed, before it asked for anything, for a new connection."""
     operating = False
     """Whether a handler works on a request."""
     operated_at = float("-inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+import time
 from typing import Any
 
 from node.dimse.pynetdicom_patches.closed_before_request import wait_only_while_open
@@ -26,13 +27,14 @@ class _Handler(TlsHandler, SharedContexts):
 
     def handle(self) -> None:
         set_no_delay(self.request)
+        self.connected_at = time.monotonic()
         super().handle()
 
     def _create_association(self) -> Any:
         assoc = super()._create_association()
         # the class is replaced, since a new object would report the connection to the state machine a second time
         assoc.dul.socket.__class__ = ArchiveSocket
-        assoc.caller_address = self.client_address[0]
+        assoc.caller, assoc.connected_at = self.client_address, self.connected_at
         wait_only_while_open(assoc)
         use_patched_classes(assoc)
         return assoc

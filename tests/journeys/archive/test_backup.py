@@ -21,11 +21,13 @@ import yaml
 
 from node.app import Node, make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
+from node.cli.times import time_text
 from node.config import load
 from storage.backup.create import Backup, BackupReport
 from storage.errors import BackupRefused, ConfigError, NewerFormat
 from storage.objects.backup_manifest import Entry, Manifest, read_manifest, write_manifest
 from storage.objects.store import ObjectStore
+from storage.objects.trail_journal import TrailJournal
 from storage.records import HoldKind, Tier
 from tests.conftest import wait_for
 from tests.support.commands import run
@@ -127,6 +129,26 @@ def test_the_whole_drill(made: FilledArchive, tmp_path: Path) -> None:
     assert answers(made) == said
     refused = run("backup", "restore", str(dest), *config)
     assert (refused.returncode, "holds objects" in refused.stderr) == (3, True)
+
+
+def test_a_restore_says_that_later_deletions_are_not_in_the_backup(made: FilledArchive, tmp_path: Path) -> None:
+    """Images that were deleted after the backup came back without a word."""
+    dest, config = tmp_path / "backup", ("-c", str(made.config))
+    back_up(made, dest)
+    newest = TrailJournal(made.root / "journal").last()
+    assert newest is not None
+    for hold in json.loads(run("hold", "list", *config, "--json").stdout):
+        run("hold", "release", str(hold["key"]), "--reason", "over", *config)
+    deleted = run("delete", made.uids["small"], "--level", "image", "--reason", "wrong patient", "--yes", *config)
+    assert deleted.returncode == 0, deleted.stderr
+    lose_everything(made)
+    restored = run("backup", "restore", str(dest), *config)
+    assert restored.returncode == 0, restored.stderr
+    assert f"its audit trail ends at {time_text(newest.at)}: " in restored.stdout
+    assert "images that were deleted later are back. Repeat these deletions" in restored.stdout
+    shutil.rmtree(made.root)
+    told = json.loads(run("backup", "restore", str(dest), *config, "--json").stdout)
+    assert told["trail_ends"] == newest.at
 
 
 def test_while_stores_and_packing_go_on(tmp_path: Path) -> None:

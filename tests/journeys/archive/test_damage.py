@@ -10,7 +10,7 @@ from node.app import Node
 from node.archive.rendered_cache import RenderedCache
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.objects.inspection import DAMAGED
+from storage.objects.store import DAMAGED
 from storage.records import InstanceState, OriginalForm
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import MAMMOGRAPHY

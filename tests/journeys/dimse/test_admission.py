@@ -19,6 +19,7 @@ from pynetdicom import AE, evt
 
 from node.app import Node
 from node.dimse.client import Address, store
+from node.dimse.pynetdicom_patches import listener
 from node.dimse.spool import Allowance, SpoolFile
 from storage.errors import InstanceTooLarge, StoreFull
 from tests.conftest import settings_for, spooled, wait_for
@@ -241,9 +242,40 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
                 assoc.release()
 
 
-def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They count: beyond the associations allowed and a few, connections are closed at once."""
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits._WAITING", 2)
+def test_connections_that_ask_for_nothing_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are no associations, and the oldest gives way. Those of three addresses kept every peer out for 30 s."""
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits.WAITING", 2)
+    with node(tmp_path, node={"max_associations": 2}) as running:
+        idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(4)]
+        opened = running.server._listeners[0]._opened
+        wait_for(lambda: len(running.server.entity.active_associations) == 4, what="all four wait")
+        first = associate(running, "MODALITY")
+        assert first.is_established
+        assert ended(idle[0])
+        [line] = [one.getMessage() for one in caplog.records if "closed a connection" in one.getMessage()]
+        assert "from 127.0.0.1, which had asked for nothing for" in line
+        wait_for(lambda: len(opened()) == 4, what="the oldest is gone")
+        second = associate(running, "MODALITY")
+        assert second.is_established
+        wait_for(lambda: len(opened()) == 4, what="the second one is gone")
+        assert rejection(associate(running, "MODALITY")) == LIMIT
+        assert "2 associations are open already" in caplog.text
+        for assoc in (first, second):
+            assoc.release()
+        for connection in idle:
+            connection.close()
+        wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
+        assert echoes(running, "MODALITY")
+
+
+def test_more_connections_at_one_moment_than_can_give_way_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of threads has a limit however fast they come."""
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits.WAITING", 2)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits._one_gives_way", lambda _: False)
     with node(tmp_path, node={"max_associations": 2, "network_timeout": 2}) as running:
         idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(4)]
         wait_for(lambda: len(running.server.entity.active_associations) == 4, what="all four wait")
@@ -252,7 +284,6 @@ def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         for connection in idle:
             connection.close()
         wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
-        assert echoes(running, "MODALITY")
 
 
 @pytest.mark.slow
@@ -282,6 +313,24 @@ def test_one_address_does_not_lock_out_others(tmp_path: Path) -> None:
         for connection in (*idle, other):
             connection.close()
         wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
+
+
+def test_connections_count_before_they_have_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many at one moment: each was accepted, as long as the associations of the former ones had not begun."""
+    go_on, create = threading.Event(), listener._Handler._create_association
+
+    def late(self: Any) -> Any:
+        assert go_on.wait(60)
+        return create(self)
+
+    monkeypatch.setattr(listener._Handler, "_create_association", late)
+    with node(tmp_path, limits={"connections_per_address": 3}) as running:
+        opened = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(9)]
+        assert [ended(one) for one in opened[3:]] == [True] * 6
+        go_on.set()
+        wait_for(lambda: len(running.server.entity.active_associations) == 3, what="three are served")
+        for connection in opened:
+            connection.close()
 
 
 def test_an_idle_association_is_ended(tmp_path: Path) -> None:

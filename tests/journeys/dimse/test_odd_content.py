@@ -42,6 +42,7 @@ from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
 from storage.errors import InvalidUid
 from storage.records import Applied
 from tests.conftest import SECONDARY_CAPTURE, settings_for
+from tests.support.samples import MAMMOGRAPHY
 
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
@@ -451,3 +452,38 @@ def _changed(**values: str) -> Applied:
     for keyword, value in values.items():
         setattr(news, keyword, value)
     return Applied(1, "2026-01-02T03:04:05.000006+00:00", news.to_json_dict())
+
+
+# --- elements that occur twice ---
+
+
+@pytest.mark.parametrize(
+    ("keyword", "behind"),
+    [
+        ("SOPClassUID", False),  # behind the other, a sender would propose another presentation context
+        *[(f"{level}InstanceUID", behind) for level in ("SOP", "Study", "Series") for behind in (False, True)],
+    ],
+)
+def test_a_uid_that_occurs_twice_with_different_values_is_refused(
+    node: Node, tmp_path: Path, keyword: str, behind: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An element occurs at most once (PS3.5 7.1). The last one counted: a SOP Instance UID before the right one was
+    stored, and one behind it was told not to be that of the command."""
+    ds, other = capture(), Dataset()
+    setattr(other, keyword, MAMMOGRAPHY if keyword == "SOPClassUID" else generate_uid())
+    parts = [encode(ds, ExplicitVRLittleEndian), encode(other, ExplicitVRLittleEndian)]
+    body = b"".join(parts if behind else reversed(parts))
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0xC005
+    assert node.index.by_uid(str(ds.SOPInstanceUID)) is None
+    [line] = [one.getMessage() for one in caplog.records if "refused store of" in one.getMessage()]
+    assert line.endswith("C005, UID of the instance, its class, study or series twice, with different values")
+
+
+def test_other_elements_that_occur_twice_are_kept(node: Node, tmp_path: Path) -> None:
+    """The same UID again, and a Patient ID: the data set is kept byte for byte, and the last Patient ID is found."""
+    ds, again = capture(), Dataset()
+    again.SOPInstanceUID, again.PatientID = ds.SOPInstanceUID, "O2"
+    body = encode(ds, ExplicitVRLittleEndian) + encode(again, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0
+    assert got(node, ds, ExplicitVRLittleEndian) == body
+    assert encode(dcmread(tmp_path / "x.dcm"), ExplicitVRLittleEndian).count(b"O2") == 1

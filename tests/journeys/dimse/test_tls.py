@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from pynetdicom import AE, build_role, evt
 from node.app import Node
 from node.config import Peer, TlsSettings, parse
 from node.dimse.client import Address, image_identifier, move
+from node.dimse.pynetdicom_patches.connection_limits import WAITING
 from node.dimse.pynetdicom_patches.entity import ArchiveSocket
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from node.dimse.tls import CIPHERS, client_context, server_context
@@ -46,14 +48,16 @@ class Certificates:
     modality: Signed
     viewer: Signed
     stranger: Signed
+    expired: Signed
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     authority = Authority(tmp_path_factory.mktemp("authority"))
     node, modality, viewer = (authority.sign(name) for name in ("localhost", "modality.test", "viewer.test"))
+    expired = authority.sign("expired.test", days=-1)
     other = Authority(tmp_path_factory.mktemp("other"), "Another authority")
-    return Certificates(authority.file, node, modality, viewer, other.sign("modality.test"))
+    return Certificates(authority.file, node, modality, viewer, other.sign("modality.test"), expired)
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,64 @@ def test_a_silent_caller_locks_nobody_out(made: Certificates, secured: Secured) 
     ):
         talks_nonsense.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert echo(made, made.modality, secured.tls, calling="MODALITY") == 0
+
+
+def test_a_handshake_gives_way_to_a_new_connection(made: Certificates, secured: Secured, caplog: Any) -> None:
+    """Callers that begin a handshake and stop keep nobody out."""
+    entity = secured.node.server.entity
+    most, entity.maximum_associations = entity.maximum_associations, 2 + WAITING
+    try:
+        with (
+            socket.create_connection((secured.tls.host, secured.tls.port)) as first,
+            socket.create_connection((secured.tls.host, secured.tls.port)) as second,
+        ):
+            first.sendall(b"\x16\x03\x01")
+            assert echo(made, made.modality, secured.tls, calling="MODALITY") == 0
+            first.settimeout(20)
+            assert first.recv(1) == b""
+            assert not select.select([second], [], [], 0)[0]
+    finally:
+        entity.maximum_associations = most
+    lines = [one.getMessage() for one in caplog.records]
+    assert [line for line in lines if "no TLS" in line] == []
+    assert "which had asked for nothing for" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("nothing", None),
+        ("DICOM", "what it sends is no TLS"),
+        ("half a handshake", "it closed the connection during the handshake"),
+        ("no certificate", "it has no certificate (tls.clients)"),
+        ("another authority", "its certificate is refused: unable to get local issuer certificate"),
+        ("an expired certificate", "its certificate is refused: certificate has expired"),
+        ("an old version", "it offers no version of TLS that tls.minimum allows"),
+        ("distrust", "it refused the handshake: unknown ca"),
+    ],
+)
+def test_a_handshake_that_fails_is_one_line_with_its_cause(
+    made: Certificates, secured: Secured, caplog: pytest.LogCaptureFixture, what: str, says: str | None
+) -> None:
+    """OpenSSL's words name no side, such as "wrong version number". A port scan is no line, as without TLS."""
+    own = {"another authority": made.stranger, "an expired certificate": made.expired, "no certificate": None}
+    if what == "an old version":
+        s_client(made, secured.tls.port, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0")
+    with socket.create_connection((secured.tls.host, secured.tls.port)) as raw:
+        if what in ("nothing", "an old version", "DICOM", "half a handshake"):
+            raw.sendall({"DICOM": b"\1\0\0\0\0\x44\0\1", "half a handshake": b"\x16\x03\x01\1"}.get(what, b""))
+        else:
+            calling = ssl.create_default_context(cafile=None if what == "distrust" else str(made.ca))
+            calling.set_ciphers("ALL:@SECLEVEL=0")
+            signed = own.get(what, made.modality)
+            if signed is not None:
+                calling.load_cert_chain(signed.certificate, signed.key)
+            with suppress(OSError), calling.wrap_socket(raw, server_hostname="localhost") as wrapped:
+                wrapped.recv(1)
+    assert echo(made, made.modality, secured.tls, calling="MODALITY") == 0
+    wait_for(lambda: not secured.node.server._listeners[1]._opening, what="the handshake has ended")
+    lines = [one.getMessage() for one in caplog.records if "TLS" in one.getMessage()]
+    assert lines == ([] if says is None else [f"no TLS with 127.0.0.1: {says}"])
 
 
 def test_a_session_ticket_is_no_pdu(made: Certificates) -> None:

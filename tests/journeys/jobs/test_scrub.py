@@ -22,8 +22,9 @@ from storage.index.connection import writing
 from storage.index.integrity import HOT, Integrity
 from storage.index.job_runs import JobRows
 from storage.index.tables import instance
-from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
+from storage.objects.inspection import set_aside
 from storage.objects.orphans import move_orphan
+from storage.objects.store import DAMAGED, ORPHANS
 from storage.records import InstanceState, ReasonCode
 from tests.support.holdings import LONG_AGO, Holdings, filled
 from tests.support.job_runs import CountedRun, scrub_in

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from storage.errors import ObjectMissing
 from storage.objects.store import ObjectStore
+from tests.conftest import wait_for
 
 DATA = b"bytes of an object"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -70,6 +72,36 @@ def test_links_of_processes_that_run_stay(store: ObjectStore, running: int, ende
     lent_by(store, ended)
     store.sweep_lent()
     assert set((store.root / "lent").iterdir()) == kept
+
+
+def test_what_another_host_has_lent_is_removed_after_a_week(
+    store: ObjectStore, running: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that was killed has another host name when it runs again. Its links stayed for good, and after a
+    backup that was killed each deleted or purged object kept its bytes in a new link."""
+    links = [
+        lent_by(store, running, host=host, ending=end) for host in (HOST, "container1") for end in ("", "-keeping")
+    ]
+    own = store.lend(DIGEST)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 7 * 86400 - 60)
+    store.sweep_lent()
+    assert [one.exists() for one in (*links, own)] == [True] * 4 + [False]
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 60)
+    store.delete(DIGEST)
+    assert not list((store.root / "lent").glob(f"*{DIGEST}"))
+    store.sweep_lent()
+    assert list((store.root / "lent").iterdir()) == []
+
+
+def test_a_backup_that_runs_for_weeks_keeps_what_is_deleted(store: ObjectStore) -> None:
+    """It renews its file with each object that it copies."""
+    other = store.put(b"other")
+    with store.keeping() as path_of:
+        mark = next((store.root / "lent").glob("*-keeping"))
+        began = mark.stat().st_ctime_ns
+        wait_for(lambda: not path_of(other).exists() and mark.stat().st_ctime_ns > began, what="the mark to be renewed")
+        store.delete(DIGEST)
+        assert path_of(DIGEST).read_bytes() == DATA
 
 
 def test_a_lent_object_outlives_its_deletion(store: ObjectStore) -> None:

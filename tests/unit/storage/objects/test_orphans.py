@@ -6,14 +6,15 @@ import errno
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from storage.objects.inspection import DAMAGED, ORPHANS, listing, recover, set_aside
+from storage.objects.inspection import finish_moves, listing, recover, set_aside
 from storage.objects.orphans import forget_orphans, move_orphan
-from storage.objects.store import ObjectStore
+from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 DAY = 86400.0
 DATA = b"bytes of an object"
@@ -139,3 +140,53 @@ def test_an_object_that_goes_while_it_is_listed_is_left_out(
     monkeypatch.setattr(Path, "lstat", late)
     found = listing(store, DIGEST[:2])
     assert [(one.name, one.digest, one.bytes) for one in found] == [("letter.txt", "", 1)]
+
+
+def killed_before(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Let this process end, as far as the files show it, at its first ``step``."""
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, step, kill)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("aside", [DAMAGED, ORPHANS])
+def test_a_put_back_that_was_killed_between_its_two_steps_is_finished(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, aside: str
+) -> None:
+    """Both folders had the object then. The link in damaged/ kept its bytes for good, also after a purge."""
+    store.put(DATA)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_before(patch, "unlink")
+        set_aside(store, DIGEST) if aside == DAMAGED else move_orphan(store, DIGEST, older_than=0)
+    others = [store.root / aside / "letter.txt", store.root / DAMAGED / f"{DIGEST}.7"]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"not a link to an object")
+    assert store.path(DIGEST).stat().st_nlink == 2
+    finish_moves(store)
+    assert (store.read(DIGEST), store.path(DIGEST).stat().st_nlink) == (DATA, 1)
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize("move", [set_aside, lambda store, digest: move_orphan(store, digest, older_than=0)])
+def test_a_reader_that_puts_an_object_back_while_it_is_moved_harms_nothing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, move: Callable[[ObjectStore, str], object]
+) -> None:
+    """It meets the object between the two steps. The one that moves it finds it gone, and reports no damage."""
+    store.put(DATA)
+    real = Path.rename
+
+    def rename(source: Path, target: Path) -> Path:
+        moved = real(source, target)
+        assert recover(store, DIGEST)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert not move(store, DIGEST)
+    assert store.read(DIGEST) == DATA

@@ -29,20 +29,29 @@ def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(tmp_path / "store")
 
 
-def test_a_spool_on_another_file_system_than_the_objects_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["spool", "lent", "damaged", "orphans"])
+def test_a_folder_on_another_file_system_than_the_objects_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    """Every store would be answered with A700; the kernel answers so for two mounts, whatever the file."""
-    assert ObjectStore(tmp_path / "store").root == tmp_path / "store"
+    """Every store would be answered with A700, or no damaged object could be moved aside and no scrub would end.
 
-    def rename(source: Path, target: Path) -> None:
-        assert (source.parent.name, target.parent.name) == ("spool", "objects")
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    The kernel answers so for two mounts, whatever the file.
+    """
+    root = tmp_path / "store"
+    (root / folder).mkdir(parents=True)
+    assert ObjectStore(root).root == root
+    real = Path.rename
+
+    def rename(source: Path, target: Path) -> Path:
+        assert target.parent.name == "objects"
+        if source.parent.name == folder:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        with pytest.raises(ConfigError, match="are on different file systems"):
-            ObjectStore(tmp_path / "store")
+        with pytest.raises(ConfigError, match=f"{folder} and .*objects are on different file systems"):
+            ObjectStore(root)
 
 
 def spooled(store: ObjectStore, data: bytes = DATA, name: str = "incoming") -> Path:

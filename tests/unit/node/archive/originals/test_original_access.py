@@ -94,6 +94,21 @@ def test_an_original_that_moves_without_end_is_an_error_and_not_a_wait(
     assert moving.bench.read(moving.data) == moving.data
 
 
+@pytest.mark.parametrize("folder", ["damaged", "orphans/2026-01-31/{0:.2}"])
+def test_an_original_that_a_killed_scrub_had_moved_aside_is_read(bench: ArchiveParts, folder: str) -> None:
+    """SIGKILL between the two steps; each retrieval failed until a scrub came to it, perhaps weeks later."""
+    data = bench.receive(UID)
+    digest = sha256(data)
+    aside = bench.root / folder.format(digest) / (f"{digest}.1" if folder == "damaged" else digest)
+    aside.parent.mkdir(parents=True)
+    bench.hot.path(digest).rename(aside)
+    assert bench.read(data) == data
+    assert not aside.exists()
+    bench.hot.path(digest).unlink()
+    with pytest.raises(ObjectMissing):
+        bench.read(data)
+
+
 # --- objects that no image has ---
 
 

@@ -188,6 +188,19 @@ def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> No
     assert served.left() == []
 
 
+def test_the_reconstruction_is_sent_whose_base_a_killed_scrub_had_moved_aside(served: Served) -> None:
+    """The original is purged, so that nothing else could be sent until a scrub came to the base."""
+    choice = served.choice()
+    assert choice.rendition is not None
+    assert len(served.bench.retention.purge().purged) == 1
+    base = choice.rendition.base_digest
+    aside = served.bench.root / "damaged" / f"{base}.1"
+    aside.parent.mkdir()
+    served.bench.hot.path(base).rename(aside)
+    assert served.sent(choice) == DERIVED
+    assert served.bench.hot.has(base)
+
+
 def test_the_reconstruction_is_sent_if_the_original_is_purged_after_it_was_chosen(served: Served) -> None:
     choice = served.choice(policy=RenditionPolicy.AUTO)
     assert served.sent(choice) == choice.sop_instance_uid == UID
