@@ -160,8 +160,8 @@ def _levels(window: tuple[float, float]) -> str:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    names = ["image", "kind", "bytes", "raw:1", "lossless 1/", "lost per band", "spectrum dB", "lines", "low"]
-    table = Table(*names, "PSNR structure, served", "FSIM structure, served", "s")
+    names = ["image", "kind", "bytes", "raw:1", "lossless 1/", "lost per band", "spectrum dB", "lines"]
+    table = Table(*names, "low structure, served", "PSNR structure, served", "FSIM structure, served", "s")
     for row in rows:
         table.add_row(
             row["image"],
@@ -172,7 +172,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             " ".join(f"{value:.2f}" for value in row["lost"]),
             " ".join(f"{value:+.1f}" for value in row["spectrum_db"]),
             " / ".join(f"{value:.1f}" for value in row["lines"]),
-            f"{row['low']:.2f}",
+            f"{row['low']:.2f}, {row['low_served']:.2f}",
             f"{row['psnr_structure']:.1f}, {row['psnr_served']:.1f}",
             f"{row['fsim_structure']:.3f}, {row['fsim_served']:.3f}",
             f"{row['seconds']:.0f}",

@@ -106,6 +106,7 @@ def test_losses(coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
     found = losses.losses(coded)
     assert found.lost[0] > found.lost[1] > found.lost[2] > found.lost[3]
     assert found.spectrum_db == pytest.approx([0, 0, 0, 0], abs=2)
+    assert found.low < found.low_served < 1.6 * found.low
     assert found.psnr_structure > found.psnr_served
     same = replace(coded, structure=coded.original.astype(np.float32), served=coded.original)
     none = losses.losses(same)
