@@ -26,7 +26,7 @@ from benchmarks.samples import mammogram, write
 from node.codec.decode import Decoded
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
-from node.codec.encode.source_image import read_source
+from node.codec.encode.source_image import read_source_and_reference
 from node.config import Settings, parse
 from node.fidelity.reference import Reference
 from node.fidelity.windows import display_window
@@ -212,7 +212,7 @@ def encoder_of(picture: Picture, settings: Settings) -> Encoder:
     """The archivist's encoder for one image, before its search."""
     with tempfile.TemporaryDirectory() as folder:
         file = as_dicom(picture, Path(folder))
-        source, reference = read_source(file, hashlib.sha256(file.read_bytes()).hexdigest())
+        source, reference = read_source_and_reference(file, hashlib.sha256(file.read_bytes()).hexdigest())
     return Encoder(
         *(source, reference, _upscalers(settings.reconstruct.upscaler), settings.thresholds),
         scales=settings.codec.scales,

@@ -45,7 +45,7 @@ class AuditRequest:
 
     def answer(self, catalogue: Catalogue) -> Audited:
         """Raises ModelMissing or PayloadError if the rendition cannot be decoded."""
-        from node.codec.encode.source_image import read_source
+        from node.codec.encode.source_image import read_source_and_reference
         from node.fidelity.gate import judge, measure_noise, measure_structure
 
         base, rendition = read_pair(self.base, self.rendition)
@@ -59,7 +59,7 @@ class AuditRequest:
         with self.original.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != self.original_digest:
                 return Audited(*found, original_whole=False)
-        _, reference = read_source(self.original, self.original_digest)
+        _, reference = read_source_and_reference(self.original, self.original_digest)
         structure = plain.astype(np.float32)  # rounded and with its patches, as it was verified
         noise = measure_noise(reference, structure, served)
         now = judge(reference, structure, measure_structure(reference, structure), served, noise, self.thresholds)

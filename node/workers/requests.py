@@ -80,7 +80,7 @@ class ReconstructRequest:
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """Finish both objects of a rendition, and read each back in every encoding that it is sent in.
+    """Finish both objects of a rendition, and read each back in explicit and in implicit VR little endian.
 
     The answer is the fault of an object, empty if there is none. Raises RenditionMismatch. ``drawn``: the object with
     drawn noise; ``plain``: that of the structure alone; ``model``: as in ReconstructRequest.

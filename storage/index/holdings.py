@@ -29,7 +29,7 @@ from storage.index.original_locations import (
     keep_hot,
 )
 from storage.index.quarantined import QuarantineRows
-from storage.index.rendition_rows import commit_rendition, is_known_by, stored_rendition, taken_reason
+from storage.index.rendition_rows import insert_rendition_or_reuse_row, is_known_by, stored_rendition, taken_reason
 from storage.index.resent_originals import hold_again
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import instance, original, patient, rendition, series, study
@@ -246,7 +246,7 @@ class Index:
             digests = (new.base_digest, new.rendition_digest)
             if not all(keep_hot(connection, digest, present) for digest in digests):
                 raise ObjectMissing(f"{new.derived_uid}: one of its objects was unlinked before it was committed")
-            key = commit_rendition(connection, claim.key, new, replace_object=True)
+            key = insert_rendition_or_reuse_row(connection, claim.key, new, replace_object=True)
             if key is None:
                 changes = _state(InstanceState.EXACT, ReasonCode.OTHER, taken_reason(new))
                 for digest in digests:

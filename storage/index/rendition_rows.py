@@ -33,7 +33,7 @@ def insert_rendition(connection: Connection, instance_key: int, new: NewRenditio
     return int(connection.execute(insert(rendition).values(row).returning(rendition.c.key)).scalar_one())
 
 
-def commit_rendition(
+def insert_rendition_or_reuse_row(
     connection: Connection, instance_key: int, new: NewRendition, *, replace_object: bool
 ) -> int | None:
     """The key of the rendition's row, inserted if it is new; None if one of its UIDs belongs to another object.
@@ -68,7 +68,7 @@ def is_served() -> ColumnElement[bool]:
 
 
 def taken_reason(new: NewRendition) -> str:
-    """Why ``commit_rendition`` did not commit."""
+    """Why ``insert_rendition_or_reuse_row`` did not commit."""
     return f"{new.derived_uid}, or its UID without noise, is the UID of another object already"
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.index import lease
 from storage.index.connection import writing
 from storage.index.lease import is_free, leased_to, owned
-from storage.index.rendition_rows import commit_rendition, stored_rendition, taken_reason
+from storage.index.rendition_rows import insert_rendition_or_reuse_row, stored_rendition, taken_reason
 from storage.index.tables import instance, rendition, reverification
 from storage.records import RENDITION_STATES, InstanceState, NewRendition, ReasonCode, StoredRendition
 
@@ -117,7 +117,9 @@ class Reverifications:
                 return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
                 outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
-            elif (key := commit_rendition(connection, attempt.instance_key, new, replace_object=False)) is None:
+            elif (
+                key := insert_rendition_or_reuse_row(connection, attempt.instance_key, new, replace_object=False)
+            ) is None:
                 outcome, reason = ReverificationOutcome.KEPT, taken_reason(new)
             else:
                 outcome, reason = ReverificationOutcome.PASSED, ""

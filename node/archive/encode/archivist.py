@@ -153,8 +153,10 @@ class Archivist:
                 raise NotReconstructable(reason.sentence, reason)
             regions = self._regions.on_image(instance, rows, columns)
             request = replace(self._request(claim, path), regions=regions)
-            remade = self._remake.restored_or_encoded
-            result = remade(claim, instance, request, ask) if instance.rendition else ask(request)
+            if instance.rendition:
+                result = self._remake.restored_or_encoded(claim, instance, request, ask)
+            else:
+                result = ask(request)  # a worker calls request.answer
             if result is None:
                 pass  # the former rendition is restored, and the claim has ended
             elif result.made is None:

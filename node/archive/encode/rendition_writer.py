@@ -45,7 +45,7 @@ class RenditionWriter:
         except NotReconstructable:
             self.discard(new.base_digest, new.rendition_digest)
             raise
-        self.commit(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
+        self.commit_or_discard(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
 
     def store(self, made: EncodedRendition, result: EncodeResult, *, new_base: bool = True) -> NewRendition:
         """Put the model, the base unless it is stored already, and the rendition into the store."""
@@ -58,8 +58,8 @@ class RenditionWriter:
         )
 
     def prove(self, instance_key: int, made: NewRendition | StoredRendition, ask: Ask) -> None:
-        """Make the whole DICOM objects, with drawn noise and without, from what is stored, and read each back from
-        every encoding that it is sent in.
+        """Make the whole DICOM objects, with drawn noise and without, from what is stored, and read each back in
+        explicit and in implicit VR little endian.
 
         Raises NotReconstructable if that fails because of the image.
         """
@@ -85,7 +85,7 @@ class RenditionWriter:
         if fault:
             raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
-    def commit(self, claim: Claim, state: InstanceState, new: NewRendition) -> None:
+    def commit_or_discard(self, claim: Claim, state: InstanceState, new: NewRendition) -> None:
         """Make a rendition the current one of a claimed instance.
 
         If the lease was lost or the instance deleted, both objects are marked as garbage instead.

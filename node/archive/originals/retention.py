@@ -2,7 +2,7 @@
 
 An original may be removed if its image is VERIFIED, it was held for ``originals.retain_for``, it has no hold and no
 pin, it is not in the audit reserve, and this node has just made the whole DICOM object, header and verified pixels,
-from the rendition, encoded it as it is sent, and read it back.
+from the rendition, encoded it in explicit and in implicit VR little endian, and read it back.
 The order is: row and trail in one commit, journal, file. A crash in between leaves a file without a row, which the next
 run unlinks.
 """

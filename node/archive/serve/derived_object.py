@@ -1,8 +1,8 @@
 """Makes the whole derived object, header and pixels, to send it and to prove that it can be sent.
 
-An image is VERIFIED, and an original removed, only after the object was made from the stored rendition, encoded as it
-is sent, and read back (``RenditionWriter.prove``). So a header that cannot be written is found while the original is
-still there.
+An image is VERIFIED, and an original removed, only after the object was made from the stored rendition, encoded in
+explicit and in implicit VR little endian, and read back (``RenditionWriter.prove``). So a header that cannot be written
+is found while the original is still there.
 """
 
 from __future__ import annotations

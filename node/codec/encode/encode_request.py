@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.encode.search import Encoded, Encoder
-from node.codec.encode.source_image import read_source
+from node.codec.encode.source_image import read_source_and_reference
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed, installed
 from storage.dicom.pixels import pixel_digest
@@ -53,7 +53,7 @@ class EncodeRequest:
     def answer(self, catalogue: Catalogue) -> EncodeResult:
         """Raises NotReconstructable or PixelError if the pixels cannot be encoded."""
         began = time.monotonic()
-        source, reference = read_source(self.original, self.original_digest)
+        source, reference = read_source_and_reference(self.original, self.original_digest)
         candidates = catalogue.candidates()
         encoder = Encoder(
             *(source, reference, [each for each in candidates if each.name == self.upscaler] or candidates),
@@ -64,7 +64,7 @@ class EncodeRequest:
             regions=self.regions,
         )
         made = encoder.encode_at(self.point) if self.point else encoder.search()
-        return encoded_result(encoder, made, self.original_uid, began)
+        return result_as_bytes(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ReverifyRequest:
     def answer(self, catalogue: Catalogue) -> EncodeResult:
         """Raises PayloadError if the base was made from another original."""
         began = time.monotonic()
-        source, reference = read_source(self.original, self.original_digest)
+        source, reference = read_source_and_reference(self.original, self.original_digest)
         data = self.base.read_bytes()
         base = decode_base(data)
         if base.pixel_digest != source.pixel_digest:
@@ -94,7 +94,7 @@ class ReverifyRequest:
             regions=self.regions,
         )
         made = encoder.encode_from_base(base, data)
-        return encoded_result(encoder, made, self.original_uid, began)
+        return result_as_bytes(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class EncodeResult:
     seconds: float = 0.0
 
 
-def encoded_result(encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
+def result_as_bytes(encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
     """What an encoder found, as bytes; it began at that ``time.monotonic``."""
     encoded = None
     if made is not None:

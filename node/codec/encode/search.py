@@ -181,6 +181,7 @@ class Encoder:
         """What each scale will take, searched on a sample of the image."""
         sampler = self._encoder_of_sample
         area = 1.0 if sampler is self else self.reference.core.sum() / sampler.source.pixels.size
+        # the search calls _code_and_measure for each operating point that it tries
         search = SampleSearch(sampler._code_and_measure, self.effort, self._baseline.name)
         found = search.forecasts(self.scales, area)
         self.tried.extend(forecast.trial for forecast in found)
@@ -236,9 +237,9 @@ class Encoder:
         for other in () if point.companded else self.upscalers[:-1]:
             if (
                 self._encoder_of_sample is self
-                or self._encoder_of_sample._share_of_bytes(point, other)[0] <= _PROMISING
+                or self._encoder_of_sample._expected_bytes_over_baseline(point, other)[0] <= _PROMISING
             ):
-                began, (share, attempt) = time.monotonic(), self._share_of_bytes(point, other)
+                began, (share, attempt) = time.monotonic(), self._expected_bytes_over_baseline(point, other)
                 if share <= _RESERVE:
                     self.last = attempt
                     return other
@@ -246,7 +247,7 @@ class Encoder:
                 self._note(point, other, attempt.base_bytes, (wrong,), began)
         return self._baseline
 
-    def _share_of_bytes(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
+    def _expected_bytes_over_baseline(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
         """The bytes with which another upscaler is expected to pass, over those of the baseline; and its attempt."""
         assert self.limits is not None
         plain = self._attempt(point, self._baseline)

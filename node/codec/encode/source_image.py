@@ -149,7 +149,7 @@ class Source:
         )
 
 
-def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
+def read_source_and_reference(path: Path, digest: str) -> tuple[Source, Reference]:
     """Reads an original from its Part 10 file, with the reference that reconstructions are measured against.
 
     Raises PixelError if it cannot be decoded, NotReconstructable as ``Source.of``.

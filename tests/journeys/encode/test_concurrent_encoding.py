@@ -17,7 +17,7 @@ from node.app.encoder_workers import EACH, available_cores, available_memory, en
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import measure_deviation
-from node.codec.encode.source_image import read_source
+from node.codec.encode.source_image import read_source_and_reference
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.pool import Priority, WorkerPool
@@ -157,7 +157,7 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
     from node.upscalers.mammo import Mammo
 
     path = write(mammogram(breast(700, 600, seed=seed)), tmp_path / "x.dcm")
-    source, reference = read_source(path, "")
+    source, reference = read_source_and_reference(path, "")
     base = make_base(source, OperatingPoint(2, "jpegxl", 0.4))
     plain = base.operator.lift(base.samples())
     side = SideInformation(noise=measure_deviation(reference.image, plain, reference.breast, reference.counted))

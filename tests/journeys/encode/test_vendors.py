@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from node.archive.intake.eligibility import why_exact
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.source_image import Source, read_source
+from node.codec.encode.source_image import Source, read_source_and_reference
 from node.config import EligibilitySettings
 from node.fidelity.breast_regions import Shape
 from node.fidelity.reference import Reference
@@ -34,7 +34,7 @@ def read(ds: Dataset, folder: Path) -> tuple[Source, Reference]:
     path = write(ds, folder / "one.dcm", ExplicitVRLittleEndian)
     with opened(path) as file:
         assert why_exact(file, file.header(), EligibilitySettings()) == ""
-    return read_source(path, "0" * 64)
+    return read_source_and_reference(path, "0" * 64)
 
 
 def is_padding(ds: Dataset) -> NDArray[np.bool_]:

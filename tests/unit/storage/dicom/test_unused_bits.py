@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from node.codec.encode.source_image import read_source
+from node.codec.encode.source_image import read_source_and_reference
 from storage.dicom.content import same_content
 from storage.dicom.dicomfile import encode
 from storage.dicom.encapsulate import _rle
@@ -87,7 +87,7 @@ def test_stray_bits_of_a_codestream_make_an_image_exact(tmp_path: Path, syntax: 
     path = coded(tmp_path / "in.dcm", OVERLAY, syntax)
     assert np.array_equal(integer_pixels(path), OVERLAY)
     with pytest.raises(NotReconstructable):
-        read_source(path, "")
+        read_source_and_reference(path, "")
 
 
 @pytest.mark.parametrize("bits", [12, 16])
