@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from benchmarks.samples import mammogram, write
 
 ROWS, COLUMNS = 4096, 2048
 """Size of an image; its pixels are 16.8 MB."""
+_given: set[int] = set()
+"""Ports that ``free_port`` has returned."""
 
 
 def main() -> None:
@@ -185,9 +189,14 @@ def start_orthanc(folder: Path, port: int, **configuration: Any) -> subprocess.P
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port that this process was not given before, outside the range of ports for outgoing connections."""
+    for port in random.sample(range(20000, 32000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            if port not in _given:
+                probe.bind(("", port))
+                _given.add(port)
+                return port
+    raise RuntimeError("no free port between 20000 and 32000")
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:

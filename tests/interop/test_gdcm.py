@@ -14,11 +14,12 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.dimse.client import Receiver
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import Ran, free_port, run, running
+from tests.support.peers import Ran, run, running
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")

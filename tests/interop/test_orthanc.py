@@ -25,12 +25,13 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.dimse.client import Address, image_identifier, move, store
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import Orthanc, OrthancError, findscu, free_port
+from tests.support.peers import Orthanc, OrthancError, findscu
 
 FULL_PORT = free_port()
 """Where an Orthanc listens that takes no further patient, in the test that starts one."""

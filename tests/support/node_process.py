@@ -12,16 +12,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks.ingest import free_port
 from node.dimse.client import Address
 from tests.conftest import wait_for
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NodeProcess:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -24,6 +23,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
+from benchmarks.ingest import free_port
 from node.dimse.client import Address
 from tests.conftest import need, unavailable, wait_for
 
@@ -31,15 +31,6 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 # --- ports ---
-
-
-def free_port() -> int:
-    """A free port, outside the range from which the system takes ports for outgoing connections."""
-    for port in random.sample(range(20000, 32000), 200):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise AssertionError("no free port between 20000 and 32000")
 
 
 @contextmanager

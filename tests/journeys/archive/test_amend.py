@@ -23,6 +23,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.archive.audit_trail import AuditTrail
 from node.archive.serve.amended_header import write_amended
@@ -40,7 +41,7 @@ from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
 from tests.support.commands import invoke
 from tests.support.dciodvfy import error_lines
 from tests.support.index_rows import new_instance
-from tests.support.peers import findscu, free_port, getscu, movescu, storescp, storescu
+from tests.support.peers import findscu, getscu, movescu, storescp, storescu
 from tests.support.samples import breast, mammogram, rle_file, write
 
 STUDY, PATIENT = AmendmentKind.STUDY, AmendmentKind.PATIENT

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pydicom import Dataset
 
+from benchmarks.ingest import free_port
 from node.app import Node, make_audit, make_scrub
 from node.cli.logs import JsonLines
 from node.dimse import client
@@ -28,7 +29,7 @@ from storage.errors import ConfigError
 from storage.index.job_runs import Cause, JobRows
 from storage.index.report_rows import NewReport
 from tests.conftest import Archive, settings_for
-from tests.support.node_process import NodeProcess, free_port
+from tests.support.node_process import NodeProcess
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
 

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 from sqlalchemy import update
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.archive.originals.storage_commitment import CommitmentJudge, FailureReason
 from node.config import parse
@@ -32,7 +33,7 @@ from storage.records import OriginalForm, StoredInstance
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
 from tests.support.index_rows import has_pin, states_of
-from tests.support.peers import Orthanc, free_port
+from tests.support.peers import Orthanc
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")

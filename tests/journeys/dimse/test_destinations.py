@@ -22,13 +22,14 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Receiver
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import Ran, free_port, movescu, storescp, storescu
+from tests.support.peers import Ran, movescu, storescp, storescu
 
 MOVE, GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
 MG = "1.2.840.10008.5.1.4.1.1.1.2"

@@ -24,6 +24,7 @@ from pynetdicom.presentation import build_context
 from rich.console import Console
 
 from benchmarks.find import fill
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.config import ReconstructSettings
 from node.dimse.client import Address, Receiver
@@ -32,7 +33,7 @@ from node.workers.requests import Answer, ReconstructRequest, Request
 from storage.index import Index
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import free_port, getscu_command, listens, movescu, run, storescp, storescu
+from tests.support.peers import getscu_command, listens, movescu, run, storescp, storescu
 
 pytestmark = [pytest.mark.very_slow, pytest.mark.timeout(900)]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.ingest import free_port
 from node.app import Node, send_to_peer
 from node.config import Settings, parse
 from node.dimse import client
@@ -23,7 +24,7 @@ from storage.index.job_runs import JobRows, RunState
 from storage.index.replicas import Replicas
 from tests.conftest import Archive, need, settings_for, wait_for
 from tests.support.commands import run
-from tests.support.peers import dead_port, free_port, storescp
+from tests.support.peers import dead_port, storescp
 from tests.support.samples import breast, mammogram, write
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector

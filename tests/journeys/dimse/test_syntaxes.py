@@ -19,6 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 from pynetdicom import AE, build_role, evt
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.archive.serve.retrieve import Retrieve
 from node.config import parse
@@ -31,7 +32,7 @@ from storage.errors import ConfigError, PixelError
 from storage.records import InstanceState
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
-from tests.support.peers import data_set_bytes, free_port, run, storescp
+from tests.support.peers import data_set_bytes, run, storescp
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")

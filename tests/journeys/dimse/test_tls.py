@@ -22,6 +22,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.config import Peer, TlsSettings, parse
 from node.dimse.client import Address, image_identifier, move
@@ -33,7 +34,7 @@ from storage.errors import ConfigError
 from tests.conftest import need, settings_for, wait_for
 from tests.support import samples
 from tests.support.certificates import Authority, Signed
-from tests.support.peers import Orthanc, OrthancError, free_port, run, storescp
+from tests.support.peers import Orthanc, OrthancError, run, storescp
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")

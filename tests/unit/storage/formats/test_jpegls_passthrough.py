@@ -23,6 +23,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from benchmarks.ingest import free_port
 from node.app import Node
 from node.archive.originals.original_access import OriginalAccess
 from node.archive.serve.retrieve import Retrieve
@@ -38,7 +39,7 @@ from storage.formats.jpegls_passthrough import pass_through
 from storage.formats.packed_original import pack_original
 from storage.records import OriginalForm
 from tests.conftest import settings_for, wait_for
-from tests.support.peers import data_set_bytes, free_port, getscu, run, storescp
+from tests.support.peers import data_set_bytes, getscu, run, storescp
 from tests.support.samples import MAMMOGRAPHY, byte_planes, mammogram, rle_file, write
 
 
