@@ -31,6 +31,11 @@ _STEP = float(np.sqrt(1.4**2 - 0.7**2))
 """Standard deviation that takes a Gaussian of 0.7 pixels to one of 1.4; on a halved image, 1.4 to 2.8, and so on."""
 
 
+def totals(energies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Energy per octave band over all tiles, float64 (BANDS,); ``energies``: of ``band_energies``."""
+    return np.asarray(energies[:BANDS].sum(axis=(1, 2)))
+
+
 def band_energies(
     image: Float, inside: Mask, before: NDArray[np.float64] | None = None, changed: Mask | None = None
 ) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.bands import BANDS, around, band_energies, tile_sums
+from node.fidelity.bands import BANDS, around, band_energies, tile_sums, totals
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
@@ -111,7 +111,7 @@ def measure_structure(
     most = _most(limits) if limits else (math.inf,) * len(WIDTHS)
     return StructureFigures(
         lines=reference.line_noise.look(error, most, None if before is None else before.lines, changed),
-        lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
+        lost=np.sqrt(totals(bands) / np.maximum(totals(reference.bands), 1e-12)),
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
         periodic=reference.repetition.look(error),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.encode.noise_fitting import measure_deviation
-from node.fidelity.bands import BANDS, band_energies
+from node.fidelity.bands import band_energies, totals
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture
@@ -126,7 +126,7 @@ def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
 
 
 def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Pair]:
-    energies = band_energies(image, inside)[:BANDS].sum(axis=(1, 2))
+    energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)
         upsampled = base.upsampled
@@ -146,7 +146,7 @@ def _figures(
     image: Float, inside: Mask, structure: Float, base: Coded, noise: LineNoise, energies: NDArray[np.float64]
 ) -> StructureFigures:
     error = structure - image
-    lost = np.sqrt(band_energies(error, inside)[:BANDS].sum(axis=(1, 2)) / np.maximum(energies, 1e-12))
+    lost = np.sqrt(totals(band_energies(error, inside)) / np.maximum(energies, 1e-12))
     difference = base.operator.down(structure) - base.samples
     inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
     return StructureFigures(noise.look(error).percentile(SHARE), tuple(lost.tolist()), inconsistency)

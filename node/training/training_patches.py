@@ -20,7 +20,7 @@ from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.source_image import Source
 from node.codec.noise import unit_noise
-from node.fidelity.bands import BANDS, band_energies
+from node.fidelity.bands import band_energies, totals
 from node.training.image_files import Picture
 from node.upscalers.conditioning import point_features, scene
 from node.upscalers.network import LATENT, STRIDE, UNSHUFFLE, to_latent, to_pixels
@@ -91,7 +91,7 @@ def degrade(
     """A patch from 12-bit grey levels. ``inside``: bool, true in the breast."""
     base = code(pixels, scale, distance)
     upsampled = base.upsampled
-    original, kept = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, upsampled))
+    original, kept = (totals(band_energies(image, inside)) for image in (pixels, upsampled))
     model = measure_deviation(pixels, upsampled, inside, inside)
     deviation = model.deviation(upsampled)
     model = with_spectrum(model, pixels, upsampled, inside, deviation)

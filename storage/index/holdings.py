@@ -14,7 +14,6 @@ from storage.index import lease
 from storage.index.amendments import Amendments
 from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, writing
-from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
@@ -29,7 +28,13 @@ from storage.index.original_locations import (
     keep_hot,
 )
 from storage.index.quarantined import QuarantineRows
-from storage.index.rendition_rows import insert_rendition_or_reuse_row, is_known_by, stored_rendition, taken_reason
+from storage.index.rendition_rows import (
+    insert_rendition_or_reuse_row,
+    is_known_by,
+    mark_objects_as_garbage,
+    stored_rendition,
+    taken_reason,
+)
 from storage.index.resent_originals import hold_again
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import instance, original, patient, rendition, series, study
@@ -48,7 +53,6 @@ from storage.records import (
     ReasonCode,
     StoredInstance,
     StoredRendition,
-    Tier,
     TrailRecord,
 )
 
@@ -237,20 +241,19 @@ class Index:
         """Commit a rendition as the instance's current one; False if the lease was lost.
 
         ``present``: whether the store still holds an object. Raises ObjectMissing if one was unlinked meanwhile. A
-        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT, and both
-        objects are marked as garbage.
+        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT. Both objects
+        are marked as garbage if the rendition was not committed.
         """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(_owned(claim))).scalar() is None:
+                mark_objects_as_garbage(connection, new)
                 return False
-            digests = (new.base_digest, new.rendition_digest)
-            if not all(keep_hot(connection, digest, present) for digest in digests):
+            if not all(keep_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
                 raise ObjectMissing(f"{new.derived_uid}: one of its objects was unlinked before it was committed")
             key = insert_rendition_or_reuse_row(connection, claim.key, new, replace_object=True)
             if key is None:
                 changes = _state(InstanceState.EXACT, ReasonCode.OTHER, taken_reason(new))
-                for digest in digests:
-                    mark_garbage_in(connection, digest, Tier.HOT)
+                mark_objects_as_garbage(connection, new)
             else:
                 changes = _state(state, ReasonCode.NONE, "") | {"rendition_key": key}
             return lease.change_and_release(connection, instance, _owned(claim), **changes)

@@ -57,9 +57,14 @@ def withdraw_in(connection: Connection, key: int, why: str) -> None:
     """End that a rendition represents its image, and mark its objects as garbage, as part of a transaction."""
     mine = update(rendition).where(rendition.c.key == key).values(withdrawn=why)
     made = connection.execute(mine.returning(rendition.c.base_digest, rendition.c.rendition_digest)).one()
+    mark_objects_as_garbage(connection, made)
+    connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
+
+
+def mark_objects_as_garbage(connection: Connection, made: NewRendition | Row[Any]) -> None:
+    """Mark base and rendition as garbage, as part of a transaction; they are unlinked unless a row needs them."""
     for digest in (made.base_digest, made.rendition_digest):
         mark_garbage_in(connection, digest, Tier.HOT)
-    connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
 
 
 def is_served() -> ColumnElement[bool]:

@@ -83,7 +83,7 @@ class Remake:
             if _promise(made.rendition) == _promise(lost):
                 new = self._with_former_figures(lost, made.rendition)
                 self._prove_or_withdraw(claim, lost, new, ask)
-                self._writer.commit_or_discard(claim, state, new)
+                self._index.finish_with(claim, state, new, present=self._store.has)
                 return True
         LOGGER.warning("rendition %s cannot be made again; its image is encoded again", lost.derived_uid)
         self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")

@@ -45,7 +45,8 @@ class RenditionWriter:
         except NotReconstructable:
             self.discard(new.base_digest, new.rendition_digest)
             raise
-        self.commit_or_discard(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
+        state = InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED
+        self._index.finish_with(claim, state, new, present=self._store.has)
 
     def store(self, made: EncodedRendition, result: EncodeResult, *, new_base: bool = True) -> NewRendition:
         """Put the model, the base unless it is stored already, and the rendition into the store."""
@@ -84,14 +85,6 @@ class RenditionWriter:
                 raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
         if fault:
             raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
-
-    def commit_or_discard(self, claim: Claim, state: InstanceState, new: NewRendition) -> None:
-        """Make a rendition the current one of a claimed instance.
-
-        If the lease was lost or the instance deleted, both objects are marked as garbage instead.
-        """
-        if not self._index.finish_with(claim, state, new, present=self._store.has):
-            self.discard(new.base_digest, new.rendition_digest)
 
     def discard(self, *digests: str) -> None:
         """Mark objects as garbage; they are unlinked unless a row needs them."""

@@ -174,10 +174,10 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     powers = [power for power in on_all_cores(one, places) if power is not None]
     sizes = [float(np.abs(power).sum()) for power, _ in powers]
     largest = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
-    for (less, other), size in zip(powers, sizes, strict=True):
+    for (missing_here, lost_here), size in zip(powers, sizes, strict=True):
         if size <= largest:
-            missing += less
-            lost += other
+            missing += missing_here
+            lost += lost_here
     return spectrum_codes(np.minimum(missing, lost))
 
 

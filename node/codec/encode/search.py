@@ -34,7 +34,7 @@ from node.codec.noise import NoiseModel, decode_noise, encode_noise
 from node.codec.patches import encode_patches
 from node.codec.points import encode_points
 from node.codec.residuals import encode_residuals
-from node.fidelity.bands import BANDS, band_energies
+from node.fidelity.bands import band_energies, totals
 from node.fidelity.gate import (
     StructureFigures,
     as_shown,
@@ -290,9 +290,9 @@ class Encoder:
         side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
         held = side.held_pixels(structure.shape)
         inside = reference.core & ~held
-        missing, lost = _missing_band_energies(reference, structure, inside), found.bands[:BANDS].sum(axis=(1, 2))
+        missing, lost = _missing_band_energies(reference, structure, inside), totals(found.bands)
         lacking = np.minimum(missing, lost)  # a structure with 1% less contrast lacks energy, but no noise
-        wanted = reference.bands[:BANDS].sum(axis=(1, 2)) - (missing - lacking)
+        wanted = totals(reference.bands) - (missing - lacking)
         noise = attempt.noise or self._fitted_noise(structure, held)
         deviation = noise.deviation(structure)
         spectral = with_spectrum(noise, reference.image, structure, inside, deviation)
@@ -303,7 +303,7 @@ class Encoder:
             grain = decoded.drawn_noise(attempt.upscaler, attempt.task, structure, side, deviation)
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
-            have = bands[:BANDS].sum(axis=(1, 2))
+            have = totals(bands)
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
@@ -361,4 +361,4 @@ def _missing_band_energies(reference: Reference, structure: Float, inside: NDArr
     left_out = ~inside & reference.core
     own = band_energies(reference.image, inside, reference.bands, cell_any(left_out))
     made = band_energies(as_shown(reference, structure), inside)
-    return np.asarray((own - made)[:BANDS].sum(axis=(1, 2)))
+    return totals(own - made)
