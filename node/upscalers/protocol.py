@@ -94,7 +94,7 @@ class Installed:
     recipe: str
     files: tuple[tuple[str, Path], ...]
 
-
-def installed(upscaler: Upscaler) -> Installed:
-    """The installed model of an upscaler. Raises ModelMissing if its files cannot be read."""
-    return Installed(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)
+    @classmethod
+    def of(cls, upscaler: Upscaler) -> Installed:
+        """The model of an upscaler. Raises ModelMissing if its files cannot be read."""
+        return cls(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)

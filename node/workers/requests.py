@@ -15,7 +15,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.codec.rendering import Rendering, read_pair, verified
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.protocol import Installed, installed
+from node.upscalers.protocol import Installed
 from storage.dicom.content import same_content
 from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import check_frames, decode_frame, integer_pixels, pixel_digest, transcode
@@ -112,8 +112,8 @@ class ModelRequest:
 
     def answer(self, catalogue: Catalogue) -> Installed:
         if self.upscaler:
-            return installed(catalogue.by_digest(self.upscaler, self.weights_digest))
-        return installed(catalogue.configured())
+            return Installed.of(catalogue.by_digest(self.upscaler, self.weights_digest))
+        return Installed.of(catalogue.configured())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import Rendering
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.protocol import installed
+from node.upscalers.protocol import Installed
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import WorkerDied
@@ -134,7 +134,7 @@ def encoded(request: EncodeRequest | ReverifyRequest) -> EncodeResult:
         patches = encode_patches(cut(integer_pixels(request.original), cells))
     number = int(hashlib.sha256(received + patches).hexdigest()[:24], 16)
     pair = pair_of(ds, received, f"2.25.{number}", passed=request.thresholds is not None, patches=patches)
-    upscaler = installed(CATALOGUE.configured())
+    upscaler = Installed.of(CATALOGUE.configured())
     trial = Trial(str(POINT), upscaler.upscaler, len(pair.base_bytes), (), 0.1)
     return EncodeResult(
         (trial,), EncodedRendition(pair.rendition, POINT, pair.base_bytes, pair.rendition_bytes, upscaler)
