@@ -8,9 +8,9 @@ Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tic
 Threads (entity.py):                   association_threads, daemon_threads, unexpected_pdu, undecodable_pdu,
                                        prompt_receive, bounded_responses, several_messages, unanswered_requests
 Negotiation (entity.py):               association_request
-Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
-                                       command_ae_titles, command_uids, early_cancel, invalid_commands,
-                                       meta_length, kept_release
+Messages (decoder.py):                 message_limits, invalid_commands, command_ae_titles, command_uids,
+                                       early_cancel, association_spool
+Services (``install``):                retrieve_responses, after_action, meta_length, kept_release
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
                                        event_report, association_shutdown, matched_responses
 Called on an entity:                   alike_contexts
@@ -19,24 +19,17 @@ Called on an entity:                   alike_contexts
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from pynetdicom import _config
-from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches import (
     after_action,
     association_spool,
-    invalid_commands,
+    decoder,
     kept_release,
-    message_limits,
     meta_length,
     retrieve_responses,
 )
-from node.dimse.pynetdicom_patches.command_ae_titles import strip_ae_titles
-from node.dimse.pynetdicom_patches.command_uids import shorten_uids
-from node.dimse.pynetdicom_patches.early_cancel import forget_older_cancel
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
 
 def install() -> None:
@@ -52,25 +45,7 @@ def install() -> None:
 def _patch() -> None:
     retrieve_responses.install()
     after_action.install()
+    decoder.install()
     association_spool.install()
-    invalid_commands.install()
-    _repair_commands()
     meta_length.install()
     kept_release.install()
-    message_limits.install()  # last: it guards the decoder with the patches before it
-
-
-def _repair_commands() -> None:
-    """Repair the command set of every message that has arrived whole on one of our associations."""
-    decoder: Any = DIMSEMessage
-    original = decoder.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        is_whole = bool(original(self, primitive, assoc))
-        if is_whole and assoc is not None and isinstance(assoc.ae, ArchiveEntity):
-            strip_ae_titles(self.command_set)
-            shorten_uids(self.command_set)
-            forget_older_cancel(assoc, self.command_set)
-        return is_whole
-
-    decoder.decode_msg = decode_msg

@@ -12,30 +12,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 from pynetdicom import _config, dimse_messages
 
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.decoder import receiving_association
 from node.dimse.spool import SpoolFile
-
-_decoding = threading.local()
-"""``association``: the one whose message this thread is decoding, if its data sets are spooled."""
 
 
 def install() -> None:
     """Replace the settings and the temporary file of pynetdicom's decoder for our associations."""
     decoder: Any = dimse_messages
-    original = decoder.DIMSEMessage.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        ours = assoc is not None and isinstance(assoc.ae, ArchiveEntity)
-        _decoding.association = assoc if ours and assoc.is_acceptor else None
-        return bool(original(self, primitive, assoc))
-
-    decoder.DIMSEMessage.decode_msg = decode_msg
     decoder.NamedTemporaryFile = _spool_file
     decoder._config = _SpoolingConfig()
 
@@ -67,12 +55,18 @@ class _SpoolingConfig:
 
     def __getattr__(self, name: str) -> Any:
         if name == "STORE_RECV_CHUNKED_DATASET":
-            return getattr(_decoding, "association", None) is not None
+            return _spooled_association() is not None
         return getattr(_config, name)
 
 
+def _spooled_association() -> Any:
+    """The association whose message this thread decodes, if its data sets are spooled; else None."""
+    assoc = receiving_association()
+    return assoc if assoc is not None and assoc.is_acceptor else None
+
+
 def _spool_file(**options: Any) -> Any:
-    assoc = getattr(_decoding, "association", None)
+    assoc = _spooled_association()
     if assoc is None:
         return tempfile.NamedTemporaryFile(**options)
     return SpoolFile(association_spool(assoc), assoc.ae.allowance(assoc))

@@ -9,14 +9,12 @@ Remove when such requests reach ``Association._serve_request``, and errors name 
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import UID
 from pynetdicom import dimse_messages
-
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from pynetdicom.dsutils import create_file_meta
 
 _STORE = 0x0001
 """Command Field of a C-STORE-RQ (PS3.7 E.1)."""
@@ -26,37 +24,9 @@ _PRIORITIES = (0, 1, 2)
 _NO_UID = UID("0.0")
 """Stands in the spooled file for a UID that the command lacks; that file is discarded."""
 
-_decoding = threading.local()
-"""``ours``: whether the message that this thread decodes belongs to one of our associations."""
-
 
 class InvalidCommand(Exception):
     """A command set that cannot be answered. The message says why, and quotes no value but numbers."""
-
-
-def install() -> None:
-    """Check the command sets of our associations when they are decoded."""
-    module: Any = dimse_messages
-    decode_msg, decode, create_file_meta = module.DIMSEMessage.decode_msg, module.decode, module.create_file_meta
-
-    def decode_of(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        _decoding.ours = assoc is not None and isinstance(assoc.ae, ArchiveEntity)
-        return bool(decode_msg(self, primitive, assoc))
-
-    def decode_command(encoded: Any, *encoding: bool) -> Dataset:
-        command: Dataset = decode(encoded, *encoding)
-        if getattr(_decoding, "ours", False):
-            check_command(command)
-        return command
-
-    def create_meta(*, sop_class_uid: UID, sop_instance_uid: UID, transfer_syntax: UID) -> Any:
-        return create_file_meta(
-            sop_class_uid=sop_class_uid or _NO_UID,
-            sop_instance_uid=sop_instance_uid or _NO_UID,
-            transfer_syntax=transfer_syntax,
-        )
-
-    module.DIMSEMessage.decode_msg, module.decode, module.create_file_meta = decode_of, decode_command, create_meta
 
 
 def check_command(command: Dataset) -> None:
@@ -80,3 +50,12 @@ def check_command(command: Dataset) -> None:
         command.Priority = 0  # medium: this archive does not look at it
     if not field & _RESPONSE and values.get("MessageID") is not None and "MessageIDBeingRespondedTo" in command:
         del command.MessageIDBeingRespondedTo
+
+
+def create_meta(*, sop_class_uid: UID, sop_instance_uid: UID, transfer_syntax: UID) -> Any:
+    """The file meta information of a data set that is spooled, also if its command lacks a UID."""
+    return create_file_meta(
+        sop_class_uid=sop_class_uid or _NO_UID,
+        sop_instance_uid=sop_instance_uid or _NO_UID,
+        transfer_syntax=transfer_syntax,
+    )

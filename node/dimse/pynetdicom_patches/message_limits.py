@@ -13,9 +13,6 @@ import logging
 import zlib
 from typing import Any
 
-from pynetdicom.dimse_messages import DIMSEMessage
-
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 from node.dimse.pynetdicom_patches.invalid_commands import InvalidCommand
 
 LOGGER = logging.getLogger(__name__)
@@ -30,32 +27,9 @@ _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """The item tag (FFFE,E000) in both byte orders."""
 
 
-def install() -> None:
-    """Guard pynetdicom's decoder for our associations."""
-    decoder: Any = DIMSEMessage
-    original = decoder.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        if assoc is None or not isinstance(assoc.ae, ArchiveEntity):
-            return bool(original(self, primitive, assoc))
-        try:
-            _check_size(self, primitive)
-            _check_contexts(primitive, assoc)
-            is_whole = bool(original(self, primitive, assoc))
-            if is_whole and not self._data_set_file:
-                _check_items(_inflated(self, assoc))
-            return is_whole
-        except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
-            reason = error if isinstance(error, InvalidCommand) else type(error).__name__  # others may quote a value
-            LOGGER.error("message of %s cannot be decoded: %s", str(assoc.requestor.ae_title).strip(), reason)
-            assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
-            return False
-
-    decoder.decode_msg = decode_msg
-
-
-def _check_size(message: Any, primitive: Any) -> None:
-    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one."""
+def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
+    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one, or if a fragment
+    is on a presentation context that was not accepted (PS3.8 9.3.5.1)."""
     fragments = [data for _, data in primitive.presentation_data_value_list]
     command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
     identifier = message.data_set.tell()
@@ -63,6 +37,26 @@ def _check_size(message: Any, primitive: Any) -> None:
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
     if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
         raise InvalidCommand("its command set or identifier is too large")
+    for number, _ in primitive.presentation_data_value_list:
+        if number not in assoc._accepted_cx:
+            raise InvalidCommand(f"presentation context {number} was not accepted")
+
+
+def check_items(message: Any, assoc: Any) -> None:
+    """Raise InvalidCommand if the data set of a message in memory has more items than any may have. Each takes a
+    kilobyte when it is parsed."""
+    if message._data_set_file:
+        return
+    data = _inflated(message, assoc)
+    if max(data.count(tag) for tag in _ITEM_TAGS) > _MOST_ITEMS:
+        raise InvalidCommand("its identifier has too many items")
+
+
+def abort_undecodable(assoc: Any, error: Exception) -> None:
+    """Abort an association whose message cannot be decoded. The log quotes no value of the peer."""
+    reason = error if isinstance(error, InvalidCommand) else type(error).__name__
+    LOGGER.error("message of %s cannot be decoded: %s", str(assoc.requestor.ae_title).strip(), reason)
+    assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
 
 
 def _inflated(message: Any, assoc: Any) -> bytes:
@@ -77,16 +71,3 @@ def _inflated(message: Any, assoc: Any) -> bytes:
     if len(inflated) == _MOST_IDENTIFIER:
         raise InvalidCommand("its deflated identifier becomes too large")
     return inflated
-
-
-def _check_items(data: bytes) -> None:
-    """Raise InvalidCommand if a data set has more items than any may have. Each takes a kilobyte when it is parsed."""
-    if max(data.count(tag) for tag in _ITEM_TAGS) > _MOST_ITEMS:
-        raise InvalidCommand("its identifier has too many items")
-
-
-def _check_contexts(primitive: Any, assoc: Any) -> None:
-    """Raise InvalidCommand if a fragment is on a presentation context that was not accepted (PS3.8 9.3.5.1)."""
-    for number, _ in primitive.presentation_data_value_list:
-        if number not in assoc._accepted_cx:
-            raise InvalidCommand(f"presentation context {number} was not accepted")
