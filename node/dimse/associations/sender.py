@@ -66,7 +66,7 @@ class Channel:
         This may take long. Raises DestinationUnavailable if no context fits, or the error of the last encoding that
         failed. The caller closes the result, or ``sendable`` after an error.
         """
-        if sendable.packed_form_of and self.best_syntax(sendable.packed_form_of) != sendable.transfer_syntax_uid:
+        if sendable.packed_form_of and self.expected(sendable.packed_form_of) != sendable.transfer_syntax_uid:
             original = retrieve.unpacked(sendable)
             try:
                 converted = self.convert(original, retrieve)
@@ -89,7 +89,11 @@ class Channel:
             f"{sendable.transfer_syntax_uid} or little endian"
         )
 
-    def best_syntax(self, held: Choice | StoredInstance) -> str:
+    def channel(self, _: Choice) -> Channel:
+        """Itself; a ``Destination`` has a channel for each choice."""
+        return self
+
+    def expected(self, held: Choice | StoredInstance) -> str:
         """The transfer syntax in which it is sent if its pixels allow it; empty if the receiver accepted none."""
         return next(iter(self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid)), "")
 
@@ -163,7 +167,7 @@ class Destination:
         """The transfer syntax in which it is probably sent: by config.yaml until the receiver has accepted contexts."""
         now_open = self._open
         if now_open is not None and now_open[0] == self._batch_of[id(choice)]:
-            return now_open[1].best_syntax(choice)
+            return now_open[1].expected(choice)
         return in_order(self._peer.transfer_syntaxes, choice.transfer_syntax_uid)[0]
 
     def close_at_once(self, why: str) -> None:

@@ -126,11 +126,7 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
         yield _refusal(event, services, "get", error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
-    entry = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(
-        event, lambda: not channel.usable or has_ended(event.assoc), lambda _: channel, channel.best_syntax
-    )
-    yield from _send(request, services, choices, entry)
+    yield from _Retrieval(event, services, choices, channel).run(TrailEntry("get", caller, detail=f"to {caller}"))
 
 
 def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[RetrieveResponse]:
@@ -155,9 +151,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     message_id = int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        has_left = partial(has_ended, event.assoc)
-        request = _Request(event, has_left, destination.channel, destination.expected, destination)
-        yield from _send(request, services, choices, entry)
+        yield from _Retrieval(event, services, choices, destination).run(entry)
 
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
@@ -193,14 +187,78 @@ def _refusal(event: Any, services: RetrieveServices, verb: str, error: Identifie
     return RetrieveResponse(status, comment=str(error))
 
 
-def _send(
-    request: _Request, services: RetrieveServices, choices: list[Choice], entry: TrailEntry
-) -> Iterator[RetrieveResponse]:
-    counts = SubOperations(len(choices))
-    try:
-        yield from _send_all(request, services, choices, counts)
-    finally:
-        services.record(_completed_entry(entry, choices, counts))
+class _Retrieval:
+    """The images of one request on their way to ``receiver``: the association of a C-GET, or a move destination."""
+
+    def __init__(
+        self, event: Any, services: RetrieveServices, choices: list[Choice], receiver: Channel | Destination
+    ) -> None:
+        self._event, self._services, self._choices, self._receiver = event, services, choices, receiver
+        self._counts, self._cancelled = SubOperations(len(choices)), False
+
+    def run(self, entry: TrailEntry) -> Iterator[RetrieveResponse]:
+        """Send the images; the responses to the requester. ``entry``: for the audit trail, completed at the end."""
+        try:
+            yield from self._send_all()
+        finally:
+            self._services.record(_completed_entry(entry, self._choices, self._counts))
+
+    def _send_all(self) -> Iterator[RetrieveResponse]:
+        choices, counts, receiver, retrieve = self._choices, self._counts, self._receiver, self._services.retrieve
+        if len(choices) > MOST_SUBOPERATIONS:
+            yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
+            return
+        for choice, making in retrieve.prepare(choices, receiver.expected):
+            if (yield from self._ends_before(making, partial(discard, making))):
+                break
+            converting = run_in_thread(partial(_converted, retrieve, choice, making, receiver))
+            if (yield from self._ends_before(converting, partial(discard, converting))):
+                break
+            send = partial(_send_one, choice, converting, receiver)
+            if isinstance(receiver, Channel):
+                counts.count(choice, send())
+            else:
+                sending = run_in_thread(send)
+                over = yield from self._ends_before(sending, partial(_cut_short, sending, receiver))
+                counts.count(choice, sending.result() if sending.done() else None)
+                if over:
+                    break
+            if counts.remaining:
+                yield counts.response(PENDING)
+        else:
+            yield counts.final()
+            return
+        if self._cancelled:
+            yield counts.response(CANCELLED)
+
+    def _is_over(self) -> bool:
+        """True once the requester has cancelled, or its association has ended.
+
+        A request for release cancels a C-GET, since no image would be answered any more.
+        """
+        assoc, own = self._event.assoc, self._receiver if isinstance(self._receiver, Channel) else None
+        released = own is not None and wants_release(assoc)
+        self._cancelled = self._cancelled or released or bool(self._event.is_cancelled)  # reading clears it
+        return self._cancelled or has_ended(assoc) or (own is not None and not own.usable)
+
+    def _ends_before(self, future: Future[Any], abandon: Callable[[], None]) -> Generator[RetrieveResponse, None, bool]:
+        """Wait for a future, with a pending response at each keep-alive interval.
+
+        Returns True, after calling ``abandon``, if the request ends before the future is done.
+        """
+        keep_alive, responded = self._services.keep_alive, time.monotonic()
+        try:
+            while not self._is_over():
+                if is_done(future, min(_POLL, keep_alive)):
+                    return False
+                if time.monotonic() - responded >= keep_alive:
+                    responded = time.monotonic()
+                    yield self._counts.response(PENDING)
+        except GeneratorExit:  # the association has ended
+            abandon()
+            raise
+        abandon()
+        return True
 
 
 def _completed_entry(entry: TrailEntry, choices: list[Choice], counts: SubOperations) -> TrailEntry:
@@ -214,105 +272,21 @@ def _completed_entry(entry: TrailEntry, choices: list[Choice], counts: SubOperat
     return replace(entry, level="study", uids=studies, rendition="+".join(kinds)[:16], outcome=outcome, detail=detail)
 
 
-def _send_all(
-    request: _Request, services: RetrieveServices, choices: list[Choice], counts: SubOperations
-) -> Iterator[RetrieveResponse]:
-    if len(choices) > MOST_SUBOPERATIONS:
-        yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
-        return
-    keep_alive, channel = services.keep_alive, request.channel
-    for choice, making in services.retrieve.prepare(choices, request.expected):
-        if (yield from _ends_before(making, counts, keep_alive, request, partial(discard, making))):
-            break
-        converting = run_in_thread(partial(_converted, services.retrieve, choice, making, channel))
-        if (yield from _ends_before(converting, counts, keep_alive, request, partial(discard, converting))):
-            break
-        send = partial(_send_one, choice, converting, channel)
-        if request.destination is None:
-            counts.count(choice, send())
-        else:
-            sending = run_in_thread(send)
-            cut_short = partial(_cut_short, sending, request.destination)
-            over = yield from _ends_before(sending, counts, keep_alive, request, cut_short)
-            counts.count(choice, sending.result() if sending.done() else None)
-            if over:
-                break
-        if counts.remaining:
-            yield counts.response(PENDING)
-    else:
-        yield counts.final()
-        return
-    if request.cancelled:
-        yield counts.response(CANCELLED)
-
-
-class _Request:
-    """The state of a request. ``channel``: on which an image is sent, ``expected``: its likely transfer syntax there.
-
-    ``destination``: None if they are sent over the association of the request.
-    """
-
-    def __init__(
-        self,
-        event: Any,
-        has_left: Callable[[], bool],
-        channel: Callable[[Choice], Channel],
-        expected: Callable[[Choice], str],
-        destination: Destination | None = None,
-    ) -> None:
-        self._event, self._has_left, self.cancelled = event, has_left, False
-        self.channel, self.expected, self.destination = channel, expected, destination
-
-    @property
-    def over(self) -> bool:
-        """True once the requester has cancelled, or its association has ended.
-
-        A request for release cancels a C-GET, since no image would be answered any more.
-        """
-        released = self.destination is None and wants_release(self._event.assoc)
-        self.cancelled = self.cancelled or released or bool(self._event.is_cancelled)  # reading clears it
-        return self.cancelled or self._has_left()
-
-
-def _ends_before(
-    future: Future[Any], counts: SubOperations, keep_alive: float, request: _Request, abandon: Callable[[], None]
-) -> Generator[RetrieveResponse, None, bool]:
-    """Wait for a future, with a pending response at each keep-alive interval.
-
-    Returns True, after calling ``abandon``, if the request ends before the future is done.
-    """
-    responded = time.monotonic()
-    try:
-        while not request.over:
-            if is_done(future, min(_POLL, keep_alive)):
-                return False
-            if time.monotonic() - responded >= keep_alive:
-                responded = time.monotonic()
-                yield counts.response(PENDING)
-    except GeneratorExit:  # the association has ended
-        abandon()
-        raise
-    abandon()
-    return True
-
-
-def _converted(
-    retrieve: Retrieve, choice: Choice, made: Future[Sendable], channel: Callable[[Choice], Channel]
-) -> Sendable:
+def _converted(retrieve: Retrieve, choice: Choice, made: Future[Sendable], receiver: Channel | Destination) -> Sendable:
     """The image in a transfer syntax of this receiver, after opening the association. Both may take long.
 
     If a reconstruction cannot be encoded for this receiver, its original is sent instead.
     """
     sendable = made.result()
     try:
-        return _closing(sendable, lambda: channel(choice).convert(sendable, retrieve))
+        return _closing(sendable, lambda: receiver.channel(choice).convert(sendable, retrieve))
     except DestinationUnavailable:
         raise
     except Exception as error:
         if choice.rendition is None or sendable.sop_instance_uid != choice.rendition.uid(draw=choice.draw):
             raise
         original = retrieve.fall_back_to_original(choice, error)
-    return _closing(original, lambda: channel(choice).convert(original, retrieve))
+    return _closing(original, lambda: receiver.channel(choice).convert(original, retrieve))
 
 
 def _closing(sendable: Sendable, work: Callable[[], Sendable]) -> Sendable:
@@ -324,16 +298,17 @@ def _closing(sendable: Sendable, work: Callable[[], Sendable]) -> Sendable:
         raise
 
 
-def _send_one(choice: Choice, converting: Future[Sendable], channel: Callable[[Choice], Channel]) -> int | None:
+def _send_one(choice: Choice, converting: Future[Sendable], receiver: Channel | Destination) -> int | None:
     try:
         sendable = converting.result()
     except Exception as error:  # noqa: BLE001 - an image that cannot be made is one failed sub-operation
         LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     try:
-        status = channel(choice).store(sendable)
+        channel = receiver.channel(choice)
+        status = channel.store(sendable)
         if status != SUCCESS:
-            LOGGER.warning("instance %s: %s answered %04X", choice.sop_instance_uid, channel(choice).receiver, status)
+            LOGGER.warning("instance %s: %s answered %04X", choice.sop_instance_uid, channel.receiver, status)
         return status
     except (LatentPacsError, OSError) as error:
         LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, for_log(error))
