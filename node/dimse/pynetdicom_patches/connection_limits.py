@@ -26,12 +26,9 @@ WAITING = 64
 
 @dataclass(eq=False)
 class Opening:
-    """A connection that has no thread of an association yet, as during its TLS handshake.
+    """A connection that has no thread of an association yet, as during its TLS handshake. ``connection``: its socket,
+    which TLS wraps."""
 
-    ``accepted``: its socket as it was accepted; ``connection``: the one to close.
-    """
-
-    accepted: Any
     caller: Any
     connection: Any
     connected_at: float = field(default_factory=time.monotonic)
@@ -47,7 +44,7 @@ class LimitedServer(ThreadedAssociationServer):
 
     def __init__(self, *arguments: Any, per_address: int, **options: Any) -> None:
         self._lock = threading.Lock()
-        self._opening: dict[Any, Opening] = {}
+        self._opening: dict[Any, Opening] = {}  # by the socket as it was accepted
         self._per_address = per_address
         super().__init__(*arguments, **options)
 
@@ -64,7 +61,7 @@ class LimitedServer(ThreadedAssociationServer):
             LOGGER.warning("closed a connection from %s: %s are open", address, len(opened))
             return False
         with self._lock:
-            self._opening[client_address] = Opening(request, client_address, request)
+            self._opening[request] = Opening(client_address, request)
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -72,7 +69,7 @@ class LimitedServer(ThreadedAssociationServer):
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._forget(request, client_address)
+            self._forget(request)
             raise
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -80,25 +77,21 @@ class LimitedServer(ThreadedAssociationServer):
         try:
             super().finish_request(request, client_address)
         finally:
-            self._forget(request, client_address)
+            self._forget(request)
 
-    def opening(self, request: Any, client_address: Any) -> Opening:
-        """The connection from there that has no association yet."""
+    def opening(self, request: Any) -> Opening:
+        """The connection with that accepted socket, which has no association yet."""
         with self._lock:
-            one = self._opening.get(client_address)
-        # else its caller has closed it, and has connected again from the same port
-        return one if one is not None and one.accepted is request else Opening(request, client_address, request)
+            return self._opening[request]
 
-    def _forget(self, request: Any, client_address: Any) -> None:
+    def _forget(self, request: Any) -> None:
         with self._lock:
-            one = self._opening.get(client_address)
-            if one is not None and one.accepted is request:
-                del self._opening[client_address]
+            self._opening.pop(request, None)
 
     def _opened(self) -> list[Any]:
         """Every open connection once: as its association, if that has a thread."""
         with self._lock:
-            opened = dict(self._opening)
+            opened = {one.caller: one for one in self._opening.values()}
         return list((opened | {getattr(one, "caller", one): one for one in self.ae.active_associations}).values())
 
 

@@ -32,7 +32,7 @@ class TlsHandler(RequestHandler):
     def _handshake(self, context: ssl.SSLContext) -> bool:
         connection: Any = self.request
         address, seconds = self.client_address[0], self.server.handshake_timeout
-        opening = self.server.opening(connection, self.client_address)
+        opening = self.server.opening(connection)
         connection.settimeout(seconds)
         try:
             if not _sends_anything(connection):
