@@ -79,11 +79,11 @@ class RepairCounts:
     points: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RenditionReport:
     """One rendition, which stands for two DICOM objects: ``derived_uid`` with drawn noise, ``structure_uid`` without.
 
-    ``unreadable``: why its objects could not be read; ``parts`` and ``repair_counts`` are None then."""
+    ``unreadable``: why its objects could not be read; what they hold is left out then."""
 
     derived_uid: str
     structure_uid: str
@@ -93,9 +93,9 @@ class RenditionReport:
     operating_point: OperatingPoint
     upscaler: str
     weights_digest: str
-    steps: int | None
-    seed: int | None
-    numerics: dict[str, str]
+    steps: int | None = None
+    seed: int | None = None
+    numerics: dict[str, str] = field(default_factory=dict)
     verified_at: datetime
     seconds: float
     base_digest: str
@@ -106,9 +106,9 @@ class RenditionReport:
     structure_digest: str
     verdict: Verdict
     tried: tuple[Trial, ...]
-    parts: PayloadParts | None
-    repair_counts: RepairCounts | None
-    unreadable: str
+    parts: PayloadParts | None = None
+    repair_counts: RepairCounts | None = None
+    unreadable: str = ""
 
     @property
     def payload_bytes(self) -> int:
@@ -219,12 +219,10 @@ def _rendition_of(row: StoredRendition, instance: StoredInstance, store: ObjectS
     row_fields = {name: getattr(row, name) for name in RenditionReport.__dataclass_fields__ if hasattr(row, name)}
     current = instance.rendition is not None and instance.rendition.derived_uid == row.derived_uid
     row_fields |= {"current": current, "point": str(row.point), "operating_point": row.point}
-    no_fields: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "repair_counts": None}
     try:
-        fields = _from_objects(row, store)
+        return RenditionReport(**row_fields, **_from_objects(row, store))
     except LatentPacsError as error:
-        return RenditionReport(**row_fields, **no_fields, unreadable=str(error))
-    return RenditionReport(**row_fields, **fields, unreadable="")
+        return RenditionReport(**row_fields, unreadable=str(error))
 
 
 def _from_objects(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
