@@ -64,15 +64,14 @@ def find(
     whether the responses will be sent in implicit VR little endian; None if the encoding is not known.
     """
     adjustment = _adjustment(identifier, home) if adjust_zones else None
-    query = _parsed(
-        identifier, root, relational=relational, combined_datetime=combined_datetime, adjusted=adjustment is not None
-    )
+    query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
+    search = query.search(policy, copies, draw, any_zone=adjustment is not None)
 
     def as_shown(candidate: QueryCandidate) -> DicomJson:
         attributes = _as_shown(candidate)
         return adjustment.adjusted(attributes) if adjustment else attributes
 
-    found = candidates(index.engine, query.search(policy, copies, draw), lambda one: query.matches(as_shown(one)))
+    found = candidates(index.engine, search, lambda one: query.matches(as_shown(one)))
     return (
         query.answer(attributes, retrieve_ae_title, implicit)
         for attributes in map(as_shown, found)
@@ -114,18 +113,16 @@ class Query:
     unsupported: tuple[DataElement, ...]
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
-    adjusted: bool = False
 
-    def search(self, policy: RenditionPolicy, copies: bool = False, draw: bool = True) -> Search:
-        """The part of the query that SQL evaluates."""
+    def search(
+        self, policy: RenditionPolicy, copies: bool = False, draw: bool = True, *, any_zone: bool = False
+    ) -> Search:
+        """The part of the query that SQL evaluates. ``any_zone``: as in ``narrows``."""
         return Search(
             level=self.level,
             wants=frozenset(self.levels) | {one.level for one in self.keys},
             narrows=tuple(
-                narrow
-                for one in self.keys
-                if one.matches
-                for narrow in narrows(one.key, one.values, any_zone=self.adjusted)
+                narrow for one in self.keys if one.matches for narrow in narrows(one.key, one.values, any_zone=any_zone)
             ),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
@@ -170,9 +167,7 @@ def _adjustment(identifier: Dataset, home: tzinfo | None) -> Adjustment | None:
         raise IdentifierError("Timezone Offset From UTC (0008,0201): not of the form +0100") from error
 
 
-def _parsed(
-    identifier: Dataset, root: Root, *, relational: bool, combined_datetime: bool, adjusted: bool = False
-) -> Query:
+def _parsed(identifier: Dataset, root: Root, *, relational: bool, combined_datetime: bool) -> Query:
     level = level_of(identifier, root)
     keys_above(identifier, root, level, relational=relational)
     codecs = codecs_of(identifier)
@@ -198,7 +193,6 @@ def _parsed(
         unsupported=tuple(unsupported),
         uids=uids,
         combined=tuple(combined),
-        adjusted=adjusted,
     )
 
 
