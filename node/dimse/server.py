@@ -146,7 +146,7 @@ class Server:
         """For SOP classes that the caller wants to get (it proposes the SCP role), put its preferred syntaxes first."""
         assoc = event.assoc
         peer = self._peer(str(assoc.requestor.primitive.calling_ae_title))
-        if peer is None or not peer.transfer_syntaxes or not assoc.is_acceptor or assoc.is_rejected:
+        if peer is None or not peer.transfer_syntaxes or assoc.is_rejected:
             return
         order = tuple(dict.fromkeys((*in_order(peer.transfer_syntaxes, TRANSFER_SYNTAXES[0]), *TRANSFER_SYNTAXES)))
         gets = {str(uid) for uid, role in assoc.requestor.role_selection.items() if role.scp_role}
@@ -181,6 +181,7 @@ class Server:
         return [assoc for assoc in self.entity.active_associations if isinstance(assoc, Acceptor)]
 
     def _handlers(self) -> list[Any]:
+        """The handlers of the listeners: their events are those of associations that peers open."""
         needs, services = self._dependencies, self._dependencies.services
         checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
         store = partial(

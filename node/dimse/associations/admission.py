@@ -43,8 +43,6 @@ class Admission:
     def requested(self, event: Any) -> None:
         """Reject the request, or let the negotiation continue (pynetdicom's EVT_REQUESTED)."""
         assoc = event.assoc
-        if not assoc.is_acceptor:
-            return
         try:
             rejection = self._rejection(assoc)
         except Exception:
@@ -59,8 +57,6 @@ class Admission:
     def rejected(self, event: Any) -> None:
         """Record an association that pynetdicom has rejected (its EVT_REJECTED)."""
         assoc, node = event.assoc, self._settings.node
-        if not assoc.is_acceptor:
-            return
         called = str(assoc.requestor.primitive.called_ae_title).strip()
         why = f"{assoc.ae.maximum_associations} connections are open already"
         if node.require_called_ae_title and called != node.ae_title:

@@ -12,7 +12,5 @@ LOGGER = logging.getLogger(__name__)
 
 def log_association(event: Any, what: str) -> None:
     """Handle pynetdicom's EVT_ACCEPTED, EVT_RELEASED or EVT_ABORTED; ``what`` has happened."""
-    if event.assoc.is_acceptor:
-        LOGGER.info(
-            "Association of %s from %s %s", str(event.assoc.requestor.ae_title).strip(), address_of(event.assoc), what
-        )
+    title = str(event.assoc.requestor.ae_title).strip()
+    LOGGER.info("Association of %s from %s %s", title, address_of(event.assoc), what)
