@@ -62,15 +62,15 @@ QUERY_ERRORS: dict[type[Exception], Meaning] = {
 }
 
 ACTION_ERRORS = {
-    0x0106: Meaning(0x0106, "Transaction UID, or a referenced UID, is not valid"),
-    0x0110: Meaning(0x0110, "Processing failure; the node's log says why"),
-    0x0112: Meaning(0x0112, "The requested SOP instance is not 1.2.840.10008.1.20.1.1"),
-    0x0115: Meaning(0x0115, "Action Information cannot be read"),
-    0x0120: Meaning(0x0120, "Transaction UID or Referenced SOP Sequence is missing or empty"),
-    0x0123: Meaning(0x0123, "The action type is not 1"),
-    0x0213: Meaning(0x0213, "Resource limitation: disk or database full"),
+    0x0106: "Transaction UID, or a referenced UID, is not valid",
+    0x0110: "Processing failure; the node's log says why",
+    0x0112: "The requested SOP instance is not 1.2.840.10008.1.20.1.1",
+    0x0115: "Action Information cannot be read",
+    0x0120: "Transaction UID or Referenced SOP Sequence is missing or empty",
+    0x0123: "The action type is not 1",
+    0x0213: "Resource limitation: disk or database full",
 }
-"""Statuses of a storage commitment N-ACTION (PS3.7 10.1.4.1.10)."""
+"""Statuses of a storage commitment N-ACTION, and their meanings (PS3.7 10.1.4.1.10)."""
 
 OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
 

@@ -131,9 +131,7 @@ def test_storage_commitment() -> None:
     text = section("Storage commitment")
     actions, reasons = text.split("| Failure Reason")
     listed = dict(re.findall(r"^\| ([0-9A-F]{4}) \| (.+) \|$", actions, re.M))
-    assert {code: listed[f"{code:04X}"] for code in ACTION_ERRORS} == {
-        code: meaning.means for code, meaning in ACTION_ERRORS.items()
-    }
+    assert {code: listed[f"{code:04X}"] for code in ACTION_ERRORS} == ACTION_ERRORS
     assert set(listed) == {f"{code:04X}" for code in (*ACTION_ERRORS, 0x0000, 0x0124)}
     assert {int(code, 16) for code in re.findall(r"^\| ([0-9A-F]{4}) \|", reasons, re.M)} == set(FailureReason)
 

@@ -51,7 +51,7 @@ class ActionRefused(LatentPacsError):
     """An N-ACTION that is refused, with its status."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(ACTION_ERRORS[status].means)
+        super().__init__(ACTION_ERRORS[status])
         self.status = status
 
 
@@ -69,10 +69,10 @@ def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusa
         return response(error.status, str(error)), None
     except StoreFull as error:
         LOGGER.error("storage commitment request from %s failed: %s", caller, error)
-        return response(0x0213, ACTION_ERRORS[0x0213].means), None
+        return response(0x0213, ACTION_ERRORS[0x0213]), None
     except Exception:
         LOGGER.exception("storage commitment request from %s failed", caller)
-        return response(0x0110, ACTION_ERRORS[0x0110].means), None
+        return response(0x0110, ACTION_ERRORS[0x0110]), None
     return response(SUCCESS), None
 
 
