@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from storage.dicom.header_amendments import (
     ISSUER,
@@ -31,6 +31,7 @@ from storage.dicom.levels import text_of
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.hierarchy import amendments, apply_amendments
+from storage.index.reading import IndexPart, values_of
 from storage.index.tables import amendment, instance, patient, series, study
 from storage.index.trail_rows import append_in
 from storage.records import DicomJson, TrailEntry, TrailRecord
@@ -47,11 +48,8 @@ class MadeAmendment:
     studies: tuple[AmendedStudy, ...]
 
 
-class Amendments:
+class Amendments(IndexPart):
     """The amendments of one index. Every change is in the audit trail, in the same transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     def make(
         self, kind: AmendmentKind, target: str, changes: DicomJson, *, reason: str, who: str, dry_run: bool = False
@@ -89,8 +87,7 @@ class Amendments:
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Make the amendments that the trail records and the index lacks; how many."""
-        with self._engine.connect() as connection:
-            known = set(connection.execute(select(amendment.c.key)).scalars())
+        known = set(values_of(self._engine, select(amendment.c.key)))
         made = [one for one in records if one.entry.action == "amend"]
         missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
         for record in missing:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, or_, select, update
+from sqlalchemy import Connection, and_, or_, select, update
 
 from storage.index.connection import writing
 from storage.index.lease import is_free
+from storage.index.reading import IndexPart, rows_of
 from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import instance, rendition, series
 from storage.index.trail_rows import append_in
@@ -30,11 +31,8 @@ class AuditCandidate:
     flagged: bool
 
 
-class AuditRows:
-    """Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class AuditRows(IndexPart):
+    """The audits of one index."""
 
     def candidates(self) -> list[AuditCandidate]:
         """Every image with a current rendition, by key.
@@ -59,18 +57,17 @@ class AuditRows:
             .where(or_(standing, flagged))
             .order_by(instance.c.key)
         )
-        with self._engine.connect() as connection:
-            return [
-                AuditCandidate(
-                    key,
-                    " ".join(filter(None, (maker, model))) or "unknown",
-                    institution or sender,
-                    str(OperatingPoint(**point)),
-                    verified_at,
-                    state == InstanceState.FAILED,
-                )
-                for key, state, sender, maker, model, institution, point, verified_at in connection.execute(query)
-            ]
+        return [
+            AuditCandidate(
+                key,
+                " ".join(filter(None, (maker, model))) or "unknown",
+                institution or sender,
+                str(OperatingPoint(**point)),
+                verified_at,
+                state == InstanceState.FAILED,
+            )
+            for key, state, sender, maker, model, institution, point, verified_at in rows_of(self._engine, query)
+        ]
 
     def withdraw(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
         """End that a rendition represents its image, which is then served bit-exact; its UIDs still lead to the image,

@@ -10,11 +10,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from storage.index.connection import writing
 from storage.index.holds import add_hold_in, put_label_in, take_label_in
 from storage.index.level_joins import with_patient, with_study
+from storage.index.reading import IndexPart, record_of, rows_of
 from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
@@ -23,11 +24,8 @@ HOLD_LABEL = "validation"
 _UIDS_AT_ONCE = 200
 
 
-class ClassLabels:
+class ClassLabels(IndexPart):
     """The classes of images in one index. Every change is in the audit trail, in the same transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     def put(self, classes: Mapping[str, str], *, who: str) -> int:
         """Set classes by SOP Instance UID, and hold the originals; how many labels are new or changed."""
@@ -71,10 +69,7 @@ class ClassLabels:
     def all(self) -> list[ClassLabel]:
         """Every label by UID, whether the image is held here or not."""
         query = select(class_label).order_by(class_label.c.sop_instance_uid)
-        with self._engine.connect() as connection:
-            return [
-                ClassLabel(row.sop_instance_uid, row.class_name, bool(row.held)) for row in connection.execute(query)
-            ]
+        return [record_of(ClassLabel, row, held=bool(row.held)) for row in rows_of(self._engine, query)]
 
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
         """SOP Instance UIDs of originals held here, by UID; a UID may be that of a reconstruction."""
@@ -93,12 +88,9 @@ class ClassLabels:
 
     def views_of(self, patient_id: str) -> list[LabelledView]:
         """The images of a patient with the attributes that give the view of each."""
-        images = select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes.label("of_series"))
+        images = select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes)
         query = with_patient(images).where(patient.c.patient_id == patient_id).order_by(instance.c.key)
-        with self._engine.connect() as connection:
-            return [
-                LabelledView(row.sop_instance_uid, row.attributes, row.of_series) for row in connection.execute(query)
-            ]
+        return [LabelledView(*row) for row in rows_of(self._engine, query)]
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring classes that are missing, or older than the trail, to what its records say; of how many images."""

@@ -13,11 +13,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, exists, insert, or_, select
 
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.lease import is_free, owned
+from storage.index.reading import IndexPart, record_of
 from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone, tombstone_in_force
 from storage.records import OriginalForm
 
@@ -75,11 +76,8 @@ _AT_ONCE = 500
 """UIDs or keys in one query. SQLite may take no more than 32,766 values, and a peer may name more instances."""
 
 
-class Commitments:
-    """The requests and pins on one database. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Commitments(IndexPart):
+    """The requests and pins on one database."""
 
     def add(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
         """Commit a request. ``due``: when to work on it if nobody claims it by key before.
@@ -206,14 +204,11 @@ def _owned(request: CommitmentRequest) -> ColumnElement[bool]:
 
 
 def _request(row: Any, owner: str) -> CommitmentRequest:
-    return CommitmentRequest(
-        key=row.key,
-        transaction_uid=row.transaction_uid,
-        calling_aet=row.calling_aet,
+    return record_of(
+        CommitmentRequest,
+        row,
         references=tuple(CommitmentItem(*item) for item in row.items),
         duplicate=bool(row.duplicate),
         report=None if row.report is None else tuple(CommitmentAnswer(*item) for item in row.report),
-        attempts=row.attempts,
-        requested_at=row.requested_at,
         owner=owner,
     )

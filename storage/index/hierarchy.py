@@ -26,6 +26,7 @@ from storage.dicom.header_amendments import (
 from storage.dicom.levels import columns_of, text_of
 from storage.dicom.query_keys import OFFSET_FROM_UTC
 from storage.index.connection import now
+from storage.index.reading import record_of
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
 
@@ -162,18 +163,7 @@ def amendments(connection: Connection, *where: Any) -> list[Amendment]:
     undone = select(1).where(undoing.c.undoes == amendment.c.key).exists().label("undone")
     rows = connection.execute(select(amendment, undone).where(*where).order_by(amendment.c.key))
     return [
-        Amendment(
-            row.key,
-            AmendmentKind(row.kind),
-            row.target,
-            row.changes,
-            row.reason,
-            row.made_by,
-            row.made_at,
-            row.undoes,
-            bool(row.undone),
-        )
-        for row in rows
+        record_of(Amendment, row, number=row.key, kind=AmendmentKind(row.kind), undone=bool(row.undone)) for row in rows
     ]
 
 

@@ -28,6 +28,7 @@ from storage.index.original_locations import (
     keep_hot,
 )
 from storage.index.quarantined import QuarantineRows
+from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (
     insert_rendition_or_reuse_row,
     is_known_by,
@@ -176,34 +177,28 @@ class Index:
 
     def rendition(self, uid: str) -> StoredRendition | None:
         """A rendition by the UID of either of its objects, current or not."""
-        with self.engine.connect() as connection:
-            row = connection.execute(select(rendition).where(is_known_by([uid]))).first()
+        row = first_of(self.engine, select(rendition).where(is_known_by([uid])))
         return None if row is None else stored_rendition(row)
 
     def renditions(self, uids: Sequence[str]) -> dict[int, list[StoredRendition]]:
         """Renditions by instance key, oldest first, that have one of those UIDs, current or not, but not withdrawn."""
         found: dict[int, list[StoredRendition]] = {}
-        wanted = (is_known_by(uids), rendition.c.withdrawn == "")
-        with self.engine.connect() as connection:
-            for row in connection.execute(select(rendition).where(*wanted).order_by(rendition.c.key)):
-                found.setdefault(row.instance_key, []).append(stored_rendition(row))
+        wanted = select(rendition).where(is_known_by(uids), rendition.c.withdrawn == "").order_by(rendition.c.key)
+        for row in rows_of(self.engine, wanted):
+            found.setdefault(row.instance_key, []).append(stored_rendition(row))
         return found
 
     def states(self, uids: Sequence[str]) -> dict[str, InstanceState]:
         """State by original SOP Instance UID, for those that are held."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(
-                select(instance.c.sop_instance_uid, instance.c.state).where(instance.c.sop_instance_uid.in_(uids))
-            )
-            return {row.sop_instance_uid: InstanceState(row.state) for row in rows}
+        query = select(instance.c.sop_instance_uid, instance.c.state).where(instance.c.sop_instance_uid.in_(uids))
+        return {uid: InstanceState(state) for uid, state in rows_of(self.engine, query)}
 
     # --- claims of the encoder ---
 
     def claim(self, owner: str, lease_seconds: float) -> Claim | None:
         """Claim the RECEIVED instance with the fewest attempts, the oldest first; None if there is none."""
-        with self.engine.connect() as connection:  # usually there is none: look before taking the write lock
-            if connection.execute(select(_next_to_encode())).scalar() is None:
-                return None
+        if value_of(self.engine, select(_next_to_encode())) is None:  # usual: look before taking the write lock
+            return None
         made: list[Claim] = []
         with lease.given_back(made, partial(self.release, forgive=True)), writing(self.engine) as connection:
             wanted = instance.c.key == _next_to_encode()
@@ -286,16 +281,14 @@ class Index:
             instance.c.state.in_(RENDITION_STATES),
             and_(instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE),
         )
-        with self.engine.connect() as connection:
-            query = select(instance.c.original_digest).where(tried).order_by(instance.c.key)
-            return list(dict.fromkeys(connection.execute(query).scalars()))
+        query = select(instance.c.original_digest).where(tried).order_by(instance.c.key)
+        return list(dict.fromkeys(values_of(self.engine, query)))
 
     def models(self) -> list[ModelUse]:
         """Every model that made renditions, and how many."""
         columns = (rendition.c.upscaler, rendition.c.weights_digest)
         query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
-        with self.engine.connect() as connection:
-            return [ModelUse(*row) for row in connection.execute(query)]
+        return [ModelUse(*row) for row in rows_of(self.engine, query)]
 
     def counts(self) -> HoldingCounts:
         """Counts and bytes for ``latent-pacs status``."""
@@ -332,9 +325,12 @@ def _owned(claim: Claim) -> ColumnElement[bool]:
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
-    made_here = {"rendition", "state", "reason_code", "held", "amended"}
-    fields = {name: getattr(row, name) for name in StoredInstance.__dataclass_fields__ if name not in made_here}
-    held = held_original(row) if row.form is not None else None
-    amended = tuple(Applied(**one) for one in row.amended or ())
-    fields |= {"state": InstanceState(row.state), "reason_code": ReasonCode(row.reason_code)}
-    return StoredInstance(**fields, rendition=current, held=held, amended=amended)
+    return record_of(
+        StoredInstance,
+        row,
+        state=InstanceState(row.state),
+        reason_code=ReasonCode(row.reason_code),
+        rendition=current,
+        held=held_original(row) if row.form is not None else None,
+        amended=tuple(Applied(**one) for one in row.amended or ()),
+    )

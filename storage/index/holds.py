@@ -6,20 +6,18 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
 from storage.index.level_joins import with_patient
+from storage.index.reading import IndexPart, record_of, rows_of, value_of
 from storage.index.tables import former_patient, hold, instance, label, original, patient, study
 from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
 
 
-class Holds:
+class Holds(IndexPart):
     """Holds and labels of one index. Every change is in the audit trail, in the same transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     def add(self, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
         """Place a hold; after the commit no original that it covers is removed."""
@@ -41,16 +39,14 @@ class Holds:
     def all(self, *, released: bool = False) -> list[Hold]:
         """The holds in force; with ``released`` all holds."""
         query = select(hold).order_by(hold.c.key)
-        with self._engine.connect() as connection:
-            return [_hold(row) for row in connection.execute(query) if released or row.released_at is None]
+        return [_hold(row) for row in rows_of(self._engine, query) if released or row.released_at is None]
 
     def covered(self, placed: Hold) -> int:
         """How many held originals a hold covers now."""
         originals = select(func.count()).select_from(original)
         query = with_patient(originals.join(instance, original.c.instance_key == instance.c.key))
         query = query.join(hold, hold.c.key == placed.key).where(_covers(), original.c.form != OriginalForm.PURGED)
-        with self._engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+        return int(value_of(self._engine, query))
 
     def put_label(self, name: str, study_uid: str, *, who: str) -> bool:
         """Label a study; False if it has that label already."""
@@ -65,16 +61,14 @@ class Holds:
     def labels(self) -> list[tuple[str, str]]:
         """Every (label, Study Instance UID)."""
         query = select(label.c.name, label.c.study_instance_uid).order_by(label.c.name, label.c.study_instance_uid)
-        with self._engine.connect() as connection:
-            return [(row.name, row.study_instance_uid) for row in connection.execute(query)]
+        return [(row.name, row.study_instance_uid) for row in rows_of(self._engine, query)]
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Apply holds, releases and labels that the trail records and the index lacks; how many.
 
         The last record of each label of a study counts.
         """
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(hold.c.key, hold.c.released_at)).all()
+        rows = rows_of(self._engine, select(hold.c.key, hold.c.released_at))
         released = {str(row.key): row.released_at is not None for row in rows}
         count, known = 0, set(self.labels())
         labelled: dict[tuple[str, str], TrailRecord] = {}
@@ -158,5 +152,4 @@ def _labelled(name: str, study_uid: str) -> tuple[ColumnElement[bool], ColumnEle
 
 
 def _hold(row: Row[Any]) -> Hold:
-    fields = {name: getattr(row, name) for name in Hold.__dataclass_fields__}
-    return Hold(**{**fields, "kind": HoldKind(row.kind)})
+    return record_of(Hold, row, kind=HoldKind(row.kind))

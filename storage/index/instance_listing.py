@@ -8,6 +8,7 @@ from sqlalchemy import Engine, select
 
 from storage.index.holdings import Index
 from storage.index.level_joins import with_patient, with_study
+from storage.index.reading import values_of
 from storage.index.tables import instance, patient, series, study
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
@@ -30,8 +31,7 @@ def list_instances(
         query = with_study(query).where(study.c.study_instance_uid == study_uid)
     if limit:
         query = query.limit(limit)
-    with index.engine.connect() as connection:
-        keys = list(connection.execute(query).scalars())
+    keys = values_of(index.engine, query)
     found = {one.key: one for one in index.by_keys(keys)}
     return [found[key] for key in keys if key in found]
 
@@ -40,9 +40,7 @@ def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection
     """The instances of those SOP classes in a study, oldest first."""
     wanted = (study.c.study_instance_uid == study_instance_uid, instance.c.sop_class_uid.in_(sop_classes))
     query = with_study(select(instance.c.key)).where(*wanted).order_by(instance.c.key)
-    with index.engine.connect() as connection:
-        keys = list(connection.execute(query).scalars())
-    return index.by_keys(keys)
+    return index.by_keys(values_of(index.engine, query))
 
 
 def prior_keys(engine: Engine, study_instance_uid: str, limit: int) -> list[int]:
@@ -64,5 +62,4 @@ def prior_keys(engine: Engine, study_instance_uid: str, limit: int) -> list[int]
         .order_by(study.c.study_date.desc(), study.c.study_time.desc(), series.c.key, instance.c.key)
         .limit(limit)
     )
-    with engine.connect() as connection:
-        return list(connection.execute(found).scalars())
+    return values_of(engine, found)

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from storage.index.holdings import Index
 from storage.index.level_joins import with_patient
+from storage.index.reading import record_of
 from storage.index.rendition_rows import stored_rendition
 from storage.index.tables import damage, instance, patient, quarantine, rendition, series
 from storage.records import DicomJson, StoredInstance, StoredRendition
@@ -55,9 +56,7 @@ def instance_rows(index: Index, uid: str) -> InstanceRows | None:
     with index.engine.connect() as connection:
         row = connection.execute(levels).one()
         renditions = tuple(map(stored_rendition, connection.execute(made)))
-        found_damage = tuple(
-            OpenDamage(one.kind, one.digest, one.condition, one.action) for one in connection.execute(damaged)
-        )
+        found_damage = tuple(record_of(OpenDamage, one) for one in connection.execute(damaged))
         quarantined = len(connection.execute(others).all())
     return InstanceRows(
         found, row.modality, row.pixel_warning, row.attempts, row.attributes, renditions, found_damage, quarantined

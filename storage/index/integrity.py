@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, Select, func, insert, literal, select, union_all, update
+from sqlalchemy import Connection, Integer, Select, func, insert, literal, select, union_all, update
 
 from storage.index.connection import writing
 from storage.index.lease import FREE, is_free
+from storage.index.reading import IndexPart, record_of, rows_of, value_of
 from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
 from storage.records import InstanceState, OriginalForm, ReasonCode, Tier
@@ -53,11 +54,8 @@ class Damage(NewDamage):
     key: int
 
 
-class Integrity:
-    """Expected objects and damage rows of one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Integrity(IndexPart):
+    """Expected objects and damage rows of one index."""
 
     # --- expected objects ---
 
@@ -72,15 +70,11 @@ class Integrity:
     def count(self, low: str, high: str) -> int:
         """How many expected objects there are in that range."""
         found = union_all(*(one.select(one.digest >= low, one.digest < high) for one in _SOURCES)).subquery()
-        with self._engine.connect() as connection:
-            return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
+        return int(value_of(self._engine, select(func.count()).select_from(found)))
 
     def _expected(self, of: Callable[[_Source], Select[Any]]) -> list[ExpectedObject]:
         query = union_all(*map(of, _SOURCES)).order_by("digest", "kind")
-        with self._engine.connect() as connection:
-            return [
-                ExpectedObject(row.digest, row.kind, row.store, row.instance_key) for row in connection.execute(query)
-            ]
+        return [ExpectedObject(*row) for row in rows_of(self._engine, query)]
 
     # --- damage ---
 
@@ -99,9 +93,7 @@ class Integrity:
     def open_damage(self) -> list[Damage]:
         """Objects that are not whole again, oldest first."""
         query = select(damage).where(damage.c.closed_at.is_(None)).order_by(damage.c.key)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query)
-            return [Damage(**{field.name: getattr(row, field.name) for field in fields(Damage)}) for row in rows]
+        return [record_of(Damage, row) for row in rows_of(self._engine, query)]
 
     def close(self, key: int, outcome: str) -> None:
         """Close a damage row: the object is whole again, or no longer expected. Its instance gets its state back."""
@@ -155,8 +147,7 @@ class Integrity:
     def state_with(self, derived_uid: str) -> InstanceState:
         """The state of an instance that this rendition represents."""
         query = select(rendition.c.gated).where(rendition.c.derived_uid == derived_uid)
-        with self._engine.connect() as connection:
-            return InstanceState.VERIFIED if connection.execute(query).scalar_one() else InstanceState.MEASURED
+        return InstanceState.VERIFIED if value_of(self._engine, query) else InstanceState.MEASURED
 
     def withdraw(self, derived_uid: str, why: str) -> None:
         """End that a rendition represents its image; its objects are marked as garbage, its UIDs still lead to it."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 
 from storage.errors import JobRefused
 from storage.index import lease
 from storage.index.connection import writing
 from storage.index.lease import FREE, is_leased, leased_to, owned
+from storage.index.reading import IndexPart, record_of, value_of
 from storage.index.tables import job, job_run
 
 _KEPT = 1000
@@ -98,11 +99,8 @@ class Heartbeat:
     cancelled: bool
 
 
-class JobRows:
-    """The jobs in one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class JobRows(IndexPart):
+    """The jobs in one index."""
 
     def ensure(self, names: Iterable[str]) -> None:
         """Insert missing rows for those jobs. A new job is due for scheduled times from now on."""
@@ -240,8 +238,7 @@ class JobRows:
 
     def memory(self, name: str) -> dict[str, Any]:
         """The state that ``remember`` stored last."""
-        with self._engine.connect() as connection:
-            return dict(connection.execute(select(job.c.memory).where(job.c.name == name)).scalar() or {})
+        return dict(value_of(self._engine, select(job.c.memory).where(job.c.name == name)) or {})
 
     def remember(self, name: str, memory: Mapping[str, Any]) -> None:
         with writing(self._engine) as connection:
@@ -299,11 +296,10 @@ def _owned(ticket: Ticket) -> ColumnElement[bool]:
 
 def _run_of(row: Row[Any], holder: Row[Any] | None) -> JobRun:
     """The record of a run: one that is RUNNING in its row is LOST if its lease has expired."""
-    values = {field.name: getattr(row, field.name) for field in fields(JobRun)}
     state = RunState(row.state)
     if state is RunState.RUNNING and (holder is None or holder.run_key != row.key or not is_leased(holder)):
         state = RunState.LOST
-    return JobRun(**{**values, "state": state})
+    return record_of(JobRun, row, state=state)
 
 
 def _job_of(row: Row[Any], last: JobRun | None) -> StoredJob:

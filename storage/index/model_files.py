@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.index.connection import writing
+from storage.index.reading import IndexPart, record_of, rows_of
 from storage.index.tables import model_file
 
 
@@ -21,18 +22,14 @@ class ModelFile:
     bytes: int
 
 
-class ModelRows:
-    """The models in one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class ModelRows(IndexPart):
+    """The models in one index."""
 
     def files(self, upscaler: str, weights_digest: str) -> tuple[ModelFile, ...]:
         """The files of a model, by name; empty if it is not kept."""
         wanted = (model_file.c.upscaler == upscaler, model_file.c.weights_digest == weights_digest)
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(model_file).where(*wanted).order_by(model_file.c.name))
-            return tuple(ModelFile(row.name, row.digest, row.bytes) for row in rows)
+        rows = rows_of(self._engine, select(model_file).where(*wanted).order_by(model_file.c.name))
+        return tuple(record_of(ModelFile, row) for row in rows)
 
     def add(self, upscaler: str, weights_digest: str, files: Sequence[ModelFile]) -> None:
         """Commit a model whose files are in the store; no error if it is kept already."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, update
 
 from storage.index import lease
 from storage.index.commitment_requests import is_pinned
@@ -21,6 +21,7 @@ from storage.index.holds import on_hold
 from storage.index.integrity import is_expected
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
+from storage.index.reading import IndexPart, first_of, record_of, rows_of
 from storage.index.rendition_rows import stored_rendition
 from storage.index.tables import garbage, instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
@@ -47,18 +48,14 @@ STAYS_RESTORED = timedelta(days=7)
 _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
 
 
-class OriginalLocations:
-    """The originals of one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class OriginalLocations(IndexPart):
+    """The originals of one index."""
 
     # --- looking up ---
 
     def of_digest(self, original_digest: str) -> HeldOriginal | None:
         """The original of that digest; None if no instance has it (an object in quarantine)."""
-        with self._engine.connect() as connection:
-            row = connection.execute(_held().where(instance.c.original_digest == original_digest)).first()
+        row = first_of(self._engine, _held().where(instance.c.original_digest == original_digest))
         return None if row is None else held_original(row)
 
     def below(self, level: str, uid: str) -> list[tuple[str, HeldOriginal]]:
@@ -70,8 +67,7 @@ class OriginalLocations:
             "image": instance.c.sop_instance_uid,
         }[level]
         query = with_patient(_held(instance.c.sop_instance_uid)).where(column == uid).order_by(instance.c.key)
-        with self._engine.connect() as connection:
-            return [(row.sop_instance_uid, held_original(row)) for row in connection.execute(query)]
+        return [(row.sop_instance_uid, held_original(row)) for row in rows_of(self._engine, query)]
 
     def totals(self) -> OriginalTotals:
         """Counts and bytes on disk, and how many originals are to be packed."""
@@ -82,8 +78,7 @@ class OriginalLocations:
             func.count().label("count"),
             func.sum(original.c.object_bytes).label("bytes"),
         ).group_by(original.c.form, original.c.tier, original.c.to_pack)
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
+        rows = rows_of(self._engine, query)
 
         def total(column: str, **wanted: object) -> int:
             return sum(
@@ -232,8 +227,7 @@ class OriginalLocations:
 
     def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
         """Unlink garbage that no row needs; how many objects. Garbage in a store that is not in ``stores`` stays."""
-        with self._engine.connect() as connection:
-            waiting = connection.execute(select(garbage).where(garbage.c.tier.in_(list(stores)))).all()
+        waiting = rows_of(self._engine, select(garbage).where(garbage.c.tier.in_(list(stores))))
         count = 0
         for found in waiting:
             with writing(self._engine) as connection:  # holds the lock until the file is unlinked: see _keep
@@ -249,16 +243,14 @@ class OriginalLocations:
     def _totals(self, rules: tuple[ColumnElement[bool], ...]) -> tuple[int, int]:
         counted: Any = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
         joined = counted.join(instance, original.c.instance_key == instance.c.key)
-        with self._engine.connect() as connection:
-            row = connection.execute(with_patient(joined).where(*rules)).one()
-        return int(row[0]), int(row[1] or 0)
+        ((count, size),) = rows_of(self._engine, with_patient(joined).where(*rules))
+        return int(count), int(size or 0)
 
     def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> OriginalClaim | None:
         oldest = _held(instance.c.sop_instance_uid).where(*waiting, is_free(original))
         oldest = oldest.order_by(original.c.attempts, original.c.instance_key).limit(1)
-        with self._engine.connect() as connection:  # usually there is none: look before taking the write lock
-            if connection.execute(oldest).first() is None:
-                return None
+        if first_of(self._engine, oldest) is None:  # usually there is none: look before taking the write lock
+            return None
         made: list[OriginalClaim] = []
         with lease.given_back(made, self.release), writing(self._engine) as connection:
             row = connection.execute(oldest).first()
@@ -302,9 +294,8 @@ def held_columns() -> list[ColumnElement[Any]]:
 
 def held_original(row: Row[Any]) -> HeldOriginal:
     """The record of a row with ``held_columns`` and the instance's digest."""
-    fields = {name: getattr(row, name) for name in HeldOriginal.__dataclass_fields__}
     named = {"form": OriginalForm(row.form), "tier": Tier(row.tier), "object_digest": row.object_digest or ""}
-    return HeldOriginal(**{**fields, **named})
+    return record_of(HeldOriginal, row, **named)
 
 
 # --- parts of the transactions --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
@@ -22,6 +22,7 @@ from storage.index.original_locations import (
     insert_original,
     keep_hot,
 )
+from storage.index.reading import IndexPart, record_of, rows_of
 from storage.index.rendition_rows import withdraw_in
 from storage.index.resent_originals import close_damage
 from storage.index.rewritten_annotations import note_references
@@ -46,11 +47,8 @@ class Former:
     lost: HeldOriginal | None = None
 
 
-class QuarantineRows:
-    """The quarantine of one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class QuarantineRows(IndexPart):
+    """The quarantine of one index."""
 
     def put(
         self,
@@ -72,10 +70,8 @@ class QuarantineRows:
 
     def all(self) -> list[Quarantined]:
         """Everything in quarantine, oldest first."""
-        names = list(Quarantined.__dataclass_fields__)
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(quarantine).order_by(quarantine.c.key))
-            return [Quarantined(**{name: getattr(row, name) for name in names}) for row in rows]
+        rows = rows_of(self._engine, select(quarantine).order_by(quarantine.c.key))
+        return [record_of(Quarantined, row) for row in rows]
 
     def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
         """Drop an object; False if it is no longer in quarantine."""

@@ -22,6 +22,7 @@ from storage.index.query_pages import (
     order_of,
     page_after,
 )
+from storage.index.reading import rows_of, values_of
 from storage.index.rendition_rows import is_served
 from storage.index.rewritten_annotations import copies as copies_of
 from storage.index.tables import damage, instance, original, patient, rendition, series, study
@@ -66,19 +67,15 @@ def instance_keys(engine: Engine, search: Search) -> Iterator[int]:
     top = Search(Level.SERIES, frozenset(), search.narrows)
     wanted = instances_of_uids(search) if search.uids else None
     order = (instance.c.instance_number.nulls_last(), instance.c.key)
-    with engine.connect() as connection:
-        found = joined(top, [series.c.key]).order_by(series.c.key)
-        if wanted is not None:
-            holders = select(instance.c.series_key).where(instance.c.key.in_(wanted))
-            found = found.where(series.c.key.in_(holders))
-        series_keys = [row.SERIES_key for row in connection.execute(found)]
-    for key in series_keys:
+    found = joined(top, [series.c.key]).order_by(series.c.key)
+    if wanted is not None:
+        holders = select(instance.c.series_key).where(instance.c.key.in_(wanted))
+        found = found.where(series.c.key.in_(holders))
+    for key in [row.SERIES_key for row in rows_of(engine, found)]:
         query = select(instance.c.key).where(instance.c.series_key == key).order_by(*order)
         if wanted is not None:
             query = query.where(instance.c.key.in_(wanted))
-        with engine.connect() as connection:
-            keys = connection.execute(query).scalars().all()
-        yield from keys
+        yield from values_of(engine, query)
 
 
 # --- from keys to candidates ---

@@ -18,6 +18,7 @@ from storage.index.change_capture import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
 from storage.index.journal_replay import Loader, loading
 from storage.index.opening import begin_journal, replay_trail
+from storage.index.reading import value_of
 from storage.index.tables import archive, instance, rendition
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.durability import fsync_file, fsync_folders
@@ -100,9 +101,7 @@ def _journal_of(file: Path, journal: ChangeJournal) -> None:
     """Write the journal again with the rows of the new index."""
     index = Index.open(f"sqlite:///{file}")
     try:
-        with index.engine.connect() as connection:
-            identity = connection.execute(select(archive.c.identity)).scalar_one()
-        begin_journal(index, journal, identity)
+        begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
     finally:
         index.close()
 

@@ -11,6 +11,7 @@ from storage.index.connection import now, writing
 from storage.index.holdings import Added, Index
 from storage.index.integrity import Integrity
 from storage.index.original_locations import insert_original
+from storage.index.reading import first_of, values_of
 from storage.index.rendition_rows import insert_rendition, is_known_by
 from storage.index.tables import garbage, instance, original, reference_copy, rendition
 from storage.index.tombstones import is_deleted
@@ -29,8 +30,7 @@ class FoundObject:
 
 def known_digests(engine: Engine) -> set[str]:
     """Digests of all objects that rows expect, or that are garbage."""
-    with engine.connect() as connection:
-        unlinked = set(connection.execute(select(garbage.c.digest)).scalars())
+    unlinked = set(values_of(engine, select(garbage.c.digest)))
     return unlinked | {one.digest for one in Integrity(engine).expected("", "g")}
 
 
@@ -47,8 +47,7 @@ def is_acceptable(engine: Engine, uid: str) -> bool:
 def has_rendition(engine: Engine, original_digest: str) -> bool:
     """Whether an image has a rendition, withdrawn or not, by the digest of its original."""
     query = select(rendition.c.key).join(instance, rendition.c.instance_key == instance.c.key)
-    with engine.connect() as connection:
-        return connection.execute(query.where(instance.c.original_digest == original_digest)).first() is not None
+    return first_of(engine, query.where(instance.c.original_digest == original_digest)) is not None
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missing: str = "") -> bool:

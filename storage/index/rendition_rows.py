@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select
 
 from storage.index.connection import now
 from storage.index.garbage_rows import mark_garbage_in
+from storage.index.reading import record_of
 from storage.index.tables import instance, rendition
 from storage.records import RENDITION_STATES, NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
 
@@ -79,14 +80,12 @@ def taken_reason(new: NewRendition) -> str:
 
 def stored_rendition(row: Row[Any]) -> StoredRendition:
     """The record of a row with all columns of ``rendition``."""
-    verdict = {name: getattr(row, name) for name in _VERDICT} | {"gated": bool(row.gated)}
-    return StoredRendition(
-        **{name: getattr(row, name) for name in _PLAIN},
+    return record_of(
+        StoredRendition,
+        row,
         point=OperatingPoint(**row.point),
-        verdict=Verdict(**verdict),
+        verdict=record_of(Verdict, row, failures=(), gated=bool(row.gated)),
         tried=tuple(Trial(**{**trial, "failures": tuple(trial["failures"])}) for trial in row.tried),
-        verified_at=row.verified_at,
-        withdrawn=row.withdrawn,
     )
 
 

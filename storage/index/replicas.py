@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Engine, and_, func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 
 from storage.dicom.header_amendments import version_of
 from storage.index.connection import now, writing
 from storage.index.level_joins import with_study
+from storage.index.reading import IndexPart, rows_of, value_of, values_of
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance
 
 
-class Replicas:
-    """The acknowledgements of peers, on one database. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Replicas(IndexPart):
+    """The acknowledgements of peers, on one database."""
 
     def candidates(self, peer: str) -> list[int]:
         """Keys of the instances whose original is held and may have to be sent, study by study.
@@ -39,15 +37,14 @@ class Replicas:
             )
             .order_by(series.c.study_key, series.c.key, instance.c.key)
         )
-        with self._engine.connect() as connection:
-            return list(connection.execute(query).scalars())
+        return values_of(self._engine, query)
 
     def lacking(self, peer: str, instances: Sequence[StoredInstance]) -> list[StoredInstance]:
         """Those of which the peer has not acknowledged the same bytes with the header as amended now."""
         keys = [one.key for one in instances]
         query = select(replica).where(replica.c.peer == peer, replica.c.instance_key.in_(keys))
-        with self._engine.connect() as connection:
-            known = {row.instance_key: (row.original_digest, row.version) for row in connection.execute(query)}
+        rows = rows_of(self._engine, query)
+        known = {row.instance_key: (row.original_digest, row.version) for row in rows}
         return [one for one in instances if known.get(one.key) != (one.original_digest, version_of(one.amended))]
 
     def acknowledged(self, peer: str, sent: StoredInstance) -> None:
@@ -68,5 +65,4 @@ class Replicas:
     def count(self, peer: str) -> int:
         """How many originals the peer has acknowledged."""
         query = select(func.count()).select_from(replica).where(replica.c.peer == peer)
-        with self._engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+        return int(value_of(self._engine, query))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, insert, select
+from sqlalchemy import Row, func, insert, select
 
 from storage.index.connection import writing
+from storage.index.reading import IndexPart, first_of, record_of, rows_of
 from storage.index.tables import report
 
 
@@ -33,11 +34,8 @@ class StoredReport(NewReport):
     key: int
 
 
-class ReportRows:
-    """The reports in one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class ReportRows(IndexPart):
+    """The reports in one index."""
 
     def add(self, new: NewReport) -> StoredReport:
         """Commit a report, whose name is unique."""
@@ -49,8 +47,7 @@ class ReportRows:
 
     def get(self, key: int) -> StoredReport | None:
         """The report of that number."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(report).where(report.c.key == key)).first()
+        row = first_of(self._engine, select(report).where(report.c.key == key))
         return None if row is None else _stored(row)
 
     def newest(self, kinds: Sequence[str] = (), limit: int = 1) -> list[StoredReport]:
@@ -58,16 +55,13 @@ class ReportRows:
         query = select(report).order_by(report.c.finished_at.desc(), report.c.key.desc()).limit(limit or None)
         if kinds:
             query = query.where(report.c.kind.in_(kinds))
-        with self._engine.connect() as connection:
-            return [_stored(row) for row in connection.execute(query)]
+        return [_stored(row) for row in rows_of(self._engine, query)]
 
     def alarms(self) -> dict[str, int]:
         """How many reports raised an alarm, by kind; 0 for kinds without one."""
         query = select(report.c.kind, func.sum(report.c.alarm)).group_by(report.c.kind).order_by(report.c.kind)
-        with self._engine.connect() as connection:
-            return {kind: int(count) for kind, count in connection.execute(query)}
+        return {kind: int(count) for kind, count in rows_of(self._engine, query)}
 
 
 def _stored(row: Row[Any]) -> StoredReport:
-    values = {field.name: getattr(row, field.name) for field in fields(StoredReport)}
-    return StoredReport(**{**values, "alarm": bool(row.alarm)})
+    return record_of(StoredReport, row, alarm=bool(row.alarm))

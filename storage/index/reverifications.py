@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.index import lease
 from storage.index.connection import writing
 from storage.index.lease import is_free, leased_to, owned
+from storage.index.reading import IndexPart, value_of
 from storage.index.rendition_rows import insert_rendition_or_reuse_row, stored_rendition, taken_reason
 from storage.index.tables import instance, rendition, reverification
 from storage.records import RENDITION_STATES, InstanceState, NewRendition, ReasonCode, StoredRendition
@@ -67,17 +68,12 @@ class ReverificationOutcome(StrEnum):
     """The image got another rendition meanwhile, or the lease was lost: nothing was changed."""
 
 
-class Reverifications:
-    """The attempts in one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Reverifications(IndexPart):
+    """The attempts in one index."""
 
     def count(self, terms: ReverificationTerms, most: int) -> int:
         """How many images are due; ``most``: attempts after which an image is not tried again."""
-        with self._engine.connect() as connection:
-            due = _due(terms, most).subquery()
-            return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
+        return int(value_of(self._engine, select(func.count()).select_from(_due(terms, most).subquery())))
 
     def claim(
         self, terms: ReverificationTerms, owner: str, lease_seconds: float, *, after: int, most: int

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, and_, insert, select
 
 from storage.formats.payload import NAMESPACE
 from storage.index.connection import now, writing
+from storage.index.reading import first_of
 from storage.index.tables import instance, reference, reference_copy, rendition
 from storage.records import RENDITION_STATES, ReferencingCopy
 
@@ -60,8 +61,7 @@ def copies(
 
 def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
     """The copy of that UID."""
-    with engine.connect() as connection:
-        row = connection.execute(select(reference_copy).where(reference_copy.c.uid == uid)).first()
+    row = first_of(engine, select(reference_copy).where(reference_copy.c.uid == uid))
     return None if row is None else _copy(row)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
@@ -22,6 +22,7 @@ from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.level_joins import with_patient
+from storage.index.reading import IndexPart, first_of, record_of, values_of
 from storage.index.rendition_rows import is_known_by
 from storage.index.tables import (
     damage,
@@ -71,11 +72,8 @@ class Tombstone:
     deleted_at: datetime
 
 
-class Tombstones:
+class Tombstones(IndexPart):
     """Deletions in one index. Every one is in the audit trail, in the same transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
     def plan(self, level: str, uid: str) -> list[PlannedDeletion]:
         """The images that a deletion would take. Raises UnknownUid."""
@@ -105,10 +103,7 @@ class Tombstones:
 
     def keys_to_delete(self) -> set[int]:
         """Keys of the instances that are marked deleted and still have rows."""
-        with self._engine.connect() as connection:
-            return set(
-                connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))).scalars()
-            )
+        return set(values_of(self._engine, select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))))
 
     def digests_to_delete(self) -> list[str]:
         """Digests of all objects ever stored of instances that are marked deleted and still have rows."""
@@ -126,9 +121,9 @@ class Tombstones:
 
     def delete_rows(self) -> int:
         """Delete the rows of all instances marked deleted, and mark their objects as garbage; how many images."""
-        with self._engine.connect() as connection:  # usually there are none: look before taking the write lock
-            if connection.execute(select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)).first() is None:
-                return 0
+        marks = select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)
+        if first_of(self._engine, marks) is None:  # usually there are none: look before taking the write lock
+            return 0
         with writing(self._engine) as connection:
             marked = instance.c.sop_instance_uid.in_(_WAITING)
             rows = connection.execute(select(instance.c.key, instance.c.series_key).where(marked)).all()
@@ -140,9 +135,8 @@ class Tombstones:
 
     def in_force(self, uid: str) -> Tombstone | None:
         """The tombstone of a UID, unless its return was allowed."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, tombstone_in_force)).first()
-        return None if row is None else Tombstone(row.uid, row.original_uid, row.deleted_at)
+        row = first_of(self._engine, select(tombstone).where(tombstone.c.uid == uid, tombstone_in_force))
+        return None if row is None else record_of(Tombstone, row)
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""

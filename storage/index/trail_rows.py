@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Text, cast, insert, select, text
+from sqlalchemy import Connection, Row, Text, cast, insert, select, text
 
 from storage.index.connection import writing
+from storage.index.reading import IndexPart, rows_of, value_of
 from storage.index.tables import trail
 from storage.records import TrailEntry, TrailRecord
 
@@ -22,11 +23,8 @@ NOTHING_BEFORE = "0" * 64
 _PAGE = 1000
 
 
-class Trail:
-    """The audit trail of one index. Safe to share between threads and processes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+class Trail(IndexPart):
+    """The audit trail of one index."""
 
     def append(self, *entries: TrailEntry) -> None:
         """Add entries in one durable commit."""
@@ -45,8 +43,7 @@ class Trail:
             after = max(after, self._before_the_newest(newest, since, uid))
         while True:
             query = select(trail).where(trail.c.number > after, *_narrowed(since, uid)).order_by(trail.c.number)
-            with self._engine.connect() as connection:
-                rows = connection.execute(query.limit(_PAGE)).all()
+            rows = rows_of(self._engine, query.limit(_PAGE))
             for row in rows:
                 yield _record(row)
             if len(rows) < _PAGE:
@@ -61,8 +58,7 @@ class Trail:
 
     def _before_the_newest(self, count: int, since: str, uid: str) -> int:
         query = select(trail.c.number).where(*_narrowed(since, uid)).order_by(trail.c.number.desc())
-        with self._engine.connect() as connection:
-            return int(connection.execute(query.offset(count).limit(1)).scalar() or 0)
+        return int(value_of(self._engine, query.offset(count).limit(1)) or 0)
 
 
 def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:

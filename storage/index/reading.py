@@ -1,0 +1,50 @@
+"""Queries that read the index, each in a transaction of its own, and the records made of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Engine, Executable, Row
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+class IndexPart:
+    """Some tables of one index. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+
+def rows_of(engine: Engine, query: Executable) -> Sequence[Any]:
+    """All rows that a query finds."""
+    with engine.connect() as connection:
+        return connection.execute(query).all()
+
+
+def values_of(engine: Engine, query: Executable) -> list[Any]:
+    """The first column of all rows that a query finds."""
+    with engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def first_of(engine: Engine, query: Executable) -> Row[Any] | None:
+    """The first row that a query finds; None if there is none."""
+    with engine.connect() as connection:
+        return connection.execute(query).first()
+
+
+def value_of(engine: Engine, query: Executable) -> Any:
+    """The first column of the first row that a query finds; None if there is none."""
+    with engine.connect() as connection:
+        return connection.execute(query).scalar()
+
+
+def record_of(kind: type[Record], row: Row[Any], /, **converted: Any) -> Record:
+    """The record of a row: a field has the value of the column of its name, unless ``converted`` has another value."""
+    columns = {name: getattr(row, name) for name in kind.__dataclass_fields__ if name not in converted}
+    return kind(**columns, **converted)
