@@ -33,7 +33,7 @@ from storage.index.recovered_rows import (
     known_digests,
 )
 from storage.objects.store import ObjectStore
-from storage.records import HeldOriginal, InstanceState, NewInstance, OriginalForm, StoredInstance, Tier, TrailRecord
+from storage.records import HeldOriginal, NewInstance, OriginalForm, StoredInstance, Tier, TrailRecord
 
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
@@ -135,11 +135,10 @@ class OrphanRecovery:
             if held is None:
                 purged = FoundObject(OriginalForm.PURGED, Tier.HOT, "", 0)
                 adopt_original(self._index, _of_base(base, rendition), purged)
-            state = InstanceState.VERIFIED if rendition.verdict.passed else InstanceState.MEASURED
             base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
             stored = base_bytes, path.name, path.stat().st_size
             row = new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
-            return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row, state)
+            return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row)
         except _UNREADABLE:
             return 0
 

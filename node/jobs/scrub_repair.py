@@ -123,7 +123,7 @@ class ScrubRepair:
         if expected.kind == "original":
             if current is None or not self._whole(needs, current.base_digest, current.rendition_digest):
                 return "lost", InstanceState.FAILED
-            return "flagged", self._integrity.state_with(current.derived_uid)
+            return "flagged", current.state
         if current is None or expected.digest not in (current.base_digest, current.rendition_digest):
             return "reported", None
         if self._whole(needs, *(one.digest for one in needs if one.kind == "original")):

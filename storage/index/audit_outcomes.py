@@ -75,37 +75,31 @@ class AuditRows(IndexPart):
 
         False if the image has another rendition by now, or is being worked on.
         """
-        with writing(self._engine) as connection:
-            key = _current(connection, instance_key, derived_uid)
-            if key is None:
-                return False
-            withdraw_in(connection, key, why)
-            changes = {"state": InstanceState.WITHDRAWN, **_audit_reason(why)}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
-            append_in(connection, [entry])
-        return True
+        news = {"state": InstanceState.WITHDRAWN, **_audit_reason(why)}
+        return self._change(instance_key, derived_uid, entry, news, withdrawn=why)
 
     def flag(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
         """Set an image without original to FAILED; it keeps its rendition, which another machine or model may still
         make. False as for ``withdraw``."""
-        with writing(self._engine) as connection:
-            if _current(connection, instance_key, derived_uid) is None:
-                return False
-            changes = {"state": InstanceState.FAILED, **_audit_reason(why)}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
-            append_in(connection, [entry])
-        return True
+        news = {"state": InstanceState.FAILED, **_audit_reason(why)}
+        return self._change(instance_key, derived_uid, entry, news)
 
-    def clear(self, instance_key: int, derived_uid: str, entry: TrailEntry) -> bool:
+    def clear(self, instance_key: int, derived_uid: str, state: InstanceState, entry: TrailEntry) -> bool:
         """Restore the state of a flagged image that passes now. False as for ``withdraw``."""
+        news = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
+        return self._change(instance_key, derived_uid, entry, news)
+
+    def _change(
+        self, instance_key: int, derived_uid: str, entry: TrailEntry, news: dict[str, str], *, withdrawn: str = ""
+    ) -> bool:
+        """Change an image if it still has that rendition; ``withdrawn``: why the rendition is withdrawn, too."""
         with writing(self._engine) as connection:
             key = _current(connection, instance_key, derived_uid)
             if key is None:
                 return False
-            gated = connection.execute(select(rendition.c.gated).where(rendition.c.key == key)).scalar_one()
-            state = InstanceState.VERIFIED if gated else InstanceState.MEASURED
-            changes = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
+            if withdrawn:
+                withdraw_in(connection, key, withdrawn)
+            connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
             append_in(connection, [entry])
         return True
 

@@ -144,11 +144,6 @@ class Integrity(IndexPart):
 
     # --- renditions ---
 
-    def state_with(self, derived_uid: str) -> InstanceState:
-        """The state of an instance that this rendition represents."""
-        query = select(rendition.c.gated).where(rendition.c.derived_uid == derived_uid)
-        return InstanceState.VERIFIED if value_of(self._engine, query) else InstanceState.MEASURED
-
     def withdraw(self, derived_uid: str, why: str) -> None:
         """End that a rendition represents its image; its objects are marked as garbage, its UIDs still lead to it."""
         with writing(self._engine) as connection:

@@ -91,14 +91,14 @@ def adopt_purge(engine: Engine, held: StoredInstance, at: str) -> None:
         connection.execute(mine.values(**gone, to_pack=0, note="", purged_at=purged_at))
 
 
-def adopt_rendition(engine: Engine, uid: str, new: NewRendition, state: InstanceState) -> bool:
+def adopt_rendition(engine: Engine, uid: str, new: NewRendition) -> bool:
     """Commit a rendition in the store as the current one of the image of that UID; False if it cannot be."""
     with writing(engine) as connection:
         key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
         rendition_key = None if key is None else insert_rendition(connection, key, new)
         if rendition_key is None:
             return False
-        changes = {"rendition_key": rendition_key, "state": state, "reason": "", "reason_code": ReasonCode.NONE}
+        changes = {"rendition_key": rendition_key, "state": new.state, "reason": "", "reason_code": ReasonCode.NONE}
         waiting = or_(instance.c.rendition_key.is_(None), instance.c.state == InstanceState.RECEIVED)
         connection.execute(update(instance).where(instance.c.key == key, waiting).values(changes))
     return True

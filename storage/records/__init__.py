@@ -2,12 +2,10 @@
 
 from storage.records.administration import ClassLabel, Hold, HoldKind, LabelledView, TrailEntry, TrailRecord
 from storage.records.instances import (
-    RENDITION_STATES,
     Applied,
     Claim,
     DicomJson,
     HoldingCounts,
-    InstanceState,
     Levels,
     ModelUse,
     NewInstance,
@@ -23,7 +21,6 @@ from storage.records.originals import (
     Purgeable,
     Tier,
 )
-from storage.records.reasons import ReasonCode
 from storage.records.renditions import (
     NewRendition,
     OperatingPoint,
@@ -32,6 +29,7 @@ from storage.records.renditions import (
     Trial,
     Verdict,
 )
+from storage.records.states import RENDITION_STATES, InstanceState, ReasonCode
 
 __all__ = [
     "RENDITION_STATES",

@@ -4,43 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from storage.records.originals import HeldOriginal
-from storage.records.reasons import ReasonCode
 from storage.records.renditions import StoredRendition
+from storage.records.states import RENDITION_STATES, InstanceState, ReasonCode
 
 DicomJson = dict[str, Any]
 """Attributes in the DICOM JSON model (PS3.18 Annex F): ``{"00100010": {"vr": "PN", "Value": [...]}}``."""
-
-
-class InstanceState(StrEnum):
-    """The state of one instance. The archivist works on RECEIVED instances. Other states last until an audit, a scrub,
-    a marked region or a person changes them.
-
-    In VERIFIED and MEASURED peers get what ``rendition`` in config.yaml says for them. In the others they get the
-    original.
-    """
-
-    RECEIVED = "received"
-    """The original is durable, and waits to be encoded, for the first time or again."""
-    VERIFIED = "verified"
-    """A rendition passed the gate against this original."""
-    MEASURED = "measured"
-    """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
-    EXACT = "exact"
-    """Not eligible, or nothing passed the gate. ``reason`` says why."""
-    WITHDRAWN = "withdrawn"
-    """An audit failed its rendition (``reason`` says how) and withdrew it. ``latent-pacs retry`` encodes it again."""
-    FAILED = "failed"
-    """The archivist could not finish, an audit failed its rendition after the original was gone, or nothing whole is
-    left (``reason`` says which). ``latent-pacs retry`` encodes it again, unless an audit flagged it or the original was
-    purged."""
-
-
-RENDITION_STATES = (InstanceState.VERIFIED, InstanceState.MEASURED)
-"""The states in which an image's current rendition stands for it."""
 
 
 @dataclass(frozen=True)

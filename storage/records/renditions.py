@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from storage.records.states import InstanceState
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -133,6 +135,11 @@ class NewRendition:
     @property
     def payload_bytes(self) -> int:
         return self.base_bytes + self.rendition_bytes
+
+    @property
+    def state(self) -> InstanceState:
+        """The state of an image that this rendition represents."""
+        return InstanceState.VERIFIED if self.verdict.passed else InstanceState.MEASURED
 
     def uid(self, *, draw: bool) -> str:
         """The SOP Instance UID of the object with drawn noise, or of the one without."""

@@ -244,7 +244,7 @@ class FidelityCheck:
         uids = (image.sop_instance_uid, made.derived_uid)
         entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=detail)
         if not found.outcome.failed:
-            done, action = self._rows.clear(image.key, made.derived_uid, entry), "cleared"
+            done, action = self._rows.clear(image.key, made.derived_uid, made.state, entry), "cleared"
         elif not why_no_original and not original_fault(self._originals, image):
             entry = replace(entry, action="rendition.withdraw", outcome="failure")
             done, action = self._rows.withdraw(image.key, made.derived_uid, detail, entry), "withdrawn"

@@ -55,14 +55,14 @@ class Remake:
         made = instance.rendition
         if made is None or not (self._intact(made.base_digest) and self._intact(made.rendition_digest)):
             return False
-        self._index.finish(claim, self._rows.state_with(made.derived_uid))
+        self._index.finish(claim, made.state)
         return True
 
     def _restored(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
         """Whether the instance has its former rendition again, and its claim ended."""
         lost = instance.rendition
         assert lost is not None
-        state = self._rows.state_with(lost.derived_uid)
+        state = lost.state
         if self._intact(lost.base_digest) and self._intact(lost.rendition_digest):
             self._prove_or_withdraw(claim, lost, lost, ask)
             self._index.finish(claim, state)

@@ -18,7 +18,6 @@ from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import (
     Claim,
-    InstanceState,
     NewRendition,
     OperatingPoint,
     ReasonCode,
@@ -45,8 +44,7 @@ class RenditionWriter:
         except NotReconstructable:
             self.discard(new.base_digest, new.rendition_digest)
             raise
-        state = InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED
-        self._index.finish_with(claim, state, new, present=self._store.has)
+        self._index.finish_with(claim, new.state, new, present=self._store.has)
 
     def store(self, made: EncodedRendition, result: EncodeResult, *, new_base: bool = True) -> NewRendition:
         """Put the model, the base unless it is stored already, and the rendition into the store."""

@@ -100,7 +100,7 @@ def test_an_image_never_gets_the_rendition_of_another_by_its_key(
     }
     for number in (3, 1):
         made_of_it = new_rendition(f"2.25.{number}")
-        assert adopt_rendition(index.engine, uid_of(number), made_of_it, InstanceState.VERIFIED)
+        assert adopt_rendition(index.engine, uid_of(number), made_of_it)
     assert current(index) == {
         1: (InstanceState.VERIFIED, "2.25.1"),
         2: (InstanceState.RECEIVED, None),
@@ -138,11 +138,10 @@ def test_a_rendition_is_adopted_for_an_image_that_is_held_only(
     rebuilt: Callable[[str], tuple[Rebuilt, Index]],
 ) -> None:
     _, index = rebuilt("rendition")
-    verified = InstanceState.VERIFIED
-    assert not adopt_rendition(index.engine, "1.2.9.9", new_rendition("2.25.9"), verified)
-    assert adopt_rendition(index.engine, uid_of(1), new_rendition("2.25.1"), verified)
-    assert not adopt_rendition(index.engine, uid_of(2), new_rendition("2.25.1"), verified)
-    assert not adopt_rendition(index.engine, uid_of(2), new_rendition(uid_of(3)), verified)
+    assert not adopt_rendition(index.engine, "1.2.9.9", new_rendition("2.25.9"))
+    assert adopt_rendition(index.engine, uid_of(1), new_rendition("2.25.1"))
+    assert not adopt_rendition(index.engine, uid_of(2), new_rendition("2.25.1"))
+    assert not adopt_rendition(index.engine, uid_of(2), new_rendition(uid_of(3)))
     assert [found[1] for found in current(index).values()] == ["2.25.1", None, None]
 
 

@@ -74,7 +74,7 @@ def test_the_outcome_of_an_audit_of_a_former_rendition_changes_nothing(index: In
     before = held(index)
     assert not rows.withdraw(key, derived, "a band is lost", ENTRY)
     assert not rows.flag(key, derived, "a band is lost", ENTRY)
-    assert not rows.clear(key, derived, ENTRY)
+    assert not rows.clear(key, derived, InstanceState.VERIFIED, ENTRY)
     assert (held(index), actions(index)) == (before, [])
 
 
@@ -90,7 +90,7 @@ def test_an_image_that_passes_again_gets_the_state_of_its_rendition(index: Index
     assert (held(index, uid).state, held(index, uid).rendition) == (InstanceState.FAILED, before.rendition)
     assert index.retry_failed() == 0, "there may be no original to encode"
     assert [one.flagged for one in rows.candidates() if one.instance_key == before.key] == [True]
-    assert rows.clear(before.key, derived, ENTRY)
+    assert rows.clear(before.key, derived, before.state, ENTRY)
     assert held(index, uid) == before
 
 

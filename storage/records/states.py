@@ -1,8 +1,36 @@
-"""Codes for the reason of an instance's state. Programs use the code; ``reason`` is a sentence for people."""
+"""The states of an instance, and codes for their reasons. Programs use the code, and people read ``reason``."""
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+
+class InstanceState(StrEnum):
+    """The state of one instance. The archivist works on RECEIVED instances. Other states last until an audit, a scrub,
+    a marked region or a person changes them.
+
+    In VERIFIED and MEASURED peers get what ``rendition`` in config.yaml says for them. In the others they get the
+    original.
+    """
+
+    RECEIVED = "received"
+    """The original is durable, and waits to be encoded, for the first time or again."""
+    VERIFIED = "verified"
+    """A rendition passed the gate against this original."""
+    MEASURED = "measured"
+    """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
+    EXACT = "exact"
+    """Not eligible, or nothing passed the gate. ``reason`` says why."""
+    WITHDRAWN = "withdrawn"
+    """An audit failed its rendition (``reason`` says how) and withdrew it. ``latent-pacs retry`` encodes it again."""
+    FAILED = "failed"
+    """The archivist could not finish, an audit failed its rendition after the original was gone, or nothing whole is
+    left (``reason`` says which). ``latent-pacs retry`` encodes it again, unless an audit flagged it or the original was
+    purged."""
+
+
+RENDITION_STATES = (InstanceState.VERIFIED, InstanceState.MEASURED)
+"""The states in which an image's current rendition stands for it."""
 
 
 class ReasonCode(StrEnum):
