@@ -30,6 +30,7 @@ from storage.index.original_locations import (
 from storage.index.quarantined import QuarantineRows
 from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (
+    current_renditions,
     insert_rendition_or_reuse_row,
     is_known_by,
     mark_objects_as_garbage,
@@ -170,9 +171,7 @@ class Index:
         ).outerjoin(original, original.c.instance_key == instance.c.key)
         with self.engine.connect() as connection:
             rows = {row.key: row for row in connection.execute(with_patient(query).where(instance.c.key.in_(keys)))}
-            wanted = [row.rendition_key for row in rows.values() if row.rendition_key is not None]
-            found = connection.execute(select(rendition).where(rendition.c.key.in_(wanted)))
-            renditions = {row.key: stored_rendition(row) for row in found}
+            renditions = current_renditions(connection, rows.values())
         return [_stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows]
 
     def rendition(self, uid: str) -> StoredRendition | None:

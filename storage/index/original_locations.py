@@ -22,7 +22,7 @@ from storage.index.integrity import is_expected
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
 from storage.index.reading import IndexPart, first_of, record_of, rows_of
-from storage.index.rendition_rows import stored_rendition
+from storage.index.rendition_rows import current_renditions
 from storage.index.tables import garbage, instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.objects.store import ObjectStore
@@ -176,16 +176,9 @@ class OriginalLocations(IndexPart):
         ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
-            keys = [row.rendition_key for row in rows]
-            found = connection.execute(select(rendition).where(rendition.c.key.in_(keys)))
-            renditions = {row.key: stored_rendition(row) for row in found}
+            renditions = current_renditions(connection, rows)
         return [
-            Purgeable(
-                original=held_original(row),
-                sop_instance_uid=row.sop_instance_uid,
-                study_instance_uid=row.study_instance_uid,
-                rendition=renditions[row.rendition_key],
-            )
+            record_of(Purgeable, row, original=held_original(row), rendition=renditions[row.rendition_key])
             for row in rows
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -87,6 +87,13 @@ def stored_rendition(row: Row[Any]) -> StoredRendition:
         verdict=record_of(Verdict, row, failures=(), gated=bool(row.gated)),
         tried=tuple(Trial(**{**trial, "failures": tuple(trial["failures"])}) for trial in row.tried),
     )
+
+
+def current_renditions(connection: Connection, rows: Iterable[Row[Any]]) -> dict[int, StoredRendition]:
+    """The renditions that rows with ``rendition_key`` name, by key."""
+    keys = [row.rendition_key for row in rows if row.rendition_key is not None]
+    found = connection.execute(select(rendition).where(rendition.c.key.in_(keys)))
+    return {row.key: stored_rendition(row) for row in found}
 
 
 def is_known_by(uids: Sequence[str]) -> ColumnElement[bool]:

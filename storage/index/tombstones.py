@@ -23,7 +23,7 @@ from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.level_joins import with_patient
 from storage.index.reading import IndexPart, first_of, record_of, values_of
-from storage.index.rendition_rows import is_known_by
+from storage.index.rendition_rows import is_known_by, mark_objects_as_garbage
 from storage.index.tables import (
     damage,
     instance,
@@ -40,7 +40,7 @@ from storage.index.tables import (
     tombstone_in_force,
 )
 from storage.index.trail_rows import append_in
-from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, TrailEntry, TrailRecord
+from storage.records import InstanceState, OriginalForm, ReasonCode, TrailEntry, TrailRecord
 
 _NAMED = 5
 """Images that a refusal names."""
@@ -224,14 +224,11 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
         hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
         raise UnknownUid(f"no {level} {uid} is held here{hint}")
     return [
-        PlannedDeletion(
-            row.sop_instance_uid,
-            row.series_instance_uid,
-            row.study_instance_uid,
-            tuple(_derived(connection, row.key)),
-            row.state,
-            row.original_bytes,
-            "is on hold" if row.on_hold else "is pinned by a storage commitment" if row.pinned else "",
+        record_of(
+            PlannedDeletion,
+            row,
+            derived_uids=tuple(_derived(connection, row.key)),
+            kept_because="is on hold" if row.on_hold else "is pinned by a storage commitment" if row.pinned else "",
         )
         for row in rows
     ]
@@ -300,8 +297,7 @@ def _remove(connection: Connection, key: int) -> None:
     if held is not None and held.form != OriginalForm.PURGED:
         mark_garbage_in(connection, held.object_digest, held.tier)
     for made in connection.execute(select(rendition).where(rendition.c.instance_key == key)):
-        mark_garbage_in(connection, made.base_digest, Tier.HOT)
-        mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
+        mark_objects_as_garbage(connection, made)
     for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == key))
     connection.execute(delete(instance).where(instance.c.key == key))
