@@ -22,14 +22,11 @@ from node.jobs.job import JSON, Run
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import ExpectedObject, Integrity
+from storage.index.integrity import END, ExpectedObject, Integrity
 from storage.index.job_runs import JobRows
 from storage.objects.inspection import Listed, examine, finish_moves, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
-
-END = "g"
-"""A text that sorts after every digest."""
 
 _LISTED = 200
 """Most findings, and most orphans, that a report lists one by one; all are counted."""
@@ -259,7 +256,7 @@ class Scrub:
 
     def _refuse_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if not holds_any(store.root) and any(one.store == name for one in self._integrity.expected("", END)):
+            if not holds_any(store.root) and any(one.store == name for one in self._integrity.expected()):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"

@@ -21,6 +21,8 @@ from storage.records import InstanceState, OriginalForm, ReasonCode, Tier
 
 HOT = Tier.HOT
 """The store of all objects but moved originals."""
+END = "g"
+"""A text that sorts after every digest."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Integrity(IndexPart):
 
     # --- expected objects ---
 
-    def expected(self, low: str, high: str) -> list[ExpectedObject]:
+    def expected(self, low: str = "", high: str = END) -> list[ExpectedObject]:
         """Every expected object with ``low`` <= digest < ``high``, by digest; one for each row that names it."""
         return self._expected(lambda source: source.select(source.digest >= low, source.digest < high))
 
@@ -67,7 +69,7 @@ class Integrity(IndexPart):
         """The objects of one instance."""
         return self._expected(lambda source: source.select(source.instance_key == instance_key))
 
-    def count(self, low: str, high: str) -> int:
+    def count(self, low: str = "", high: str = END) -> int:
         """How many expected objects there are in that range."""
         found = union_all(*(one.select(one.digest >= low, one.digest < high) for one in _SOURCES)).subquery()
         return int(value_of(self._engine, select(func.count()).select_from(found)))

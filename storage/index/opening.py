@@ -40,8 +40,6 @@ from storage.objects.inspection import holds_any
 from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailRecord
 
-_END = "g"
-"""A text that sorts after every digest."""
 ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archive"
 
 
@@ -103,7 +101,7 @@ def _refuse_empty_root(index: Index, root: Path) -> None:
     """
     if holds_any(root) or any((root / "journal").glob("*.jsonl")):
         return
-    named = Integrity(index.engine).count("", _END)
+    named = Integrity(index.engine).count()
     if named:
         raise IndexRefused(
             f"the index names {named} objects, and storage.root {root} has no object and no journal: is its disk "

@@ -31,7 +31,7 @@ class FoundObject:
 def known_digests(engine: Engine) -> set[str]:
     """Digests of all objects that rows expect, or that are garbage."""
     unlinked = set(values_of(engine, select(garbage.c.digest)))
-    return unlinked | {one.digest for one in Integrity(engine).expected("", "g")}
+    return unlinked | {one.digest for one in Integrity(engine).expected()}
 
 
 def is_acceptable(engine: Engine, uid: str) -> bool:

@@ -32,9 +32,6 @@ from storage.objects.trail_journal import TrailJournal
 _PASSING = (".lock", ".making")
 """Endings of the names of temporary files."""
 
-END = "g"
-"""Text after every digest."""
-
 
 @dataclass(frozen=True)
 class NamedObject:
@@ -91,7 +88,7 @@ def _snapshot(copy: Path, files: dict[str, Path]) -> Snapshot:
         with engine.connect() as connection:
             identity = connection.execute(select(archive.c.identity)).scalar_one()
             number = last_number(connection)
-        named = {NamedObject(one.store, one.digest) for one in Integrity(engine).expected("", END)}
+        named = {NamedObject(one.store, one.digest) for one in Integrity(engine).expected()}
     finally:
         engine.dispose()
     with closing(sqlite3.connect(copy)) as one_file:

@@ -129,7 +129,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
         assert back.rendition == held.rendition
         with node.index.engine.connect() as connection:
             assert connection.execute(select(func.count()).select_from(rendition)).scalar() == 2
-        promised = {one.digest for one in Integrity(node.index.engine).expected("", "g")}
+        promised = {one.digest for one in Integrity(node.index.engine).expected()}
         assert objects <= promised, "nothing is left that no row knows"
 
 
@@ -200,7 +200,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         (held,) = send_and_settle(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason
         assert held.rendition.weights_digest == digest
-        kinds = {one.kind for one in Integrity(node.index.engine).expected("", "g")}
+        kinds = {one.kind for one in Integrity(node.index.engine).expected()}
         assert "model" in kinds
         with writing(node.index.engine) as connection:  # as an archive is from before models were kept
             connection.execute(delete(model_file))

@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import update
 
 from node.jobs import scrub_job
-from node.jobs.scrub_job import END, Extent, Scrub, ScrubPlan
+from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.connection import writing
-from storage.index.integrity import HOT, Integrity
+from storage.index.integrity import END, HOT, Integrity
 from storage.index.job_runs import JobRows
 from storage.index.tables import instance
 from storage.objects.inspection import set_aside
