@@ -14,7 +14,7 @@ Damaged files are moved aside, not deleted, and every step can be repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storage.errors import LatentPacsError
@@ -92,14 +92,11 @@ class ScrubRepair:
         instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)
         action, state = self._decide(expected, instance, inspection)
         found = NewDamage(
-            expected.digest,
-            expected.kind,
-            expected.store,
-            expected.instance_key,
-            inspection.condition.value,
-            inspection.detail,
-            moved_to,
-            action,
+            **asdict(expected),
+            condition=inspection.condition.value,
+            detail=inspection.detail,
+            moved_to=moved_to,
+            action=action,
         )
         self._integrity.note(found)
         code = ReasonCode.ORIGINAL_LOST if expected.kind == "original" else ReasonCode.PAYLOAD_LOST

@@ -36,13 +36,9 @@ class ExpectedObject:
 
 
 @dataclass(frozen=True)
-class NewDamage:
-    """A damaged or missing object that a row names, and the action taken."""
+class NewDamage(ExpectedObject):
+    """An expected object that is damaged or missing, and the action taken."""
 
-    digest: str
-    kind: str
-    store: str
-    instance_key: int | None
     condition: str
     detail: str
     moved_to: str
@@ -50,8 +46,8 @@ class NewDamage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Damage(NewDamage):
-    """An open damage row."""
+class Damage(ExpectedObject):
+    """An expected object that is not whole, with the key of its damage row."""
 
     key: int
 
@@ -104,7 +100,7 @@ class Integrity(IndexPart):
 
     # --- effect on an instance ---
 
-    def flag(self, found: NewDamage, state: InstanceState, code: ReasonCode, reason: str) -> bool:
+    def flag(self, found: ExpectedObject, state: InstanceState, code: ReasonCode, reason: str) -> bool:
         """Set state and reason of the instance of a damage row, and keep its former ones in that row.
 
         False if the instance is being worked on; the next scrub tries again.
@@ -205,7 +201,7 @@ def close_damage_in(connection: Connection, key: int, outcome: str) -> None:
     connection.execute(update(damage).where(*later, damage.c.closed_at.is_(None)).values(before))
 
 
-def _open(found: NewDamage) -> tuple[Any, ...]:
+def _open(found: ExpectedObject) -> tuple[Any, ...]:
     """The open row of the same expected object."""
     return (
         damage.c.digest == found.digest,
