@@ -213,24 +213,13 @@ def seed_of(base_digest: str) -> int:
 # --- base -----------------------------------------------------------------------------------------------------
 
 
+_OF_SECTIONS = {"header", "coded", "padding_bytes", "region", "curve"}
+"""Fields of a base that are sections of their own. The others are metadata, two of them under shorter names."""
+
+
 def encode_base(base: Base) -> bytes:
-    meta = {
-        "operator": base.operator_name,
-        "point": asdict(base.point),
-        "rows": base.rows,
-        "columns": base.columns,
-        "bits_stored": base.bits_stored,
-        "minimum": base.minimum,
-        "maximum": base.maximum,
-        "padding": list(base.padding) if base.padding else None,
-        "offset": base.offset,
-        "gain": base.gain,
-        "quantisation_rms": base.quantisation_rms,
-        "original_digest": base.original_digest,
-        "pixel_digest": base.pixel_digest,
-        "pixel_vr": base.pixel_vr,
-        "transfer_syntax": base.header.transfer_syntax_uid,
-    }
+    meta = {name: value for name, value in asdict(base).items() if name not in _OF_SECTIONS}
+    meta |= {"operator": meta.pop("operator_name"), "transfer_syntax": base.header.transfer_syntax_uid}
     sections = {
         "meta": _json(meta),
         "header": base.header.before,
