@@ -202,7 +202,6 @@ def _of_base(base: Base, rendition: Rendition) -> NewInstance:
         sop_instance_uid=rendition.original_uid,
         sop_class_uid=str(header.SOPClassUID),
         study_instance_uid=str(header.StudyInstanceUID),
-        series_instance_uid=str(header.SeriesInstanceUID),
         transfer_syntax_uid=base.header.transfer_syntax_uid,
         levels=levels_of(header),
         original_digest=base.original_digest,

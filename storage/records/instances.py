@@ -36,7 +36,6 @@ class NewInstance:
     sop_instance_uid: str
     sop_class_uid: str
     study_instance_uid: str
-    series_instance_uid: str
     transfer_syntax_uid: str
     levels: Levels
     original_digest: str

@@ -47,7 +47,6 @@ def new_instance(
         sop_instance_uid=uid,
         sop_class_uid=MAMMOGRAPHY,
         study_instance_uid=study_uid,
-        series_instance_uid=series_uid,
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         levels=levels_of(ds),
         original_digest=digest(uid),

@@ -314,7 +314,6 @@ def examine(
             sop_instance_uid=uids["SOPInstanceUID"],
             sop_class_uid=uids["SOPClassUID"],
             study_instance_uid=uids["StudyInstanceUID"],
-            series_instance_uid=uids["SeriesInstanceUID"],
             transfer_syntax_uid=str(file.transfer_syntax),
             levels=levels_of(header),
             original_digest="",

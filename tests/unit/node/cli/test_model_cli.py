@@ -114,7 +114,6 @@ class Archive:
                 sop_instance_uid=ds.SOPInstanceUID,
                 sop_class_uid=MAMMOGRAPHY,
                 study_instance_uid=ds.StudyInstanceUID,
-                series_instance_uid=ds.SeriesInstanceUID,
                 transfer_syntax_uid="1.2.840.10008.1.2.1",
                 levels=levels_of(ds),
                 original_digest=digest,
