@@ -51,9 +51,7 @@ class AuditTrail:
         with self._journal.locked():
             records = list(self._journal.records())
         # without the lock: a write to the index copies records to the journal, which locks it
-        self._index.catch_up(records)
-        self._index.trail.insert_unchanged(records)
-        return len(records)
+        return self._index.replay_trail(records)[1]
 
     def broken(self) -> str:
         """The first fault of the chain in the index or the journal, or their disagreement; empty if there is none."""

@@ -103,12 +103,17 @@ class Index:
     def close(self) -> None:
         self.engine.dispose()
 
-    def catch_up(self, records: Sequence[TrailRecord]) -> int:
-        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many.
+    def replay_trail(self, records: Sequence[TrailRecord]) -> tuple[int, int]:
+        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks, and insert the
+        records that it lacks; how many of each.
 
-        The trail itself stays as it is.
+        The records come last: after a process was killed, the next one does both again.
         """
-        return sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
+        decisions = sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
+        last = self.trail.last()[0]
+        lacking = [record for record in records if record.number > last]
+        self.trail.insert_unchanged(lacking)
+        return decisions, len(lacking)
 
     # --- adding ---
 

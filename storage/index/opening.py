@@ -216,8 +216,7 @@ def _replayed(
         raise IndexRefused(f"{what}; start the node, which completes it, or {REBUILD}")
     if journal.whole_since() > number:
         raise IndexRefused(f"{what}, which does not go back that far; {REBUILD}")
-    of_trail, after = TrailJournal(root / "journal"), index.trail.last()[0]
-    records = list(of_trail.records())
+    records, after = list(TrailJournal(root / "journal").records()), index.trail.last()[0]
     try:
         with loading(index.engine) as connection:
             loader = Loader(connection)
@@ -229,8 +228,7 @@ def _replayed(
             _refuse_lost_images(connection, what, (record for record in records if record.number > after))
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
-    index.catch_up(records)  # the journal may lack its last lines
-    replay_trail(index, of_trail)  # last: if this is killed, the next start does both again
+    index.replay_trail(records)  # the journal may lack its last lines
     return f"{what}: {last - number} changes were replayed from the journal"
 
 
@@ -253,8 +251,7 @@ def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
         return []  # of another archive, or changed: the check of the trail reports it
     with index.engine.connect() as connection:
         _refuse_lost_images(connection, what, (record for record in records if record.number > number))
-    index.catch_up(records)
-    count = replay_trail(index, journal)  # last: if this is killed, the next start does both again
+    _, count = index.replay_trail(records)
     return [f"{what}: {count} records were taken from its journal"]
 
 
@@ -284,11 +281,3 @@ def _is_known(connection: Connection, uid: str) -> bool:
         select(reference_copy.c.uid).where(reference_copy.c.uid == uid),
     )
     return any(connection.execute(look).first() is not None for look in looks)
-
-
-def replay_trail(index: Index, journal: TrailJournal) -> int:
-    """Insert the records of the audit trail that the index lacks, from its journal; how many."""
-    after = index.trail.last()[0]
-    records = [record for record in journal.records() if record.number > after]
-    index.trail.insert_unchanged(records)
-    return len(records)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from storage.index.change_capture import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
 from storage.index.journal_replay import Loader, loading
-from storage.index.opening import begin_journal, replay_trail
+from storage.index.opening import begin_journal
 from storage.index.reading import value_of
 from storage.index.tables import archive, instance, rendition
 from storage.objects.change_journal import ChangeJournal
@@ -75,9 +75,8 @@ def rebuild(
             known = journal.last() >= 0
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
-            made.trail = replay_trail(index, of_trail)
             # the journal may lack its last lines; without one, the decisions apply to the objects recovered below
-            decisions = index.catch_up(list(of_trail.records()))
+            decisions, made.trail = index.replay_trail(list(of_trail.records()))
             made.decisions = decisions if known else 0
             progress(0, 0, "objects")
             made.from_objects = take_in_objects(index)
