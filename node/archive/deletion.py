@@ -77,7 +77,7 @@ class Deletion:
         self._remove_damaged(digests)  # while rows name these digests: a process that is killed later has done it
         deleted = self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # a reader may have rendered them meanwhile
-        self._index.originals.collect(self._stores)
+        self._index.garbage.collect(self._stores)
         self._remove_damaged(digests)
         return deleted
 

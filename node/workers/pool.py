@@ -19,7 +19,7 @@ from typing import Any
 from node.config import ReconstructSettings
 from node.workers import worker
 from node.workers.requests import Answer, Request
-from node.workers.waiting import result_of
+from node.workers.waiting import wait_for_result
 from storage.dicom.decode_limits import DecodeLimits
 from storage.errors import Cancelled, OutOfTime, WorkerDied
 
@@ -160,7 +160,7 @@ class WorkerPool:
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request[Answer]) -> Answer:
         try:
-            return result_of(executor.submit(worker.answer, request), self._closing.is_set)
+            return wait_for_result(executor.submit(worker.answer, request), self._closing.is_set)
         except Cancelled:
             raise WorkerDied("the node is stopping") from None
 

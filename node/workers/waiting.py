@@ -15,9 +15,10 @@ _POLL = 0.2
 Result = TypeVar("Result")
 
 
-def result_of(
+def wait_for_result(
     future: Future[Result],
     cancelled: Callable[[], bool],
+    *,
     renew: Callable[[], object] | None = None,
     every: float = 0.0,
 ) -> Result:

@@ -1,17 +1,36 @@
-"""Marks of objects that no row may need any more, written in the transaction that lets go of them.
+"""Marks of objects that a row let go of, written in the transaction of that row.
 
-``OriginalLocations.collect`` unlinks them later, unless a row needs them after all.
+``Garbage.collect`` unlinks them later.
+
+A transaction that starts to use an object first takes its mark away and then checks that the object is there, so that
+no row ever names an object that is gone.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, insert, select
+from collections.abc import Callable
+
+from sqlalchemy import Connection, delete, insert, select
 
 from storage.index.tables import garbage
+from storage.records import Tier
+
+Present = Callable[[str], bool]
+"""Whether the store holds an object of that digest."""
 
 
-def mark_garbage_in(connection: Connection, digest: str, tier: str) -> None:
+def mark_garbage(connection: Connection, digest: str, tier: str) -> None:
     """Mark an object as garbage, as part of a transaction."""
     known = select(garbage.c.key).where(garbage.c.digest == digest, garbage.c.tier == tier)
     if connection.execute(known).first() is None:
         connection.execute(insert(garbage).values(digest=digest, tier=tier))
+
+
+def unmark_garbage(connection: Connection, digest: str, present: Present, tier: Tier = Tier.HOT) -> bool:
+    """Take the mark of an object away, as part of a transaction that starts to use it; False if it is unlinked already.
+
+    The write lock (on other databases a row lock) keeps ``collect`` out until the commit: an object that is there now
+    stays.
+    """
+    connection.execute(delete(garbage).where(garbage.c.digest == digest, garbage.c.tier == tier))
+    return present(digest)

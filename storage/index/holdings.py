@@ -14,6 +14,8 @@ from storage.index import lease
 from storage.index.amendments import Amendments
 from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, writing
+from storage.index.garbage import Garbage
+from storage.index.garbage_rows import Present, unmark_garbage
 from storage.index.hierarchy import instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
@@ -21,11 +23,9 @@ from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
 from storage.index.original_locations import (
     OriginalLocations,
-    Present,
     held_columns,
     held_original,
     insert_original,
-    keep_hot,
 )
 from storage.index.quarantined import QuarantineRows
 from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
@@ -86,6 +86,7 @@ class Index:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.originals = OriginalLocations(engine)
+        self.garbage = Garbage(engine)
         self.holds = Holds(engine)
         self.amendments = Amendments(engine)
         self.tombstones = Tombstones(engine)
@@ -123,7 +124,7 @@ class Index:
         ``present``: whether the store still holds the original's object.
         """
         with writing(self.engine) as connection:
-            if not keep_hot(connection, new.original_digest, present):
+            if not unmark_garbage(connection, new.original_digest, present):
                 return Added.GONE
             if is_deleted(connection, new.sop_instance_uid):
                 return Added.DELETED
@@ -203,13 +204,13 @@ class Index:
         """Claim the RECEIVED instance with the fewest attempts, the oldest first; None if there is none."""
         if value_of(self.engine, select(_next_to_encode())) is None:  # usual: look before taking the write lock
             return None
-        made: list[Claim] = []
-        with lease.given_back(made, partial(self.release, forgive=True)), writing(self.engine) as connection:
+
+        def take(connection: Connection) -> Claim | None:
             wanted = instance.c.key == _next_to_encode()
             row = lease.claim(connection, instance, wanted, owner, lease_seconds, attempts=instance.c.attempts + 1)
-            if row is not None:
-                made.append(Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner))
-        return made[0] if made else None
+            return row and Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner)
+
+        return lease.claimed(self.engine, take, partial(self.release, forgive=True))
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Extend a lease; False if it was lost."""
@@ -247,7 +248,8 @@ class Index:
             if connection.execute(select(instance.c.key).where(_owned(claim))).scalar() is None:
                 mark_objects_as_garbage(connection, new)
                 return False
-            if not all(keep_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
+            stored = (new.base_digest, new.rendition_digest)
+            if not all(unmark_garbage(connection, digest, present) for digest in stored):
                 raise ObjectMissing(f"{new.derived_uid}: one of its objects was unlinked before it was committed")
             key = insert_rendition_or_reuse_row(connection, claim.key, new, replace_object=True)
             if key is None:

@@ -12,11 +12,15 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Table, or_, update
+
+from storage.index.connection import writing
+
+Claimed = TypeVar("Claimed")
 
 LONGEST = 3600.0
 """Most seconds of a lease and of ``free_after``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
@@ -70,19 +74,24 @@ def claim(
     return connection.execute(taken.returning(table)).first()
 
 
-@contextmanager
-def given_back(claims: Sequence[Any], release: Callable[[Any], object]) -> Iterator[None]:
-    """Release the ``claims`` that the block makes if it fails: they may be committed, and only their journal failed.
+def claimed(
+    engine: Engine, take: Callable[[Connection], Claimed | None], release: Callable[[Claimed], object]
+) -> Claimed | None:
+    """What ``take`` claims in a write transaction; released if that fails, since it may be committed and only its
+    journal failed.
 
     Nobody could work on the row until the lease ends otherwise. ``release`` fails likewise, after its own commit.
     """
+    made = None
     try:
-        yield
+        with writing(engine) as connection:
+            made = take(connection)
     except Exception:
-        for claim in claims:
+        if made is not None:
             with suppress(Exception):
-                release(claim)
+                release(made)
         raise
+    return made
 
 
 def renew(connection: Connection, table: Table, mine: ColumnElement[bool], seconds: float) -> bool:

@@ -1,31 +1,28 @@
 """Where every original is held: packing, moving, restoring and removing, each as one transaction.
 
 A row changes in one commit with its trail entry. An object that no row needs any more is marked as garbage in the same
-commit, and ``collect`` unlinks it afterwards. A transaction that starts to use an object first takes its garbage mark
-away and then checks that the object is there, so that no row ever names an object that is gone.
+commit (garbage.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, or_, select, update
 
 from storage.index import lease
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.garbage_rows import mark_garbage_in
+from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.holds import on_hold
-from storage.index.integrity import is_expected
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
 from storage.index.reading import IndexPart, first_of, record_of, rows_of
 from storage.index.rendition_rows import current_renditions
-from storage.index.tables import garbage, instance, original, patient, rendition, series, study
+from storage.index.tables import instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
-from storage.objects.store import ObjectStore
 from storage.records import (
     RENDITION_STATES,
     HeldOriginal,
@@ -38,9 +35,6 @@ from storage.records import (
     Tier,
     TrailEntry,
 )
-
-Present = Callable[[str], bool]
-"""Whether the store holds an object of that digest."""
 
 STAYS_RESTORED = timedelta(days=7)
 """How long a restored original stays in the hot store."""
@@ -126,11 +120,11 @@ class OriginalLocations(IndexPart):
         """Commit the packed object in place of the verbatim one; False if the lease or the object was lost."""
         held = claim.original
         with writing(self._engine) as connection:
-            if not _owns(connection, claim) or not _keep(connection, digest, Tier.HOT, present):
+            if not _owns(connection, claim) or not unmark_garbage(connection, digest, present):
                 return False
             changes = {"form": OriginalForm.PACKED, "object_digest": digest, "object_bytes": size, "note": ""}
             _change(connection, held, to_pack=0, attempts=0, **FREE, **changes)
-            mark_garbage_in(connection, held.object_digest, held.tier)
+            mark_garbage(connection, held.object_digest, held.tier)
         return True
 
     def stays_verbatim(self, claim: OriginalClaim, note: str, entries: Sequence[TrailEntry] = ()) -> None:
@@ -144,10 +138,10 @@ class OriginalLocations(IndexPart):
         """Commit that an original's object is in the other store; False if its row or that object changed."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
-            if not still_held(connection, held) or not _keep(connection, held.object_digest, to, present):
+            if not still_held(connection, held) or not unmark_garbage(connection, held.object_digest, present, to):
                 return False
             _change(connection, held, tier=to, restored_at=restored, attempts=0, **FREE)
-            mark_garbage_in(connection, held.object_digest, held.tier)
+            mark_garbage(connection, held.object_digest, held.tier)
             append_in(connection, entries)
         return True
 
@@ -207,31 +201,9 @@ class OriginalLocations(IndexPart):
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}
             _change(connection, held, tier=Tier.HOT, to_pack=0, note="", **FREE, **gone)
-            mark_garbage_in(connection, held.object_digest, held.tier)
+            mark_garbage(connection, held.object_digest, held.tier)
             append_in(connection, [entry])
         return True
-
-    # --- unlinking ---
-
-    def mark_garbage(self, digest: str, tier: Tier) -> None:
-        """Mark an object to be unlinked; if a row needs it, ``collect`` leaves it."""
-        with writing(self._engine) as connection:
-            mark_garbage_in(connection, digest, tier)
-
-    def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
-        """Unlink garbage that no row needs; how many objects. Garbage in a store that is not in ``stores`` stays."""
-        waiting = rows_of(self._engine, select(garbage).where(garbage.c.tier.in_(list(stores))))
-        count = 0
-        for found in waiting:
-            with writing(self._engine) as connection:  # holds the lock until the file is unlinked: see _keep
-                still = select(garbage.c.key).where(garbage.c.key == found.key).with_for_update()
-                if connection.execute(still).first() is None:
-                    continue
-                if not is_expected(connection, found.digest, found.tier):
-                    stores[Tier(found.tier)].delete(found.digest)
-                    count += 1
-                connection.execute(delete(garbage).where(garbage.c.key == found.key))
-        return count
 
     def _totals(self, rules: tuple[ColumnElement[bool], ...]) -> tuple[int, int]:
         counted: Any = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
@@ -244,17 +216,17 @@ class OriginalLocations(IndexPart):
         oldest = oldest.order_by(original.c.attempts, original.c.instance_key).limit(1)
         if first_of(self._engine, oldest) is None:  # usually there is none: look before taking the write lock
             return None
-        made: list[OriginalClaim] = []
-        with lease.given_back(made, self.release), writing(self._engine) as connection:
+
+        def take(connection: Connection) -> OriginalClaim | None:
             row = connection.execute(oldest).first()
             if row is None:
                 return None
             wanted = original.c.instance_key == row.instance_key
             attempts = original.c.attempts + 1
             taken = lease.claim(connection, original, wanted, owner, lease_seconds, attempts=attempts)
-            if taken is not None:
-                made.append(OriginalClaim(held_original(row), row.sop_instance_uid, owner, taken.attempts))
-        return made[0] if made else None
+            return taken and OriginalClaim(held_original(row), row.sop_instance_uid, owner, taken.attempts)
+
+        return lease.claimed(self._engine, take, self.release)
 
 
 # --- for other transactions -----------------------------------------------------------------------------------
@@ -272,11 +244,6 @@ def insert_original(connection: Connection, instance_key: int, digest: str, size
     known = update(original).where(original.c.instance_key == instance_key)
     if not connection.execute(known.values(**row)).rowcount:
         connection.execute(insert(original).values(instance_key=instance_key, **row))
-
-
-def keep_hot(connection: Connection, digest: str, present: Present) -> bool:
-    """Keep an object in the hot store from being unlinked; False if it is gone already."""
-    return _keep(connection, digest, Tier.HOT, present)
 
 
 def held_columns() -> list[ColumnElement[Any]]:
@@ -334,13 +301,3 @@ def still_held(connection: Connection, held: HeldOriginal) -> bool:
         original.c.tier == held.tier,
     )
     return connection.execute(query).first() is not None
-
-
-def _keep(connection: Connection, digest: str, tier: Tier, present: Present) -> bool:
-    """Take the garbage mark of an object away; False if it is unlinked already.
-
-    The write lock (on other databases a row lock) keeps ``collect`` out until the commit: an object that is there now
-    stays.
-    """
-    connection.execute(delete(garbage).where(garbage.c.digest == digest, garbage.c.tier == tier))
-    return present(digest)

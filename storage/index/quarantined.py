@@ -10,17 +10,15 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.garbage_rows import mark_garbage_in
+from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.level_joins import with_patient
 from storage.index.original_locations import (
-    Present,
     held_columns,
     held_original,
     insert_original,
-    keep_hot,
 )
 from storage.index.reading import IndexPart, record_of, rows_of
 from storage.index.rendition_rows import withdraw_in
@@ -63,7 +61,7 @@ class QuarantineRows(IndexPart):
         False if the object was unlinked meanwhile, and nothing was committed.
         """
         with writing(self._engine) as connection:
-            if not keep_hot(connection, digest, present):
+            if not unmark_garbage(connection, digest, present):
                 return False
             _put(connection, digest, sop_instance_uid, calling_aet, reason)
         return True
@@ -78,7 +76,7 @@ class QuarantineRows(IndexPart):
         with writing(self._engine) as connection:
             if not _take_out(connection, one.digest):
                 return False
-            mark_garbage_in(connection, one.digest, Tier.HOT)
+            mark_garbage(connection, one.digest, Tier.HOT)
             append_in(connection, [entry])
         return True
 
@@ -104,7 +102,8 @@ class _Changed(Exception):
 def _accept(connection: Connection, new: NewInstance, former: Former, present: Present) -> None:
     if is_deleted(connection, new.sop_instance_uid) or not _take_out(connection, new.original_digest):
         raise _Changed
-    if not all(keep_hot(connection, digest, present) for digest in (new.original_digest, former.verbatim) if digest):
+    stored = filter(None, (new.original_digest, former.verbatim))
+    if not all(unmark_garbage(connection, digest, present) for digest in stored):
         raise _Changed
     held = _held(connection, new.sop_instance_uid)
     if held is None:
@@ -148,7 +147,7 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: F
     if former.verbatim:
         reason = f"was held until {new.original_digest} was accepted in its place"
         _put(connection, former.verbatim, new.sop_instance_uid, held.calling_aet, reason)
-        mark_garbage_in(connection, held.object_digest, held.tier)
+        mark_garbage(connection, held.object_digest, held.tier)
     if former.lost is not None:  # its object is no garbage: should it turn up, a scrub finds it among the orphans
         close_damage(connection, held.key, "another original was accepted in its place")
     mine = select(rendition.c.key).where(rendition.c.instance_key == held.key)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
 
 from storage.index.connection import now
-from storage.index.garbage_rows import mark_garbage_in
+from storage.index.garbage_rows import mark_garbage
 from storage.index.reading import record_of
 from storage.index.tables import instance, rendition
 from storage.records import RENDITION_STATES, NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
@@ -65,7 +65,7 @@ def withdraw_in(connection: Connection, key: int, why: str) -> None:
 def mark_objects_as_garbage(connection: Connection, made: NewRendition | Row[Any]) -> None:
     """Mark base and rendition as garbage, as part of a transaction; they are unlinked unless a row needs them."""
     for digest in (made.base_digest, made.rendition_digest):
-        mark_garbage_in(connection, digest, Tier.HOT)
+        mark_garbage(connection, digest, Tier.HOT)
 
 
 def is_served() -> ColumnElement[bool]:

@@ -11,15 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from storage.index.connection import writing
-from storage.index.garbage_rows import mark_garbage_in
+from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
 from storage.index.original_locations import (
-    Present,
     as_received,
     held_original,
     insert_original,
-    keep_hot,
     still_held,
 )
 from storage.index.tables import damage, original
@@ -33,7 +31,7 @@ def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
         if not still_held(connection, held):
             return False
         if (held.object_digest, held.tier) != (copy, Tier.HOT):
-            mark_garbage_in(connection, copy, Tier.HOT)
+            mark_garbage(connection, copy, Tier.HOT)
         close_damage(connection, held.instance_key)
     return True
 
@@ -44,12 +42,12 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
     detail = f"the {held.form} object {held.object_digest} in the {held.tier} store was missing or damaged"
     uids = (new.sop_instance_uid,)
     with writing(engine) as connection:
-        if not still_held(connection, held) or not keep_hot(connection, new.original_digest, present):
+        if not still_held(connection, held) or not unmark_garbage(connection, new.original_digest, present):
             return False
         mine = update(original).where(original.c.instance_key == held.instance_key)
         connection.execute(mine.values({**as_received(new.original_digest, new.original_bytes), **FREE}))
         if (held.object_digest, held.tier) != (new.original_digest, Tier.HOT):
-            mark_garbage_in(connection, held.object_digest, held.tier)
+            mark_garbage(connection, held.object_digest, held.tier)
         close_damage(connection, held.instance_key)
         append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
     return True

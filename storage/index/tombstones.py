@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.garbage_rows import mark_garbage_in
+from storage.index.garbage_rows import mark_garbage
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
@@ -295,7 +295,7 @@ def _remove(connection: Connection, key: int) -> None:
     """Delete the rows of one instance, and mark their objects as garbage."""
     held = connection.execute(select(original).where(original.c.instance_key == key)).first()
     if held is not None and held.form != OriginalForm.PURGED:
-        mark_garbage_in(connection, held.object_digest, held.tier)
+        mark_garbage(connection, held.object_digest, held.tier)
     for made in connection.execute(select(rendition).where(rendition.c.instance_key == key)):
         mark_objects_as_garbage(connection, made)
     for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):

@@ -110,7 +110,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
         copy = {"uid": "1.2.9.9", "instance_key": held.key, "pairs": [["1.2", "1.3"]], "made_at": held.received_at}
         connection.execute(reference_copy.insert().values(copy))
     Replicas(index.engine).acknowledged("ELSEWHERE", held)
-    index.originals.mark_garbage("ef" * 32, Tier.COLD)  # no such store is configured, so that the row stays
+    index.garbage.mark("ef" * 32, Tier.COLD)  # no such store is configured, so that the row stays
     node.archive.trail.append(TrailEntry("test", "user:me", "image", (uids["held"],), detail="ä \t \\"))
 
 

@@ -31,7 +31,7 @@ class InlineArchivist:
     def run(self) -> StoredInstance | None:
         """Work until nothing is left; the image of ``UID`` afterwards."""
         self.archivist.run()
-        self.bench.index.originals.collect(self.bench.stores)
+        self.bench.index.garbage.collect(self.bench.stores)
         return self.bench.index.by_uid(UID)
 
     def _idle(self) -> bool:

@@ -11,12 +11,12 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from node.archive.encode.remake import Remake
 from node.archive.encode.rendition_writer import RenditionWriter
+from node.archive.intake.annotation_regions import Box
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
@@ -24,7 +24,7 @@ from node.codec.encode.encode_request import EncodeRequest
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, Request
-from node.workers.waiting import result_of
+from node.workers.waiting import wait_for_result
 from storage.dicom.dicomfile import opened
 from storage.errors import (
     Cancelled,
@@ -143,16 +143,18 @@ class Archivist:
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
         instance = self._index.by_key(claim.key)
-        if instance is None or (instance.purged and self._remake.finished_with_former(claim, instance)):
+        if instance is None:
+            return
+        if instance.purged and self._remake.finish_with_former(claim, instance):
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
-            reason, rows, columns = self._why_exact(path)
+            reason, rows, columns = self._eligibility_of(path)
             if reason:
                 self._regions.send_back_if_annotation(instance)
                 raise NotReconstructable(reason.sentence, reason)
             regions = self._regions.on_image(instance, rows, columns)
-            request = replace(self._request(claim, path), regions=regions)
+            request = self._request(claim, path, regions)
             if instance.rendition:
                 result = self._remake.restored_or_encoded(claim, instance, request, ask)
             else:
@@ -166,7 +168,7 @@ class Archivist:
         if self._regions.on_image(instance, rows, columns) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
 
-    def _why_exact(self, path: Path) -> tuple[ReasonCode, int, int]:
+    def _eligibility_of(self, path: Path) -> tuple[ReasonCode, int, int]:
         """Why an object may only be kept bit-exact, ReasonCode.NONE if it may be encoded; and its rows and columns."""
         with opened(path) as file:
             header = file.outline()
@@ -178,7 +180,7 @@ class Archivist:
         large = memory and rows * columns * _BYTES_PER_PIXEL > memory
         return ReasonCode.LARGE if large else ReasonCode.NONE, rows, columns
 
-    def _request(self, claim: Claim, path: Path) -> EncodeRequest:
+    def _request(self, claim: Claim, path: Path, regions: tuple[Box, ...]) -> EncodeRequest:
         codec = self._settings.codec
         return EncodeRequest(
             original=path,
@@ -189,13 +191,15 @@ class Archivist:
             scales=codec.scales,
             effort=codec.effort,
             patch_share=self._settings.gate.patches.share,
+            regions=regions,
         )
 
     def _ask_worker(self, claim: Claim, request: Request[Answer]) -> Answer:
         """A worker's answer; the lease is renewed meanwhile. Raises Cancelled when the node stops."""
         lease = self._settings.archivist.lease
         renew = partial(self._index.renew, claim, lease)
-        return result_of(self._pool.submit(request, Priority.ARCHIVIST), self._stopping.is_set, renew, lease / 3)
+        future = self._pool.submit(request, Priority.ARCHIVIST)
+        return wait_for_result(future, self._stopping.is_set, renew=renew, every=lease / 3)
 
     def _give_back(self, claim: Claim, error: Exception) -> None:
         if self._stopping.is_set() and isinstance(error, Cancelled | WorkerDied):

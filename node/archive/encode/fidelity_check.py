@@ -19,7 +19,7 @@ from node.archive.originals.storage_commitment import original_fault
 from node.config import ToleranceSettings
 from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
-from node.workers.waiting import result_of
+from node.workers.waiting import wait_for_result
 from storage.errors import (
     Cancelled,
     LatentPacsError,
@@ -256,7 +256,7 @@ class FidelityCheck:
         return replace(found, action=action if done else "changed meanwhile")
 
     def _ask(self, request: AuditRequest) -> Audited:
-        return result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
+        return wait_for_result(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
 
 
 def _changed(answer: Audited) -> str:

@@ -47,7 +47,7 @@ class Remake:
             return self._with_patches(instance, request, ask) or ask(request)
         return None if self._restored(claim, instance, request, ask) else ask(request)
 
-    def finished_with_former(self, claim: Claim, instance: StoredInstance) -> bool:
+    def finish_with_former(self, claim: Claim, instance: StoredInstance) -> bool:
         """Whether an instance has its former rendition, whole, without being encoded again, and its claim ended.
 
         An image whose original was purged has nothing else.

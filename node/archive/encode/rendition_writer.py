@@ -37,7 +37,10 @@ class RenditionWriter:
         self._index, self._store, self.models = index, store, ModelStore(index, store)
 
     def write(self, claim: Claim, made: EncodedRendition, result: EncodeResult, ask: Ask) -> None:
-        """Store a rendition, prove that it can be sent, and make it the current one. Raises NotReconstructable."""
+        """Store a rendition, prove that it can be sent, and make it the current one, unless the lease was lost.
+
+        Raises NotReconstructable.
+        """
         new = self.store(made, result)
         try:
             self.prove(claim.key, new, ask)
@@ -52,8 +55,14 @@ class RenditionWriter:
         if new_base:
             self._store.put(made.base)
         return new_rendition(
-            *(made.rendition, made.point, len(made.base), self._store.put(made.data), len(made.data)),
-            *(result.tried, result.seconds, made.model.recipe),
+            made.rendition,
+            made.point,
+            base_bytes=len(made.base),
+            rendition_digest=self._store.put(made.data),
+            rendition_bytes=len(made.data),
+            tried=result.tried,
+            seconds=result.seconds,
+            recipe=made.model.recipe,
         )
 
     def prove(self, instance_key: int, made: NewRendition | StoredRendition, ask: Ask) -> None:
@@ -87,7 +96,7 @@ class RenditionWriter:
     def discard(self, *digests: str) -> None:
         """Mark objects as garbage; they are unlinked unless a row needs them."""
         for digest in digests:
-            self._index.originals.mark_garbage(digest, Tier.HOT)
+            self._index.garbage.mark(digest, Tier.HOT)
 
 
 def new_rendition(

@@ -25,7 +25,7 @@ from node.config import Settings
 from node.upscalers.protocol import Installed
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, ModelRequest, Request
-from node.workers.waiting import result_of
+from node.workers.waiting import wait_for_result
 from storage.errors import Cancelled, LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -176,7 +176,8 @@ class _Run:
         """A worker's answer; the lease of an attempt is renewed meanwhile. Raises Cancelled."""
         renew = partial(self._rows.renew, attempt, self._lease) if attempt is not None else None
         try:
-            return result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled, renew, self._lease / 3)
+            future = self._pool.submit(request, Priority.REVERIFY)
+            return wait_for_result(future, self._cancelled, renew=renew, every=self._lease / 3)
         except WorkerDied:
             self._check_cancelled()  # the node stops, and its workers with it
             raise

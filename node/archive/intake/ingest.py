@@ -272,8 +272,8 @@ class Ingest:
 
     def _discard(self, digest: str) -> None:
         """Unlink a received file that is not needed, unless a row, such as one of the quarantine, needs that object."""
-        self._index.originals.mark_garbage(digest, Tier.HOT)
-        self._index.originals.collect({Tier.HOT: self._store})
+        self._index.garbage.mark(digest, Tier.HOT)
+        self._index.garbage.collect({Tier.HOT: self._store})
 
     def _is_same(self, held: StoredInstance, received: str) -> bool:
         """Whether a received file has the content of the original, as received or as amended."""

@@ -109,7 +109,7 @@ class QuarantineReview:
                 raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
         finally:
             if former.verbatim:  # no row needs it if the acceptance was refused, and the original is packed or cold
-                self._index.originals.mark_garbage(former.verbatim, Tier.HOT)
+                self._index.garbage.mark(former.verbatim, Tier.HOT)
             self._deletion.finish()
         return one
 

@@ -19,7 +19,7 @@ from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import PackRequest
-from node.workers.waiting import result_of
+from node.workers.waiting import wait_for_result
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -66,7 +66,7 @@ class Packer:
                 self._attempt(claim, self._move)
                 return True
         self._trail.write_down()
-        self._index.originals.collect(self._stores)
+        self._index.garbage.collect(self._stores)
         return False
 
     def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
@@ -82,7 +82,7 @@ class Packer:
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
             self._give_back(claim, error, packing=work == self._pack)
         else:
-            rows.collect(self._stores)
+            self._index.garbage.collect(self._stores)
 
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
@@ -95,18 +95,18 @@ class Packer:
             size = target.stat().st_size
             packed = hot.adopt(target)
         if not self._index.originals.commit_packed(claim, packed, size, present=hot.has):
-            self._index.originals.mark_garbage(packed, Tier.HOT)
+            self._index.garbage.mark(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
         if not self._index.originals.commit_move(claim.original, Tier.COLD, present=cold.has):
-            self._index.originals.mark_garbage(digest, Tier.COLD)
+            self._index.garbage.mark(digest, Tier.COLD)
 
     def _wait(self, future: Future[None]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
         try:
-            result_of(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)
+            wait_for_result(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)
         except Cancelled as error:
             raise WorkerDied("the node is stopping, or packing took longer than archivist.lease") from error
 

@@ -102,7 +102,7 @@ class Retention:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
         keep = self._settings.originals.retain_for
         if not dry_run:
-            self._index.originals.collect(self._stores)  # files of a run that was killed
+            self._index.garbage.collect(self._stores)  # files of a run that was killed
         if keep is None:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
@@ -131,7 +131,7 @@ class Retention:
             steps.append(self._restore(sop_instance_uid, who))
             progress(done, len(found))
         self._trail.write_down()
-        self._index.originals.collect(self._stores)
+        self._index.garbage.collect(self._stores)
         return steps
 
     def _candidates(self, keep: timedelta) -> Iterator[Purgeable]:
@@ -171,7 +171,7 @@ class Retention:
         if not self._index.originals.commit_purge(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
         self._trail.write_down()
-        self._index.originals.collect(self._stores)
+        self._index.garbage.collect(self._stores)
         return ""
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
@@ -191,7 +191,7 @@ class Retention:
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
             if not rows.commit_move(held, Tier.HOT, hot.has, [entry]):
-                rows.mark_garbage(held.object_digest, Tier.HOT)
+                self._index.garbage.mark(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:
             failure = replace(entry, outcome="failure", detail=str(error))

@@ -57,7 +57,8 @@ def write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
-        return UnfinishedObject(target, write_header_for_pixels(out, header, base.rows * base.columns * 2))
+        trailer = write_header_for_pixels(out, header, base.rows * base.columns * 2)
+    return UnfinishedObject(target, trailer)
 
 
 def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:

@@ -117,10 +117,10 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts)
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=lambda _: False) is Added.GONE
     assert bench.index.originals.of_digest(digest).purged  # type: ignore[union-attr]
     bench.hot.put(data)
-    bench.index.originals.mark_garbage(digest, Tier.HOT)  # as if the collector were on its way
+    bench.index.garbage.mark(digest, Tier.HOT)  # as if the collector were on its way
     present = lambda each: bench.hot.path(each).is_file()  # noqa: E731
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=present) is Added.AGAIN
-    assert bench.index.originals.collect(bench.stores) == 0
+    assert bench.index.garbage.collect(bench.stores) == 0
     bench.check_promises()
 
 

@@ -150,7 +150,7 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Arc
     found = bench.index.by_uid("1.2.3.4")
     assert found is not None
     assert found.sop_instance_uid == "1.2.3.4"
-    assert bench.index.originals.collect({Tier.HOT: bench.hot}) == 2
+    assert bench.index.garbage.collect({Tier.HOT: bench.hot}) == 2
     assert not any(map(bench.hot.has, stored))
 
 

@@ -328,7 +328,7 @@ def test_an_image_whose_object_cannot_be_made_is_exact_at_once(
     assert held.reason == "its reconstruction cannot be made as a whole: TypeError"
     status, got = received_by(archive, ds, "VIEWER", EXPLICIT)
     assert (status, got) == (0x0000, {ds.SOPInstanceUID: data_set_bytes(sent)})
-    archive.node.index.originals.collect({held.held.tier: archive.node.store} if held.held else {})
+    archive.node.index.garbage.collect({held.held.tier: archive.node.store} if held.held else {})
     assert list(archive.node.store.digests()) == [held.original_digest]
 
 

@@ -195,7 +195,7 @@ def test_nothing_of_a_deleted_image_comes_back(lost: Lost) -> None:
     stones = lost.bench.index.tombstones
     stones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
     stones.delete_rows()
-    lost.bench.index.originals.collect(lost.bench.stores)
+    lost.bench.index.garbage.collect(lost.bench.stores)
     lost.leave(lost.received)
     lost.leave_rendition()
     assert not lost.can_recover(lost.received)

@@ -161,10 +161,10 @@ def test_garbage_is_marked_once_and_kept_if_a_row_needs_it(index: Index, tmp_pat
     needed, other = store.put(b"needed"), store.put(b"other")
     index.add(new_instance("1.2.3.2", original_digest=needed))
     for one in (needed, other, other):
-        index.originals.mark_garbage(one, Tier.HOT)
+        index.garbage.mark(one, Tier.HOT)
     with index.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(garbage)).scalar_one() == 2
-    assert index.originals.collect({Tier.HOT: store}) == 1
+    assert index.garbage.collect({Tier.HOT: store}) == 1
     assert (list(store.digests()), marked(index)) == ([needed], set())
 
 

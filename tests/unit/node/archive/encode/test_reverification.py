@@ -115,7 +115,7 @@ def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None
     reason = "its reconstruction cannot be made as a whole: ValueError"
     assert report["kept_list"] == [{"sop_instance_uid": UID, "reason": reason}]
     assert recorded(held) == [("kept", reason, 1)]
-    held.index.originals.collect(held.stores)
+    held.index.garbage.collect(held.stores)
     assert (held.files(), current(held)) == (before, DERIVED)
 
 

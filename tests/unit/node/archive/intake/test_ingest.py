@@ -56,7 +56,7 @@ def purge(bench: ArchiveParts) -> None:
 def delete(bench: ArchiveParts, uid: str = UID) -> None:
     bench.index.tombstones.mark_deleted("image", uid, reason="wrong patient", who="user:test")
     bench.index.tombstones.delete_rows()
-    bench.index.originals.collect(bench.stores)
+    bench.index.garbage.collect(bench.stores)
 
 
 # --- the first arrival ---

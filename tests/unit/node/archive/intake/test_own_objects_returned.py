@@ -183,7 +183,7 @@ class Annotation:
         stones = self.bench.index.tombstones
         stones.mark_deleted("image", str(self.ds.SOPInstanceUID), reason="wrong", who="user:test")
         stones.delete_rows()
-        self.bench.index.originals.collect(self.bench.stores)
+        self.bench.index.garbage.collect(self.bench.stores)
 
 
 @pytest.fixture

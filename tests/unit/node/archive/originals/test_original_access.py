@@ -74,7 +74,7 @@ class Moving:
         to = Tier.COLD if held.tier is Tier.HOT else Tier.HOT
         stores[to].take_from(stores[held.tier], held.object_digest)
         assert originals.commit_move(held, to, stores[to].has)
-        originals.collect(stores)
+        self.bench.index.garbage.collect(stores)
 
 
 def test_an_original_that_is_moved_before_it_is_read_is_found_where_it_is(

@@ -77,7 +77,7 @@ def test_a_purged_original_is_not_restored(bench: ArchiveParts) -> None:
 def delete(bench: ArchiveParts) -> None:
     bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
     bench.index.tombstones.delete_rows()
-    bench.index.originals.collect(bench.stores)
+    bench.index.garbage.collect(bench.stores)
 
 
 def test_an_image_that_is_deleted_while_it_is_purged_is_not_reported_as_kept(

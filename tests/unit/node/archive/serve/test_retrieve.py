@@ -233,7 +233,7 @@ def test_an_image_that_is_deleted_while_it_is_made_does_not_stay_in_the_cache(se
     served.pool.first = first
     assert served.sent(choice) == DERIVED
     assert list((served.bench.root / "rendered").glob("*.dcm")) == []
-    served.bench.index.originals.collect(served.bench.stores)
+    served.bench.index.garbage.collect(served.bench.stores)
     with pytest.raises(NothingToSend):
         served.retrieve.make(choice)
 
