@@ -77,7 +77,7 @@ def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
     planned = plan_jobs(node.settings, node.archive, retrieve=lambda: nullcontext(node.retrieve))
     [job] = [one.job for one in planned if one.job.name == "validation"]
     before, start = _processor_seconds(), time.perf_counter()
-    report = job.run(_Run())
+    report = job.work(_print_progress, lambda: False)
     took = time.perf_counter() - start
     return {
         "images": len(files),
@@ -92,13 +92,8 @@ def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
     }
 
 
-class _Run:
-    """A run without progress display or cancellation."""
-
-    cancelled = False
-
-    def progress(self, done: int, total: int, text: str = "") -> None:
-        Console(stderr=True).print(f"{done} of {total}", highlight=False)
+def _print_progress(done: int, total: int, text: str = "") -> None:
+    Console(stderr=True).print(f"{done} of {total}", highlight=False)
 
 
 def _processor_seconds() -> float:

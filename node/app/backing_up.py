@@ -10,7 +10,7 @@ from typing import Any
 
 from node.app.building import Services, open_stores
 from node.config import Settings
-from node.jobs.job import FunctionJob
+from node.jobs.job import Job
 from storage.backup.create import Backup, BackupReport, Progress
 from storage.errors import BackupRefused, ConfigError
 from storage.index import Index
@@ -50,7 +50,7 @@ def make_backup(
     return Backup(to).make(file, root, stores, promised, progress, cancelled)
 
 
-def make_replication(settings: Settings, archive: Services, to: Path | None = None) -> FunctionJob:
+def make_replication(settings: Settings, archive: Services, to: Path | None = None) -> Job:
     """The job that updates a backup. ``to`` replaces ``jobs.replicate.to``."""
     folder, rows = to or settings.jobs.replicate.to, JobRows(archive.index.engine)
     stores = {str(tier): store for tier, store in archive.stores.items()}
@@ -72,7 +72,7 @@ def make_replication(settings: Settings, archive: Services, to: Path | None = No
             )
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
-    return FunctionJob("replicate", "copies new objects to the backup in jobs.replicate.to", work)
+    return Job("replicate", "copies new objects to the backup in jobs.replicate.to", work)
 
 
 def stores_of(settings: Settings, index: Index, store: ObjectStore) -> dict[str, ObjectStore]:

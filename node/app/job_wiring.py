@@ -20,10 +20,10 @@ from node.config import Peer, Settings, parse_when
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.replication import JOB, Replication
 from node.dimse.server import calling_only
-from node.jobs.audit_job import Audit, AuditPlan
-from node.jobs.job import FunctionJob
+from node.jobs.audit_job import AUDIT, Audit, AuditPlan
+from node.jobs.job import Job
 from node.jobs.schedule import Planned
-from node.jobs.scrub_job import Scrub, ScrubPlan
+from node.jobs.scrub_job import SCRUB, Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from node.workers.pool import WorkerPool
@@ -63,17 +63,17 @@ def plan_jobs(
     ]
 
 
-def _purge(archive: Services) -> FunctionJob:
+def _purge(archive: Services) -> Job:
     def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report = archive.retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
         freed = {"purged": len(report.purged), "bytes_freed": report.bytes_freed}
         return {**freed, "kept": len(report.kept), "reserved": report.reserved}
 
     summary = "removes originals older than originals.retain_for whose reconstruction is proved"
-    return FunctionJob("purge", summary, purge)
+    return Job("purge", summary, purge)
 
 
-def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> FunctionJob:
+def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> Job:
     reverification = Reverification(
         archive.index,
         archive.store,
@@ -84,7 +84,7 @@ def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy
         archive.marked_regions.on_rendition,
     )
     summary = "verifies held images with a changed model, and adds the renditions that pass the gate"
-    return FunctionJob("reverify", summary, reverification.run)
+    return Job("reverify", summary, reverification.run)
 
 
 def send_to_peer(
@@ -93,7 +93,7 @@ def send_to_peer(
     retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
     to: str = "",
-) -> FunctionJob:
+) -> Job:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
     lent = retrieve or _own_retrieve(settings, archive)
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
@@ -103,7 +103,7 @@ def send_to_peer(
         with lent() as service:
             return Replication(archive.index, service, calling(), peer, archive.trail.append).run(progress, cancelled)
 
-    return FunctionJob(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
+    return Job(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
 
 
 def _replication_peer(settings: Settings, title: str) -> Peer:
@@ -117,7 +117,7 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
 
 def make_audit(
     settings: Settings, archive: Services, pool: LentPool | None = None, plan: AuditPlan | None = None
-) -> Audit:
+) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
     lent = pool or _own_pool(settings)
 
@@ -135,10 +135,14 @@ def make_audit(
                 cancelled,
             )
 
-    return Audit(archive.index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
+    audit = Audit(archive.index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
+    summary = (
+        "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
+    )
+    return Job(AUDIT, summary, audit.run)
 
 
-def make_validation(settings: Settings, archive: Services, retrieve: LentRetrieve | None = None) -> FunctionJob:
+def make_validation(settings: Settings, archive: Services, retrieve: LentRetrieve | None = None) -> Job:
     """The validation with ResNet50. ``retrieve`` lends a node's service; otherwise the job opens its own."""
     validation = Validation(
         archive.index,
@@ -150,18 +154,18 @@ def make_validation(settings: Settings, archive: Services, retrieve: LentRetriev
         retrieve or _own_retrieve(settings, archive),
     )
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
-    return FunctionJob("validation", summary, validation.run)
+    return Job("validation", summary, validation.run)
 
 
-def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
+def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Job:
     """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
-    scrub, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
+    section, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
     stores = {str(tier): store for tier, store in archive.stores.items()}
     timed = ScrubPlan(
-        period=scrub.period,
-        gap=parse_when(scrub.when).gap,
-        orphan_grace=scrub.orphan_grace,
-        keep_orphans=scrub.keep_orphans,
+        period=section.period,
+        gap=parse_when(section.when).gap,
+        orphan_grace=section.orphan_grace,
+        keep_orphans=section.keep_orphans,
     )
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
@@ -170,7 +174,9 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
         with _own_pool(settings)() as pool:
             return OrphanRecovery(index, archive.stores, examine_in(pool)).can_recover(tier, digest)
 
-    return Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, can_recover)
+    scrub = Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, can_recover)
+    summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
+    return Job(SCRUB, summary, scrub.run)
 
 
 def _own_pool(settings: Settings) -> LentPool:

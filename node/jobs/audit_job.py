@@ -21,7 +21,7 @@ from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
 from node.jobs.drift import ChartPoint, control_chart
-from node.jobs.job import JSON, Run
+from node.jobs.job import JSON, Progress
 from node.reports.runs import Reports, RunOutcome
 from storage.errors import Cancelled
 from storage.index import Index
@@ -31,7 +31,7 @@ from storage.index.job_runs import JobRows
 from storage.index.report_rows import StoredReport
 from storage.thresholds import limits_of
 
-KIND = "audit"
+AUDIT = "audit"
 ALL = "all"
 CHARTED = ("fsim_mean", "psnr_db")
 
@@ -59,8 +59,8 @@ class AuditPlan:
 
 
 @dataclass
-class _Progress:
-    """The progress of a run. ``left``: keys of the remaining images; ``cells``: the cell of each image by its key."""
+class _State:
+    """The state of a run. ``left``: keys of the remaining images; ``cells``: the cell of each image by its key."""
 
     seed: int
     sample: str
@@ -74,7 +74,7 @@ class _Progress:
         return {**vars(self), "cells": cells, "findings": [asdict(one) for one in self.findings]}
 
     @classmethod
-    def of(cls, memory: dict[str, Any]) -> _Progress:
+    def of(cls, memory: dict[str, Any]) -> _State:
         cells = {int(key): tuple(cell) for key, cell in memory["cells"].items()}
         findings = [
             FidelityFinding(**{**one, "outcome": FidelityOutcome(one["outcome"])}) for one in memory["findings"]
@@ -85,54 +85,49 @@ class _Progress:
 class Audit:
     """The fidelity audit."""
 
-    name = "audit"
-    summary = (
-        "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
-    )
-
     def __init__(self, index: Index, settings: Settings, reports: Reports, checks: Checks, plan: AuditPlan) -> None:
         self._index, self._settings, self._reports = index, settings, reports
         self._checks, self._plan = checks, plan
         self._jobs, self._rows = JobRows(index.engine), AuditRows(index.engine)
 
-    def run(self, run: Run) -> dict[str, JSON]:
+    def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, JSON]:
         """Audit and publish a report. A cancelled run publishes none, and is resumed later."""
-        progress = self._started()
-        total, saved = len(progress.left) + len(progress.findings), time.monotonic()
-        with self._checks(lambda: run.cancelled) as check:
+        state = self._started()
+        total, saved = len(state.left) + len(state.findings), time.monotonic()
+        with self._checks(cancelled) as check:
             try:
-                while progress.left:
-                    found = check.audit(progress.left[0])
-                    del progress.left[0]
-                    progress.findings += [found] if found is not None else []
-                    failed = sum(one.outcome.failed for one in progress.findings)
-                    run.progress(total - len(progress.left), total, f"{failed} failed")
+                while state.left:
+                    found = check.audit(state.left[0])
+                    del state.left[0]
+                    state.findings += [found] if found is not None else []
+                    failed = sum(one.outcome.failed for one in state.findings)
+                    progress(total - len(state.left), total, f"{failed} failed")
                     acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
                     if acted or time.monotonic() > saved + _SAVE_EVERY:
-                        self._jobs.remember(self.name, progress.as_json())
+                        self._jobs.remember(AUDIT, state.as_json())
                         saved = time.monotonic()
-                pictures = self._worst(check, progress.findings)
+                pictures = self._worst(check, state.findings)
             except Cancelled:
-                self._jobs.remember(self.name, progress.as_json())
-                return {"finished": False, "audited": len(progress.findings), "left": len(progress.left)}
-        report = self._published(progress, pictures)
-        self._jobs.remember(self.name, {})
+                self._jobs.remember(AUDIT, state.as_json())
+                return {"finished": False, "audited": len(state.findings), "left": len(state.left)}
+        report = self._published(state, pictures)
+        self._jobs.remember(AUDIT, {})
         counts = {name: report.summary[name] for name in ("audited", "failed", "withdrawn", "flagged", "cleared")}
         published = {"report": report.key, "verdict": report.verdict, "html": str(self._reports.html(report))}
         return {"finished": True, "clean": not report.alarm, **published, **counts}
 
-    def _started(self) -> _Progress:
+    def _started(self) -> _State:
         """The interrupted run, if there is one to resume, else a new sample."""
-        memory = self._jobs.memory(self.name)
+        memory = self._jobs.memory(AUDIT)
         if self._plan.resume and memory:
-            left = _Progress.of(memory)
+            left = _State.of(memory)
             if left.sample == self._plan.sample and time.time() - left.began < _RESUME_WITHIN:
                 return left
         seed = secrets.randbits(32) if self._plan.seed is None else self._plan.seed
         moment = now()
         drawn = draw(self._rows.candidates(), parse_sample(self._plan.sample), seed, moment)
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
-        return _Progress(seed, self._plan.sample, time.time(), list(cells), cells)
+        return _State(seed, self._plan.sample, time.time(), list(cells), cells)
 
     def _worst(
         self, check: FidelityCheck, findings: Sequence[FidelityFinding]
@@ -143,35 +138,35 @@ class Audit:
         pictured = ((one, check.pictures(one)) for one in measured[:_PICTURED])
         return [(one, pictures) for one, pictures in pictured if pictures is not None]
 
-    def _published(self, progress: _Progress, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
-        ended, findings = time.time(), progress.findings
-        strata = _strata(self._rows.candidates(), progress)
+    def _published(self, state: _State, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
+        ended, findings = time.time(), state.findings
+        strata = _strata(self._rows.candidates(), state)
         trends = self._trends(strata, ended)
-        summary = self._summary(progress, strata, trends)
+        summary = self._summary(state, strata, trends)
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
-        began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
+        began, finished = (datetime.fromtimestamp(at, UTC) for at in (state.began, ended))
         drift = [{"stratum": one.stratum, "figure": one.figure, **asdict(one.chart)} for one in trends]
         details = {"findings": [asdict(one) for one in findings], "drift": drift}
-        outcome = RunOutcome(KIND, began, finished, verdict, alarm, summary, details)
+        outcome = RunOutcome(AUDIT, began, finished, verdict, alarm, summary, details)
         limits = limits_of(self._settings.thresholds)
         run = AuditRun(outcome, findings, trends, pictures, self._settings.audit, limits)
         return self._reports.publish(outcome, audit_page(run, self._index.counts()))
 
-    def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
-        outcomes = Counter(one.outcome for one in progress.findings)
-        actions = Counter(one.action for one in progress.findings)
+    def _summary(self, state: _State, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
+        outcomes = Counter(one.outcome for one in state.findings)
+        actions = Counter(one.action for one in state.findings)
         everything = strata.get(ALL, {})
         return {
             "images": everything.get("images", 0),
-            "audited": len(progress.findings),
+            "audited": len(state.findings),
             "measured": everything.get("measured", 0),
             "failed": sum(count for outcome, count in outcomes.items() if outcome.failed),
             **{name: actions[name] for name in ("withdrawn", "flagged", "cleared")},
             **{name: everything[name]["mean"] for name in TRENDS if name in everything},
             "drifting": sum(bool(one.chart.alarm) for one in trends),
-            "sample": progress.sample,
-            "seed": progress.seed,
+            "sample": state.sample,
+            "seed": state.seed,
             "outcomes": {outcome.value: count for outcome, count in sorted(outcomes.items())},
             "strata": strata,
             "terms": self._terms(),
@@ -181,7 +176,7 @@ class Audit:
         """The control charts of all measured strata, over the runs under today's terms."""
         runs = [
             one
-            for one in self._reports.rows.newest([KIND], _CHARTED_RUNS)[::-1]
+            for one in self._reports.rows.newest([AUDIT], _CHARTED_RUNS)[::-1]
             if one.summary.get("terms") == self._terms()
         ]
         drift = self._settings.audit.drift
@@ -202,13 +197,13 @@ class Audit:
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def _strata(candidates: Sequence[AuditCandidate], progress: _Progress) -> dict[str, Any]:
+def _strata(candidates: Sequence[AuditCandidate], state: _State) -> dict[str, Any]:
     """Counts and figures of all images, and by each value of each axis in the sample."""
     moment = now()
     images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
     members: dict[str, list[FidelityFinding]] = defaultdict(list)
-    for one in progress.findings:
-        for name in _names(progress.cells[one.instance_key]):
+    for one in state.findings:
+        for name in _names(state.cells[one.instance_key]):
             members[name].append(one)
     return {name: {"images": images[name], **_figures_of(found)} for name, found in sorted(members.items())}
 

@@ -46,7 +46,7 @@ class Runner:
         state, report, error = RunState.DONE, {}, ""
         with work:
             try:
-                report = dict(job.run(work))
+                report = dict(job.work(work.progress, work.cancelled))
             except Exception as failure:
                 of_a_file = isinstance(failure, OSError) and failure.filename is not None
                 known = isinstance(failure, LatentPacsError) or of_a_file
@@ -88,7 +88,6 @@ class _RunInProgress:
         if self._watch is not None:
             self._watch(done, total, text)
 
-    @property
     def cancelled(self) -> bool:
         return self._cancelled or self._stopping.is_set() or self._out_of_lease()
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
-from node.jobs.job import JSON, Run
+from node.jobs.job import JSON, Progress
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.index_trust import IndexStanding
@@ -27,6 +27,8 @@ from storage.index.job_runs import JobRows
 from storage.objects.inspection import Listed, examine, finish_moves, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
+
+SCRUB = "scrub"
 
 _LISTED = 200
 """Most findings, and most orphans, that a report lists one by one; all are counted."""
@@ -112,9 +114,6 @@ class Scrub:
     """The job ``scrub``. ``stores``: by the names in ExpectedObject. ``standing``: of the index that is checked against
     them. ``can_recover``: whether a rebuild of the index would restore an object without a row (store, digest)."""
 
-    name = "scrub"
-    summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
-
     def __init__(
         self,
         rows: JobRows,
@@ -128,7 +127,7 @@ class Scrub:
         self._rows, self._integrity, self._stores = rows, integrity, stores
         self._repair, self._plan, self._standing, self._can_recover = repair, plan, standing, can_recover
 
-    def run(self, run: Run) -> dict[str, JSON]:
+    def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, JSON]:
         """Scrub, and report. Raises ObjectMissing if a store is not there at all, and IndexRefused if the index does
         not belong to the objects; nothing is changed then."""
         self._refuse_empty_store()
@@ -143,13 +142,13 @@ class Scrub:
         known = {found.digest for found in rechecked}
         visited, saved = 0, time.monotonic()
         for digest, expected, listed in self._walk(low, high):
-            if run.cancelled:
+            if cancelled():
                 self._save_position(digest, began)
                 return tally.report(self._plan.extent, finished=False)
             visited += len(expected)
             if self._is_in_sample(digest, salt) and digest not in known:
                 self._visit(digest, expected, listed, tally)
-            run.progress(visited, total, f"{tally.actions.total()} damaged")
+            progress(visited, total, f"{tally.actions.total()} damaged")
             if time.monotonic() > saved + _SAVE_EVERY:
                 self._save_position(digest, began)
                 saved = time.monotonic()
@@ -232,7 +231,7 @@ class Scrub:
         now = time.time()
         if self._plan.extent is not Extent.SHARE:
             return "", END, now
-        memory = self._rows.memory(self.name)
+        memory = self._rows.memory(SCRUB)
         low = str(memory.get("cursor", END))
         if low >= END:  # a new round; it began when the last one was due to end, unless that is long ago
             began = float(memory.get("began", 0.0)) + self._plan.period
@@ -244,7 +243,7 @@ class Scrub:
 
     def _save_position(self, cursor: str, began: float) -> None:
         if self._plan.extent is Extent.SHARE:
-            self._rows.remember(self.name, {"cursor": cursor, "began": began})
+            self._rows.remember(SCRUB, {"cursor": cursor, "began": began})
 
     def _refuse_untrusted_index(self) -> None:
         doubt = self._standing.doubt()

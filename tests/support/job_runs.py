@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from unittest.mock import Mock
 
+from node.jobs.job import Progress
 from node.jobs.scrub_job import Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from storage.index import Index
@@ -15,18 +17,17 @@ from storage.objects.store import ObjectStore
 
 
 class CountedRun:
-    """A run that can be cancelled after so many steps."""
+    """Runs a job's work once, and can cancel it after so many steps."""
 
     def __init__(self, steps: int = 10**9) -> None:
         self.steps, self.last = steps, (0, 0, "")
 
-    def progress(self, done: int, total: int, text: str = "") -> None:
+    def of(self, work: Callable[[Progress, Callable[[], bool]], dict[str, Any]]) -> dict[str, Any]:
+        return work(self._progress, lambda: self.steps <= 0)
+
+    def _progress(self, done: int, total: int, text: str = "") -> None:
         self.steps -= 1
         self.last = (done, total, text)
-
-    @property
-    def cancelled(self) -> bool:
-        return self.steps <= 0
 
 
 def scrub_in(index: Index, stores: Mapping[str, ObjectStore], plan: ScrubPlan) -> Scrub:

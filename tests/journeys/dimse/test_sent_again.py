@@ -58,7 +58,7 @@ def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
 
 def scrub(bench: ArchiveParts) -> None:
     stores = {str(tier): store for tier, store in bench.stores.items()}
-    scrub_in(bench.index, stores, ScrubPlan(extent=Extent.FULL)).run(CountedRun())
+    CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(extent=Extent.FULL)).run)
 
 
 @pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])

@@ -22,7 +22,7 @@ from node.codec.rendering import Rendering
 from node.config import ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.jobs.audit_job import KIND, AuditPlan
+from node.jobs.audit_job import AUDIT, AuditPlan
 from node.jobs.runner import Runner
 from node.upscalers.catalogue import Catalogue
 from node.workers.pool import WorkerPool
@@ -325,7 +325,7 @@ def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audi
         summary = json.loads(json.dumps(first.summary))
         summary["strata"]["all"] |= {"fsim_mean": better, "measured": 20}
         times = {"started_at": float(number), "finished_at": float(number)}
-        reports.rows.add(NewReport(KIND, f"audit-{number}", **times, verdict="", alarm=False, summary=summary))
+        reports.rows.add(NewReport(AUDIT, f"audit-{number}", **times, verdict="", alarm=False, summary=summary))
     report = audited(archive.node)
     assert (report.alarm, report.verdict) == (True, "Figures drift: all.")
     page = reports.html(report).read_text(encoding="utf-8")

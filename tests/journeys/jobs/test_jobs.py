@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,7 +25,7 @@ from node.cli.commands.jobs import jobs as jobs_app
 from node.cli.main import app
 from node.config import When, load, parse, parse_when
 from node.jobs import schedule
-from node.jobs.job import FunctionJob
+from node.jobs.job import Job, Progress
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
 from storage.errors import ConfigError, JobRefused, LatentPacsError
@@ -50,11 +50,11 @@ class Task:
         if at_once:
             self.ended.set()
 
-    def run(self, run: Any) -> dict[str, Any]:
+    def work(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
         self.runs += 1
-        while not (self.ended.wait(0.02) or run.cancelled):
-            run.progress(3, 10, "in the middle")
-        run.progress(7, 10, "at the end")
+        while not (self.ended.wait(0.02) or cancelled()):
+            progress(3, 10, "in the middle")
+        progress(7, 10, "at the end")
         return {"runs": self.runs}
 
 
@@ -275,7 +275,7 @@ def test_reports_progress_and_failures(rows: JobRows) -> None:
         progress(1, 2)
         raise OSError("the disk went away")
 
-    failed = runner.run(FunctionJob("task", "fails", fail), Cause.COMMAND)
+    failed = runner.run(Job("task", "fails", fail), Cause.COMMAND)
     assert failed is not None
     assert (failed.state, failed.error, failed.done) == (RunState.FAILED, "OSError: the disk went away", 1)
     assert not rows.all()[0].running
@@ -285,7 +285,7 @@ def test_reports_progress_and_failures(rows: JobRows) -> None:
 def test_a_busy_job_keeps_its_lease(rows: JobRows) -> None:
     """One long step without a word to the runner: another thread renews the lease."""
     lease, over = 5.0, threading.Event()
-    task = FunctionJob("task", "busy", lambda *_: {"waited": over.wait(300)})
+    task = Job("task", "busy", lambda *_: {"waited": over.wait(300)})
     thread = threading.Thread(target=Runner(rows, lease).run, args=(task, Cause.COMMAND))
     thread.start()
     wait_for(lambda: states(rows), what="a run")
@@ -357,7 +357,7 @@ def test_a_stopped_node_begins_again(rows: JobRows, index: Index, cause: str) ->
 COMPETITOR = """
 import sys, time
 from pathlib import Path
-from node.jobs.job import FunctionJob
+from node.jobs.job import Job
 from node.jobs import schedule
 from node.jobs.runner import Runner
 from storage.index import Index
@@ -379,7 +379,7 @@ runner = Runner(rows, 60)
 while not (folder / "go").exists():
     time.sleep(0.001)
 for number in range(20):
-    if runner.run(FunctionJob("task", "", work), Cause.SCHEDULE, due=4e9 + number) is None:
+    if runner.run(Job("task", "", work), Cause.SCHEDULE, due=4e9 + number) is None:
         time.sleep(0.03)
 """
 
@@ -405,7 +405,7 @@ def test_processes_that_compete_run_each_time_once(rows: JobRows, tmp_path: Path
 
 VICTIM = """
 import sys, time
-from node.jobs.job import FunctionJob
+from node.jobs.job import Job
 from node.jobs import schedule
 from node.jobs.runner import Runner
 from storage.index import Index
@@ -413,7 +413,7 @@ from storage.index.job_runs import Cause, JobRows
 
 rows = JobRows(Index.open(sys.argv[1]).engine)
 rows.request("task")
-Runner(rows, 2).run(FunctionJob("task", "", lambda *_: time.sleep(600) or {}), Cause.REQUEST)
+Runner(rows, 2).run(Job("task", "", lambda *_: time.sleep(600) or {}), Cause.REQUEST)
 """
 
 

@@ -38,7 +38,7 @@ def scrub_of(held: Holdings, plan: ScrubPlan = FULL) -> Scrub:
 
 
 def scrubbed(held: Holdings, plan: ScrubPlan = FULL) -> dict[str, Any]:
-    return scrub_of(held, plan).run(CountedRun())
+    return CountedRun().of(scrub_of(held, plan).run)
 
 
 def found_in(report: dict[str, Any]) -> dict[str, str]:
@@ -329,7 +329,7 @@ def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
     scrub._standing = Doubtful()
     with pytest.raises(IndexRefused, match="index rebuild"):
-        scrub.run(CountedRun())
+        CountedRun().of(scrub.run)
     assert held.store.path(digest).exists()
 
 
@@ -337,7 +337,7 @@ def test_what_a_rebuild_would_bring_back_is_not_moved(held: Holdings) -> None:
     digest = held.put(b"somebody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
     scrub._can_recover = lambda store, found: found == digest
-    report = scrub.run(CountedRun())
+    report = CountedRun().of(scrub.run)
     assert (report["orphans"], report["unclaimed"]) == (0, 1)
     assert held.store.path(digest).exists()
 
@@ -483,10 +483,10 @@ def test_missed_nights_are_made_up_for_by_one_run(held: Holdings, clock: Clock, 
 
 def test_a_cancelled_share_goes_on_where_it_was(held: Holdings, clock: Clock, checked: list[str]) -> None:
     plan = replace(SHARE, gap=30 * DAY)
-    report = scrub_of(held, plan).run(CountedRun(steps=50))
+    report = CountedRun(steps=50).of(scrub_of(held, plan).run)
     assert (report["finished"], len(checked)) == (False, 50)
     watched = CountedRun()
-    report = scrub_of(held, plan).run(watched)
+    report = watched.of(scrub_of(held, plan).run)
     assert report["finished"]
     assert watched.last == (70, 70, "0 damaged")
     assert checked == sorted(held.objects)

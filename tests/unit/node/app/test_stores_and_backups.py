@@ -49,7 +49,7 @@ def test_a_cold_store_that_config_yaml_names_no_more(bench: ArchiveParts, tmp_pa
     settings = settings_of(bench.root)
     stores = stores_of(settings, bench.index, bench.hot)
     with pytest.raises(ObjectMissing, match=r"originals\.path is not set; set it"):
-        scrub_in(bench.index, stores, ScrubPlan(Extent.FULL)).run(CountedRun())
+        CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(Extent.FULL)).run)
     with pytest.raises(BackupRefused, match=r"originals\.path is not set; set it"):
         make_backup(settings, bench.index, stores, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
@@ -105,7 +105,7 @@ def test_an_index_is_not_rebuilt_from_nothing(tmp_path: Path) -> None:
 
 
 def replicate(archive: Services, to: Path | None) -> dict[str, Any]:
-    return dict(make_replication(archive.settings, archive, to).run(CountedRun()) or {})
+    return CountedRun().of(make_replication(archive.settings, archive, to).work)
 
 
 def test_a_backup_folder_that_is_empty_again_is_not_filled_by_the_job(tmp_path: Path) -> None:
