@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from node.archive.index_opening import open_for_command
 from node.cli.console import Console
@@ -67,9 +68,9 @@ def current_user() -> str:
     return f"user:{getpass.getuser()}"
 
 
-def say(report: object, text: str, *, as_json: bool) -> None:
-    """Print what a command did: the report as JSON for programs, or the text."""
-    print_json(report) if as_json else Console(soft_wrap=True).print(text)
+def say(report: object, text: str | Table, *, as_json: bool) -> None:
+    """Print what a command did or found: the report as JSON for programs, or the text or table for people."""
+    print_json(report) if as_json else Console(soft_wrap=isinstance(text, str)).print(text)
 
 
 def print_json(value: object) -> None:

@@ -21,6 +21,7 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
+    say,
 )
 from node.cli.times import time_text
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity
@@ -88,16 +89,13 @@ def list_amendments(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFI
     """List all versions, oldest first."""
     with archive(config) as services:
         found = services.index.amendments.all()
-    if as_json:
-        print_json([_as_json(one) for one in found])
-        return
     table = Table("number", "of", "target", "new values", "reason", "made", "by", "in force")
     for one in found:
         what = f"undoes {one.undoes}" if one.undoes is not None else _text(one)
         in_force = "undone" if one.undone else "" if one.undoes is not None else "yes"
         made = time_text(one.made_at, utc=utc), one.made_by
         table.add_row(str(one.number), one.kind, one.shown_target, what, one.reason, *made, in_force)
-    Console().print(table)
+    say([_as_json(one) for one in found], table, as_json=as_json)
 
 
 @amends.command("show")

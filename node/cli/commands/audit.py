@@ -20,6 +20,7 @@ from node.cli.options import (
     UtcOption,
     archive,
     print_json,
+    say,
 )
 from node.cli.times import time_json, time_text
 from node.config import load, parse_sample
@@ -87,14 +88,11 @@ def list_reports(
 
     with open_reports(load(config)) as reports:
         found = reports.rows.newest([kind] if kind else (), limit=limit)
-    if as_json:
-        print_json([_as_json(one) for one in found])
-        return
     table = Table("number", "kind", "finished", "alarm", "verdict")
     for one in found:
         finished = time_text(one.finished_at, utc=utc)
         table.add_row(str(one.key), one.kind, finished, "yes" if one.alarm else "", one.verdict)
-    Console().print(table)
+    say([_as_json(one) for one in found], table, as_json=as_json)
 
 
 @audits.command("show")

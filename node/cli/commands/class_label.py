@@ -58,13 +58,10 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
     """List all labelled images with their classes, and whether their originals are held for a validation."""
     with archive(config) as services:
         found = services.index.classes.all()
-    if as_json:
-        print_json(found)
-        return
     table = Table("image", "class", "original held")
     for one in found:
         table.add_row(one.sop_instance_uid, one.class_name, "yes" if one.held else "no")
-    Console().print(table)
+    say(found, table, as_json=as_json)
 
 
 @class_labels.command("release")

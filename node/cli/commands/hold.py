@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.options import (
     DEFAULT_CONFIG,
@@ -18,7 +17,6 @@ from node.cli.options import (
     UtcOption,
     archive,
     current_user,
-    print_json,
     say,
 )
 from node.cli.times import time_text
@@ -57,9 +55,6 @@ def list_holds(
     """List the holds in force, with the number of originals that each covers today."""
     with archive(config) as services:
         found = [(one, services.index.holds.covered(one)) for one in services.index.holds.all(released=released)]
-    if as_json:
-        print_json([{**asdict(one), "originals": covered} for one, covered in found])
-        return
     table = Table("hold", "on", "value", "originals", "reason", "placed", "by", "released")
     for one, covered in found:
         placed = time_text(one.placed_at, utc=utc)
@@ -67,7 +62,7 @@ def list_holds(
             f"{time_text(one.released_at, utc=utc)} {one.released_by}: {one.release_reason}" if one.released_at else ""
         )
         table.add_row(str(one.key), one.kind, one.value, str(covered), one.reason, placed, one.placed_by, gone)
-    Console().print(table)
+    say([{**asdict(one), "originals": covered} for one, covered in found], table, as_json=as_json)
 
 
 @holds.command("release")

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json, say
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
 
 hold_labels = typer.Typer(help="Labels of studies, for holds by label (`hold add --label`).", no_args_is_help=True)
 
@@ -39,13 +38,10 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
     """List all labels with their studies."""
     with archive(config) as services:
         found = services.index.holds.labels()
-    if as_json:
-        print_json([{"label": name, "study": study} for name, study in found])
-        return
     table = Table("label", "study")
     for name, study in found:
         table.add_row(name, study)
-    Console().print(table)
+    say([{"label": name, "study": study} for name, study in found], table, as_json=as_json)
 
 
 def _change(config: Path, name: str, study: str, as_json: bool, *, put: bool) -> None:

@@ -117,9 +117,6 @@ def history(
         if name:
             _known(planned, name)
         runs = rows.history(name, limit)
-    if as_json:
-        print_json([run_json(one) for one in runs])
-        return
     table = Table("job", "began", "took", "cause", "state", "progress", "note")
     for one in runs:
         took = "-" if one.ended_at is None else f"{one.ended_at - one.started_at:.1f} s"
@@ -127,7 +124,7 @@ def history(
         table.add_row(
             one.job, time_text(one.started_at, utc=utc), took, one.cause, one.state, far, one.error or one.text
         )
-    Console().print(table)
+    say([run_json(one) for one in runs], table, as_json=as_json)
 
 
 def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:

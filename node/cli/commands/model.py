@@ -12,7 +12,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.evaluation import evaluation_tables
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, say
 from node.cli.progress import Report, progress
 from node.config import load
 from node.reports.formatting import size_text
@@ -139,14 +139,11 @@ def list_models(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
     from node.cli.finetuning import known_models
 
     rows = known_models(config)
-    if as_json:
-        print_json(rows)
-        return
     table = Table("upscaler", "digest", "size", "renditions", "role", "folder")
     for row in rows:
         size = size_text(row["bytes"])
         table.add_row(row["upscaler"], row["digest"][:16], size, str(row["renditions"]), row["role"], row["folder"])
-    Console().print(table)
+    say(rows, table, as_json=as_json)
 
 
 class _Watch:

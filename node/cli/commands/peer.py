@@ -21,15 +21,12 @@ TitleArgument = Annotated[str, typer.Argument(help="The AE title of the peer.", 
 def list_peers(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """List the peers of config.yaml, with what each may do and which rendition it gets."""
     found = as_data(load(config))["peers"]
-    if as_json:
-        print_json(found)
-        return
     table = Table("AE title", "address", "may", "rendition", "texture", "TLS")
     for one in found:
         address = f"{one['host']}:{one['port']}" if one["host"] else ""
         tls = "yes" if one["tls"] else ""
         table.add_row(one["ae_title"], address, " ".join(one["allow"]), one["rendition"], one["texture"] or "", tls)
-    Console().print(table)
+    say(found, table, as_json=as_json)
 
 
 @peers.command("add")

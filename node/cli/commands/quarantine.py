@@ -41,14 +41,11 @@ def list_quarantined(
     """List the objects in quarantine, oldest first."""
     with open_index(config) as index:
         found = index.quarantine.all()
-    if as_json:
-        print_json(found)
-        return
     table = Table("digest", "SOP Instance UID", "from", "arrived", "reason")
     for one in found:
         arrived = time_text(one.arrived_at, utc=utc)
         table.add_row(one.digest[:12], one.sop_instance_uid, one.calling_aet, arrived, one.reason)
-    Console().print(table)
+    say(found, table, as_json=as_json)
 
 
 @quarantines.command("show")
