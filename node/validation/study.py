@@ -32,7 +32,6 @@ from node.validation.terms import Arm, Files, Subject
 from node.validation.validation_page import Worst, page
 from node.validation.validation_worker import (
     Bool,
-    TrainingTask,
     ValidationWorker,
     backbone_digest,
     measure_image,
@@ -184,15 +183,15 @@ class _ValidationRun:
         scores, recipes = np.zeros((len(SETTINGS), len(subjects))), []
         for fold in range(settings.folds):
             test, train = folds == fold, folds != fold
-            others = tuple(patient for patient, used in zip(patients, train, strict=True) if used)
+            others = [patient for patient, used in zip(patients, train, strict=True) if used]
             for arm in Arm:
                 rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
-                tests = tuple(features[SETTINGS[row][1]][test] for row in rows)
-                task = TrainingTask(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
-                result = self.worker.call(train_and_score, task)
-                for row, found in zip(rows, result.scores, strict=True):
-                    scores[row, test] = found
-                recipes.append({"fold": fold, "arm": arm.value, **result.recipe})
+                tests = [features[SETTINGS[row][1]][test] for row in rows]
+                task = (features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
+                found, recipe = self.worker.call(train_and_score, *task)
+                for row, of_row in zip(rows, found, strict=True):
+                    scores[row, test] = of_row
+                recipes.append({"fold": fold, "arm": arm.value, **recipe})
                 self._step()
         return scores, recipes
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,26 +27,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """Training on one fold's patients, and scoring of others: ``features`` (n, count), ``tests`` each (m, count)."""
-
-    features: Float
-    truth: Bool
-    patients: tuple[str, ...]
-    tests: tuple[Float, ...]
-    trials: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Scores of each of the task's tests, and the chosen recipe."""
-
-    scores: tuple[NDArray[np.float64], ...]
-    recipe: dict[str, Any]
 
 
 class ValidationWorker(ProcessPoolExecutor):
@@ -75,8 +55,11 @@ def measure_image(files: Files, arms: list[Arm], weights: str) -> dict[Arm, Meas
     return measured(files, arms, _backbone(weights))
 
 
-def train_and_score(task: TrainingTask) -> TrainingResult:
-    """Choose a recipe, train, and score. Uses one core, because more cores slow down such small layers."""
+def train_and_score(
+    features: Float, truth: Bool, patients: list[str], tests: list[Float], trials: int, seed: int
+) -> tuple[list[NDArray[np.float64]], dict[str, Any]]:
+    """Choose a recipe and train on one fold's ``features`` (n, count); the scores of each of ``tests``, shape (m,) from
+    (m, count), and the recipe. Uses one core, because more cores slow down such small layers."""
     import torch
 
     from node.validation.dense_layers import train_head, tune
@@ -84,9 +67,9 @@ def train_and_score(task: TrainingTask) -> TrainingResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        recipe = tune(task.features, task.truth, task.patients, task.trials, task.seed)
-        head = train_head(task.features, task.truth, recipe, task.seed)
-        return TrainingResult(tuple(head.scores(test) for test in task.tests), asdict(recipe))
+        recipe = tune(features, truth, patients, trials, seed)
+        head = train_head(features, truth, recipe, seed)
+        return [head.scores(test) for test in tests], asdict(recipe)
     finally:
         torch.set_num_threads(threads)
 
