@@ -114,7 +114,7 @@ class Contests:
             self._ledger.refuse(f"purge kept: {one.kept_because.partition(':')[0]}")
 
     def _scrub(self, services: Services) -> None:
-        job = make_scrub(self._settings, services, extent=Extent.FULL, remove_orphans=True)
+        job = make_scrub(services, extent=Extent.FULL, remove_orphans=True)
         rows = JobRows(services.index.engine)
         rows.ensure([job.name])
         done = Runner(rows, self._settings.jobs.lease).run(job, Cause.COMMAND)

@@ -74,7 +74,7 @@ def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
         time.sleep(0.2)
     encoded = time.perf_counter()
     node.index.classes.put(read_labels(labels, node.index).classes, who="user:benchmark")
-    planned = plan_jobs(node.settings, node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    planned = plan_jobs(node.archive, retrieve=lambda: nullcontext(node.retrieve))
     [job] = [one.job for one in planned if one.job.name == "validation"]
     before, start = _processor_seconds(), time.perf_counter()
     report = job.work(_print_progress, lambda: False)

@@ -50,9 +50,10 @@ def make_backup(
     return Backup(to).make(file, root, stores, promised, progress, cancelled)
 
 
-def make_replication(settings: Settings, archive: Services, to: Path | None = None) -> Job:
+def make_replication(archive: Services, to: Path | None = None) -> Job:
     """The job that updates a backup. ``to`` replaces ``jobs.replicate.to``."""
-    folder, rows = to or settings.jobs.replicate.to, JobRows(archive.index.engine)
+    settings, rows = archive.settings, JobRows(archive.index.engine)
+    folder = to or settings.jobs.replicate.to
     stores = {str(tier): store for tier, store in archive.stores.items()}
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:

@@ -37,7 +37,6 @@ LentRetrieve = Callable[[], AbstractContextManager[Retrieve]]
 
 
 def plan_jobs(
-    settings: Settings,
     archive: Services,
     pool: LentPool | None = None,
     busy: Callable[[], bool] = lambda: False,
@@ -49,17 +48,15 @@ def plan_jobs(
     A node passes its own workers (``pool``), whether its archivist has work (``busy``), its ``retrieve`` service and
     its ``outgoing`` associations. A command leaves them out, and the jobs open their own.
     """
-    jobs, audit = settings.jobs, settings.audit
+    jobs, audit = archive.settings.jobs, archive.settings.audit
     return [
         Planned(_purge(archive), jobs.purge.when, jobs.purge.schedule),
-        Planned(make_scrub(settings, archive), jobs.scrub.when, jobs.scrub.schedule),
-        Planned(_reverify(settings, archive, pool, busy), jobs.reverify.when, jobs.reverify.schedule),
-        Planned(make_replication(settings, archive), jobs.replicate.when, jobs.replicate.schedule),
-        Planned(
-            send_to_peer(settings, archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule
-        ),
-        Planned(make_audit(settings, archive, pool), audit.when, audit.schedule),
-        Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
+        Planned(make_scrub(archive), jobs.scrub.when, jobs.scrub.schedule),
+        Planned(_reverify(archive, pool, busy), jobs.reverify.when, jobs.reverify.schedule),
+        Planned(make_replication(archive), jobs.replicate.when, jobs.replicate.schedule),
+        Planned(send_to_peer(archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule),
+        Planned(make_audit(archive, pool), audit.when, audit.schedule),
+        Planned(make_validation(archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
 
 
@@ -73,12 +70,12 @@ def _purge(archive: Services) -> Job:
     return Job("purge", summary, purge)
 
 
-def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> Job:
+def _reverify(archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> Job:
     reverification = Reverification(
         archive.index,
         archive.store,
-        settings,
-        pool or _own_pool(settings),
+        archive.settings,
+        pool or _own_pool(archive.settings),
         archive.originals.borrowed,
         busy,
         archive.marked_regions.on_rendition,
@@ -88,14 +85,13 @@ def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy
 
 
 def send_to_peer(
-    settings: Settings,
     archive: Services,
     retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
     to: str = "",
 ) -> Job:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
-    lent = retrieve or _own_retrieve(settings, archive)
+    settings, lent = archive.settings, retrieve or _own_retrieve(archive)
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
@@ -115,11 +111,9 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
     return peer
 
 
-def make_audit(
-    settings: Settings, archive: Services, pool: LentPool | None = None, plan: AuditPlan | None = None
-) -> Job:
+def make_audit(archive: Services, pool: LentPool | None = None, plan: AuditPlan | None = None) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
-    lent = pool or _own_pool(settings)
+    settings, lent = archive.settings, pool or _own_pool(archive.settings)
 
     @contextmanager
     def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
@@ -142,24 +136,25 @@ def make_audit(
     return Job(AUDIT, summary, audit.run)
 
 
-def make_validation(settings: Settings, archive: Services, retrieve: LentRetrieve | None = None) -> Job:
+def make_validation(archive: Services, retrieve: LentRetrieve | None = None) -> Job:
     """The validation with ResNet50. ``retrieve`` lends a node's service; otherwise the job opens its own."""
     validation = Validation(
         archive.index,
         archive.store,
         archive.trail,
         archive.reports,
-        settings.jobs.validation,
-        settings.reconstruct.threads,
-        retrieve or _own_retrieve(settings, archive),
+        archive.settings.jobs.validation,
+        archive.settings.reconstruct.threads,
+        retrieve or _own_retrieve(archive),
     )
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return Job("validation", summary, validation.run)
 
 
-def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Job:
+def make_scrub(archive: Services, **plan: Any) -> Job:
     """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
-    section, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
+    settings, index, integrity = archive.settings, archive.index, Integrity(archive.index.engine)
+    section = settings.jobs.scrub
     stores = {str(tier): store for tier, store in archive.stores.items()}
     timed = ScrubPlan(
         period=section.period,
@@ -183,11 +178,11 @@ def _own_pool(settings: Settings) -> LentPool:
     return lambda: closing(WorkerPool(settings.reconstruct, name="job", within=settings.limits.encoders))
 
 
-def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
+def _own_retrieve(archive: Services) -> LentRetrieve:
     @contextmanager
     def opened() -> Iterator[Retrieve]:
         with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
-            limits, reconstruct = settings.limits, settings.reconstruct
+            limits, reconstruct = archive.settings.limits, archive.settings.reconstruct
             pool = stack.enter_context(closing(WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)))
             decoders = stack.enter_context(closing(WorkerPool(reconstruct, name="decode", within=limits.decoders)))
             cache = RenderedCache(Path(folder), 0)

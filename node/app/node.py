@@ -141,7 +141,6 @@ class Node:
 
     def _build_schedule(self) -> Schedule:
         planned = plan_jobs(
-            self.settings,
             self.archive,
             lambda: nullcontext(self.pool),
             lambda: self.archivist.busy,

@@ -66,7 +66,7 @@ def run(
     with archive(config) as services:
         settings = services.settings
         plan = AuditPlan(sample or settings.audit.sample, resume=not sample)
-        done = run_in_this_process(make_audit(settings, services, plan=plan), services.index, settings)
+        done = run_in_this_process(make_audit(services, plan=plan), services)
         if not done.report.get("finished"):
             unfinished = {**done.report, "state": done.state.value, "error": done.error}
             print_json(unfinished) if as_json else Console().print(f"not finished: {done.error or done.state}")

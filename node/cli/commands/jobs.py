@@ -21,14 +21,12 @@ from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
-from node.config import Settings
 from storage.errors import JobRefused
 
 if TYPE_CHECKING:
     from node.app import Services
     from node.jobs.job import Job
     from node.jobs.schedule import Planned
-    from storage.index import Index
     from storage.index.job_runs import JobRows, JobRun, StoredJob
 
 jobs = typer.Typer(help="List, run, pause, resume and cancel scheduled work.", no_args_is_help=True)
@@ -137,7 +135,7 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
     with _opened(config) as (services, planned, rows):
         job = _known(planned, name).job
         if not runs_here(services.settings.storage.root):
-            return run_in_this_process(job, services.index, services.settings)
+            return run_in_this_process(job, services)
         before = max((one.key for one in rows.history(name, 1)), default=0)
         rows.request(name)
         return _follow(rows, name, before) if wait else None
@@ -148,14 +146,14 @@ def exit_code(run: JobRun) -> int:
     return {"done": DONE, "cancelled": UNFINISHED, "interrupted": UNFINISHED}.get(run.state.value, FAILED)
 
 
-def run_in_this_process(job: Job, index: Index, settings: Settings) -> JobRun:
+def run_in_this_process(job: Job, services: Services) -> JobRun:
     """Run a job and show its progress. Ctrl-C or SIGTERM ends it at its next safe point. Raises JobRefused."""
     from node.jobs.runner import Runner
     from storage.index.job_runs import Cause, JobRows
 
-    rows = JobRows(index.engine)
+    rows = JobRows(services.index.engine)
     rows.ensure([job.name])
-    runner = Runner(rows, settings.jobs.lease)
+    runner = Runner(rows, services.settings.jobs.lease)
     with progress(job.name) as report, _signals_stop(runner.stop):
         ended = runner.run(job, Cause.COMMAND, watch=report)
     assert ended is not None, "a run that is refused raises JobRefused"
@@ -185,7 +183,7 @@ def _opened(config: Path) -> Iterator[tuple[Services, dict[str, Planned], JobRow
     from storage.index.job_runs import JobRows
 
     with archive(config) as services:
-        planned = {one.job.name: one for one in plan_jobs(services.settings, services)}
+        planned = {one.job.name: one for one in plan_jobs(services)}
         rows = JobRows(services.index.engine)
         rows.ensure(planned)
         yield services, planned, rows

@@ -37,7 +37,7 @@ def replicate(
     """
     with archive(config) as services:
         job, to_peer = _job(services, to)
-        done = run_in_this_process(job, services.index, services.settings)
+        done = run_in_this_process(job, services)
     report = {**done.report, "state": done.state.value, "error": done.error}
     if as_json:
         print_json(report)
@@ -64,10 +64,10 @@ def _job(services: Services, to: str) -> tuple[Job, bool]:
         if not peer:
             raise UsageError("name a peer or a folder, or set jobs.replicate.to or jobs.replicate_peer.to")
     if peer:
-        return send_to_peer(settings, services, to=peer), True
+        return send_to_peer(services, to=peer), True
     if to and "/" not in to and not Path(to).is_dir():
         raise UsageError(f"{to} is neither a peer of config.yaml nor a folder; write ./{to} for a new folder")
-    return make_replication(settings, services, Path(to) if to else None), False
+    return make_replication(services, Path(to) if to else None), False
 
 
 def _print_sent(report: dict[str, Any]) -> None:

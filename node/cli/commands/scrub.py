@@ -46,8 +46,8 @@ def scrub(
 
     plan = _plan(sample, full, remove_orphans)
     with archive(config) as services:
-        job = make_scrub(services.settings, services, **plan)
-        done = run_in_this_process(job, services.index, services.settings)
+        job = make_scrub(services, **plan)
+        done = run_in_this_process(job, services)
     report = {**done.report, "state": done.state.value, "error": done.error}
     print_json(report) if as_json else _print(report)
     if not report.get("finished"):

@@ -63,10 +63,10 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
         client.move(identifier, archive.address, calling="VIEWER", destination="VIEWER")
         assert instance.rendition is not None
         node.store.path(instance.original_digest).write_bytes(b"")
-        scrub = make_scrub(settings, node.archive, extent=Extent.FULL)
+        scrub = make_scrub(node.archive, extent=Extent.FULL)
         runner = Runner(JobRows(node.index.engine), 60)
         runner.run(scrub, Cause.COMMAND)
-        audit = make_audit(settings, node.archive, lambda: nullcontext(node.pool))
+        audit = make_audit(node.archive, lambda: nullcontext(node.pool))
         runner.rows.ensure([audit.name])
         runner.run(audit, Cause.COMMAND)
         node.archive.reports.rows.add(NewReport("audit", "earlier", 1.0, 2.0, "", True, {}))

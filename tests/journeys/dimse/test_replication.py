@@ -273,4 +273,4 @@ def test_a_peer_that_cannot_be_called_is_a_mistake_in_the_configuration(tmp_path
 def test_without_a_peer_the_job_says_what_is_missing(tmp_path: Path) -> None:
     settings: Settings = settings_for(tmp_path / "archive", archivist={"enabled": False})
     with Node(settings) as node, pytest.raises(ConfigError, match="names no peer"):
-        send_to_peer(settings, node.archive).work(lambda done, total: None, lambda: False)
+        send_to_peer(node.archive).work(lambda done, total: None, lambda: False)

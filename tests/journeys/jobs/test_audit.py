@@ -91,7 +91,7 @@ def audited(workers: WorkerPool) -> Audited:
     """Runs the job on a node, as its schedule would; the report."""
 
     def run(node: Node, pool: WorkerPool = workers) -> StoredReport:
-        job = make_audit(node.settings, node.archive, lambda: nullcontext(pool), AuditPlan("100%"))
+        job = make_audit(node.archive, lambda: nullcontext(pool), AuditPlan("100%"))
         rows = JobRows(node.index.engine)
         rows.ensure([job.name])
         done = Runner(rows, 60).run(job, Cause.COMMAND)
@@ -300,7 +300,7 @@ def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None
 @pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_where_it_was(archive: Archive, workers: WorkerPool, audited: Audited) -> None:
     node, rows = archive.node, JobRows(archive.node.index.engine)
-    job = make_audit(node.settings, node.archive, lambda: nullcontext(workers), AuditPlan("100%"))
+    job = make_audit(node.archive, lambda: nullcontext(workers), AuditPlan("100%"))
     rows.ensure([job.name])
     runner = Runner(rows, 60)
     stopped = runner.run(job, Cause.COMMAND, watch=lambda *_: runner.stop())

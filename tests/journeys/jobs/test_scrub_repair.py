@@ -39,7 +39,7 @@ def rendition_of(instance: StoredInstance) -> StoredRendition:
 
 def scrubbed(archive: Archive) -> dict[str, Any]:
     node = archive.node
-    return CountedRun().of(make_scrub(node.settings, node.archive, extent=Extent.FULL).work)
+    return CountedRun().of(make_scrub(node.archive, extent=Extent.FULL).work)
 
 
 def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dict[str, Path]]:

@@ -34,7 +34,7 @@ def filled(node: Node, files: list[Path], labels: Path) -> None:
 
 
 def validated(node: Node) -> JobRun:
-    planned = plan_jobs(node.settings, node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    planned = plan_jobs(node.archive, retrieve=lambda: nullcontext(node.retrieve))
     [job] = [one.job for one in planned if one.job.name == "validation"]
     rows = JobRows(node.index.engine)
     rows.ensure([job.name])

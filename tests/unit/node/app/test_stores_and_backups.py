@@ -105,7 +105,7 @@ def test_an_index_is_not_rebuilt_from_nothing(tmp_path: Path) -> None:
 
 
 def replicate(archive: Services, to: Path | None) -> dict[str, Any]:
-    return CountedRun().of(make_replication(archive.settings, archive, to).work)
+    return CountedRun().of(make_replication(archive, to).work)
 
 
 def test_a_backup_folder_that_is_empty_again_is_not_filled_by_the_job(tmp_path: Path) -> None:
