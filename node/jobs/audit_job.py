@@ -50,11 +50,9 @@ Checks = Callable[[Callable[[], bool]], AbstractContextManager[FidelityCheck]]
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """The options of one run. ``sample``: as in config.yaml; ``seed``: None draws one; ``resume``: whether to resume an
-    interrupted run."""
+    """The options of one run. ``sample``: as in config.yaml; ``resume``: whether to resume an interrupted run."""
 
     sample: str
-    seed: int | None = None
     resume: bool = True
 
 
@@ -123,8 +121,7 @@ class Audit:
             left = _State.of(memory)
             if left.sample == self._plan.sample and time.time() - left.began < _RESUME_WITHIN:
                 return left
-        seed = secrets.randbits(32) if self._plan.seed is None else self._plan.seed
-        moment = now()
+        seed, moment = secrets.randbits(32), now()
         drawn = draw(self._rows.candidates(), parse_sample(self._plan.sample), seed, moment)
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
         return _State(seed, self._plan.sample, time.time(), list(cells), cells)
