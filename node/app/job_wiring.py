@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.retrieve import Retrieve
-from node.config import Peer, Settings, parse_when
+from node.config import Peer, Settings
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.replication import JOB, Replication
 from node.dimse.server import calling_only
@@ -152,16 +151,9 @@ def make_validation(archive: Services, retrieve: LentRetrieve | None = None) -> 
 
 
 def make_scrub(archive: Services, **plan: Any) -> Job:
-    """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
+    """The integrity scrub. ``plan``: fields of ScrubPlan."""
     settings, index, integrity = archive.settings, archive.index, Integrity(archive.index.engine)
-    section = settings.jobs.scrub
     stores = {str(tier): store for tier, store in archive.stores.items()}
-    timed = ScrubPlan(
-        period=section.period,
-        gap=parse_when(section.when).gap,
-        orphan_grace=section.orphan_grace,
-        keep_orphans=section.keep_orphans,
-    )
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
@@ -169,7 +161,8 @@ def make_scrub(archive: Services, **plan: Any) -> Job:
         with _own_pool(settings)() as pool:
             return OrphanRecovery(index, archive.stores, examine_in(pool)).can_recover(tier, digest)
 
-    scrub = Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, can_recover)
+    options = ScrubPlan(settings.jobs.scrub, **plan)
+    scrub = Scrub(JobRows(index.engine), integrity, stores, repair, options, standing, can_recover)
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
     return Job(SCRUB, summary, scrub.run)
 

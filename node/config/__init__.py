@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from node.config.encoding_sections import (
-    EligibilitySettings,
-    ReconstructSettings,
-)
-from node.config.job_sections import AuditSettings, DriftSettings, ToleranceSettings, ValidationSettings
+from node.config.encoding_sections import EligibilitySettings, ReconstructSettings
+from node.config.job_sections import AuditSettings, DriftSettings, ScrubSettings, ToleranceSettings, ValidationSettings
 from node.config.loading import DEFAULT_FILE, as_data, as_yaml, load, parse
 from node.config.peer_entry import add_peer
-from node.config.sections import (
-    CommitmentSettings,
-    LogSettings,
-    MetricsSettings,
-    Peer,
-    TlsSettings,
-)
+from node.config.sections import CommitmentSettings, LogSettings, MetricsSettings, Peer, TlsSettings
 from node.config.settings import Settings
 from node.config.values import (
     Profile,
@@ -42,6 +33,7 @@ __all__ = [
     "Profile",
     "ReconstructSettings",
     "RenditionPolicy",
+    "ScrubSettings",
     "Settings",
     "Texture",
     "TlsSettings",

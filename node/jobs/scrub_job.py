@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from node.config import ScrubSettings, parse_when
 from node.jobs.job import JSON, Progress
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
@@ -50,14 +51,11 @@ class Extent(StrEnum):
 
 @dataclass(frozen=True)
 class ScrubPlan:
-    """The options of one scrub. Times in seconds; ``sample`` is a share of all objects, drawn by each run."""
+    """The options of one scrub. ``settings``: jobs.scrub; ``sample``: a share of all objects, drawn by each run."""
 
+    settings: ScrubSettings
     extent: Extent = Extent.SHARE
     sample: float = 1.0
-    period: float = 30 * 86400.0
-    gap: float = 86400.0
-    orphan_grace: float = 86400.0
-    keep_orphans: float = 30 * 86400.0
     remove_orphans: bool = False
 
 
@@ -197,7 +195,7 @@ class Scrub:
         if not entry.digest:
             tally.foreign += 1
             return
-        newest = time.time() - self._plan.orphan_grace
+        newest = time.time() - self._plan.settings.orphan_grace
         if entry.written_at >= newest or self._is_expected(store, entry.digest):
             return
         if self._can_recover(store, entry.digest):
@@ -214,7 +212,7 @@ class Scrub:
         """Delete orphans that were moved aside long enough ago, unless a row expects them now."""
         for name, store in self._stores.items():
             needed = functools.partial(self._is_expected, name)
-            deleted, restored = forget_orphans(store, self._plan.keep_orphans, needed)
+            deleted, restored = forget_orphans(store, self._plan.settings.keep_orphans, needed)
             tally.orphans_deleted += deleted
             tally.actions["recovered"] += restored
 
@@ -228,18 +226,19 @@ class Scrub:
 
     def _share(self) -> tuple[str, str, float]:
         """The first digest, the digest to stop before, and the start of this round through all digests."""
-        now = time.time()
+        now, period = time.time(), self._plan.settings.period
         if self._plan.extent is not Extent.SHARE:
             return "", END, now
         memory = self._rows.memory(SCRUB)
         low = str(memory.get("cursor", END))
         if low >= END:  # a new round; it began when the last one was due to end, unless that is long ago
-            began = float(memory.get("began", 0.0)) + self._plan.period
-            began = min(began, now) if now - began < self._plan.period else now
+            began = float(memory.get("began", 0.0)) + period
+            began = min(began, now) if now - began < period else now
             low = ""
         else:
             began = float(memory["began"])
-        return low, _position((now + self._plan.gap - began) / self._plan.period), began
+        gap = parse_when(self._plan.settings.when).gap
+        return low, _position((now + gap - began) / period), began
 
     def _save_position(self, cursor: str, began: float) -> None:
         if self._plan.extent is Extent.SHARE:

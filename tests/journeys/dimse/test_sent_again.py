@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from node.app import Node
 from node.archive.intake.ingest import Ingest, Receipt, examine
-from node.config import parse
+from node.config import ScrubSettings, parse
 from node.dimse import client
 from node.jobs.scrub_job import Extent, ScrubPlan
 from node.workers.pool import WorkerPool
@@ -58,7 +58,7 @@ def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
 
 def scrub(bench: ArchiveParts) -> None:
     stores = {str(tier): store for tier, store in bench.stores.items()}
-    CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(extent=Extent.FULL)).run)
+    CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(ScrubSettings(), Extent.FULL)).run)
 
 
 @pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])

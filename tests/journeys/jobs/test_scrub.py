@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from node.config import ScrubSettings
 from node.jobs import scrub_job
 from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
 from storage.errors import IndexRefused, ObjectMissing
@@ -29,7 +30,7 @@ from storage.records import InstanceState, ReasonCode
 from tests.support.holdings import LONG_AGO, Holdings, filled
 from tests.support.job_runs import CountedRun, scrub_in
 
-FULL = ScrubPlan(extent=Extent.FULL)
+FULL = ScrubPlan(ScrubSettings(), Extent.FULL)
 DAY = 86400.0
 
 
@@ -291,7 +292,7 @@ def aged(held: Holdings, days: int) -> None:
 
 def test_an_orphan_is_kept_for_the_configured_time(held: Holdings) -> None:
     digest = held.put(b"nobody's")
-    removing = replace(FULL, remove_orphans=True, keep_orphans=10 * DAY)
+    removing = replace(FULL, remove_orphans=True, settings=ScrubSettings(keep_orphans=10 * DAY))
     scrubbed(held, removing)
     aged(held, 10)
     assert scrubbed(held, removing)["orphans_deleted"] == 0
@@ -452,7 +453,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return digests
 
 
-SHARE = ScrubPlan(period=30 * DAY, gap=DAY)
+SHARE = ScrubPlan(ScrubSettings(period=30 * DAY, when="every 1d"))
 
 
 def test_a_share_a_night_and_everything_once_a_period(held: Holdings, clock: Clock, checked: list[str]) -> None:
@@ -482,7 +483,7 @@ def test_missed_nights_are_made_up_for_by_one_run(held: Holdings, clock: Clock, 
 
 
 def test_a_cancelled_share_goes_on_where_it_was(held: Holdings, clock: Clock, checked: list[str]) -> None:
-    plan = replace(SHARE, gap=30 * DAY)
+    plan = replace(SHARE, settings=ScrubSettings(period=30 * DAY, when="every 30d"))
     report = CountedRun(steps=50).of(scrub_of(held, plan).run)
     assert (report["finished"], len(checked)) == (False, 50)
     watched = CountedRun()
@@ -502,6 +503,6 @@ def test_a_second_run_on_the_same_day_has_nothing_to_do(held: Holdings, clock: C
 
 def test_a_sample_is_about_as_large_as_asked_and_another_each_time(thousand: Holdings, checked: list[str]) -> None:
     for _ in range(2):
-        scrubbed(thousand, ScrubPlan(extent=Extent.SAMPLE, sample=0.2))
+        scrubbed(thousand, ScrubPlan(ScrubSettings(), Extent.SAMPLE, 0.2))
     assert 240 < len(checked) < 560
     assert 240 / 2 < len(set(checked)) < len(checked), "two draws overlap, and differ"

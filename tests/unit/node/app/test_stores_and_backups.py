@@ -12,7 +12,7 @@ import pytest
 from node.app.backing_up import index_file, make_backup, make_replication, stores_of
 from node.app.building import Services, open_archive, open_stores
 from node.app.rebuilding import compact_journal, rebuild_index, taking_in
-from node.config import Settings, parse
+from node.config import ScrubSettings, Settings, parse
 from node.jobs.scrub_job import Extent, ScrubPlan
 from storage.errors import BackupRefused, ConfigError, ObjectMissing
 from storage.index.job_runs import JobRows
@@ -49,7 +49,7 @@ def test_a_cold_store_that_config_yaml_names_no_more(bench: ArchiveParts, tmp_pa
     settings = settings_of(bench.root)
     stores = stores_of(settings, bench.index, bench.hot)
     with pytest.raises(ObjectMissing, match=r"originals\.path is not set; set it"):
-        CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(Extent.FULL)).run)
+        CountedRun().of(scrub_in(bench.index, stores, ScrubPlan(ScrubSettings(), Extent.FULL)).run)
     with pytest.raises(BackupRefused, match=r"originals\.path is not set; set it"):
         make_backup(settings, bench.index, stores, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
