@@ -6,8 +6,7 @@ from node.app.backing_up import make_backup, make_replication, stores_of
 from node.app.building import Services, Workers, build_archive, open_archive, open_reports, open_stores
 from node.app.job_wiring import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
 from node.app.node import Node
-from node.app.rebuilding import compact_journal, rebuild_index
-from node.app.restoring import restore_backup
+from node.app.rebuilding import compact_journal, rebuild_index, restore_backup
 from node.archive.index_opening import runs_here
 
 __all__ = [

@@ -81,11 +81,11 @@ def stores_of(settings: Settings, index: Index, store: ObjectStore) -> dict[str,
     return {str(tier): each for tier, each in open_stores(settings, index, store).items()}
 
 
-def index_file(settings: Settings) -> Path:
-    """The SQLite file of the index. Raises ConfigError if the index is in another database."""
+def index_file(settings: Settings, otherwise: str = "; back it up with the tools of that database") -> Path:
+    """The SQLite file of the index. Raises ConfigError, which ends with ``otherwise``, if it is in another database."""
     file = sqlite_file(settings.storage.database_url)
     if file is None:
-        raise ConfigError("storage.database is not a SQLite file; back it up with the tools of that database")
+        raise ConfigError(f"storage.database is not a SQLite file{otherwise}")
     return file
 
 

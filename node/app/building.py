@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from node.app.damage import damage_handler
 from node.archive.audit_trail import AuditTrail
@@ -24,10 +27,11 @@ from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
-from storage.errors import ConfigError
+from storage.errors import ConfigError, NodeRunning
 from storage.formats.packed_original import restore_original
 from storage.index import Index
 from storage.index.report_rows import ReportRows
+from storage.objects.file_modes import give_to_owner
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
 from storage.records import Tier
@@ -119,6 +123,23 @@ def open_store(settings: Settings) -> ObjectStore:
         return ObjectStore(root, min_free=settings.storage.min_free)
     except OSError as error:
         raise ConfigError(f"storage.root {root} cannot be used: {error.strerror}") from error
+
+
+def lock_root(store: ObjectStore) -> IO[bytes]:
+    """Lock the storage root, whose spool and cache belong to one process. Raises NodeRunning, ConfigError."""
+    try:
+        lock = (store.root / "lock").open("wb")
+        give_to_owner(store.root / "lock")
+    except OSError as error:
+        raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
+    for wait in (0.1, 0.0):  # a command that checks for a running node holds it for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            time.sleep(wait)
+    lock.close()
+    raise NodeRunning(f"storage.root {store.root} is in use by another node; stop it first")
 
 
 def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:

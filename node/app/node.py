@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
 
-from node.app.building import Workers, build_archive, open_store, open_stores
+from node.app.building import Workers, build_archive, lock_root, open_store, open_stores
 from node.app.encoder_workers import encoders_beside
 from node.app.job_wiring import plan_jobs
 from node.archive.audit_trail import TrailWriter
@@ -42,11 +40,11 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import ReadyRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
-from storage.errors import ConfigError, NodeRunning
+from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.commitment_requests import Commitments
 from storage.index.job_runs import JobRows
-from storage.objects.file_modes import give_to_owner, keep_private
+from storage.objects.file_modes import keep_private
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
 
@@ -275,20 +273,3 @@ def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
     store.sweep_spool()
     store.sweep_lent()
     return store, lock
-
-
-def lock_root(store: ObjectStore) -> IO[bytes]:
-    """Lock the storage root, whose spool and cache belong to one process. Raises NodeRunning, ConfigError."""
-    try:
-        lock = (store.root / "lock").open("wb")
-        give_to_owner(store.root / "lock")
-    except OSError as error:
-        raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
-    for wait in (0.1, 0.0):  # a command that checks for a running node holds it for a moment
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            time.sleep(wait)
-    lock.close()
-    raise NodeRunning(f"storage.root {store.root} is in use by another node; stop it first")

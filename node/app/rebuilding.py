@@ -1,20 +1,23 @@
-"""Rebuilds the index that config.yaml names, and compacts its change journal."""
+"""What needs a stopped node: rebuilds the index, compacts its change journal, and restores a backup."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
-from node.app.building import examine_in
-from node.app.node import lock_root
+from node.app.backing_up import index_file
+from node.app.building import examine_in, lock_root, open_store
 from node.archive.index_opening import has_objects, open_for_command
 from node.archive.orphan_recovery import OrphanRecovery
 from node.config import Settings
 from node.workers.pool import WorkerPool
+from storage.backup.create import Backup, Progress
+from storage.backup.restore import RestoreReport, refuse_occupied, restore
 from storage.dicom.dicomfile import accept_odd_values
-from storage.errors import ConfigError
+from storage.errors import BackupRefused, ConfigError
 from storage.index import Index
-from storage.index.index_trust import quick_check, sqlite_file
+from storage.index.index_trust import IndexStanding, quick_check
 from storage.index.opening import compact_journal as compacted
 from storage.index.rebuild import Rebuilt, rebuild
 from storage.objects.store import ObjectStore
@@ -23,9 +26,8 @@ from storage.records import Tier
 
 def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None]) -> Rebuilt:
     """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
-    root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
-    if file is None:
-        raise ConfigError("storage.database is not a SQLite file; restore it with the tools of that database")
+    root = settings.storage.root
+    file = index_file(settings, "; restore it with the tools of that database")
     if not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
     accept_odd_values()
@@ -39,13 +41,28 @@ def compact_journal(settings: Settings) -> tuple[int, int]:
 
     Raises NodeRunning, ConfigError if the index is not SQLite, IndexRefused if the index cannot be trusted.
     """
-    file = sqlite_file(settings.storage.database_url)
-    if file is None:
-        raise ConfigError("storage.database is not a SQLite file, so there is no change journal")
+    file = index_file(settings, ", so there is no change journal")
     with lock_root(ObjectStore(settings.storage.root)):
         quick_check(file)
         open_for_command(settings).close()
         return compacted(settings.storage.database_url, settings.storage.root)
+
+
+def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:
+    """Restore a backup into an empty storage root, and check the index. Raises BackupRefused, NodeRunning."""
+    file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
+    backup = Backup(folder)
+    with backup.opened() as (manifest, _, _):
+        refuse_occupied(manifest, file, root, cold)
+    hot = open_store(settings)
+    with lock_root(hot):
+        stores = {str(Tier.HOT): hot} | ({} if cold is None else {str(Tier.COLD): ObjectStore(cold)})
+        made = restore(backup, file, root, stores, taking_in(settings, hot), progress)
+        with closing(open_for_command(settings)) as index:
+            doubt = IndexStanding(index, root).doubt()
+        if doubt:
+            raise BackupRefused(f"the restored index is not sound: {doubt}; run `latent-pacs index rebuild`")
+        return made
 
 
 def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
