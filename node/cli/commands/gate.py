@@ -18,11 +18,6 @@ from node.reports.formatting import size_text
 gates = typer.Typer(help="Measure your own images against the limits of the gate.", no_args_is_help=True)
 
 
-@gates.callback()
-def _group() -> None:
-    """Keep ``calibrate`` a verb of its own while it is the only one."""
-
-
 @gates.command()
 def calibrate(
     folder: Annotated[

@@ -22,11 +22,6 @@ validations = typer.Typer(help="Validation with ResNet50 on labelled images.", n
 _JOB = "validation"
 
 
-@validations.callback()
-def _group() -> None:
-    """Keep ``run`` a verb of its own while it is the only one."""
-
-
 @validations.command()
 def run(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Run the job `validation` now, on the running node or in this process, and wait for it.
