@@ -80,24 +80,24 @@ def run(
 @jobs.command()
 def pause(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Suspend the schedule of a job until `jobs resume`. A run in progress continues, and `jobs run` still works."""
-    with _opened(config) as (_, planned, rows):
-        rows.pause(_known(planned, name).job.name, paused=True)
+    with _opened(config, name) as (_, _, rows):
+        rows.pause(name, paused=True)
     say({"job": name, "paused": True}, f"{name} is paused", as_json=as_json)
 
 
 @jobs.command()
 def resume(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Resume the schedule of a paused job."""
-    with _opened(config) as (_, planned, rows):
-        rows.pause(_known(planned, name).job.name, paused=False)
+    with _opened(config, name) as (_, _, rows):
+        rows.pause(name, paused=False)
     say({"job": name, "paused": False}, f"{name} runs on schedule", as_json=as_json)
 
 
 @jobs.command()
 def cancel(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Cancel a run at its next safe point, on whichever node it runs, or withdraw a request."""
-    with _opened(config) as (_, planned, rows):
-        found = rows.cancel(_known(planned, name).job.name)
+    with _opened(config, name) as (_, _, rows):
+        found = rows.cancel(name)
     text = f"{name} ends at its next safe point" if found else f"{name} is not running"
     say({"job": name, "cancelled": found}, text, as_json=as_json)
 
@@ -111,9 +111,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """List runs, newest first. --json includes their reports."""
-    with _opened(config) as (_, planned, rows):
-        if name:
-            _known(planned, name)
+    with _opened(config, name or None) as (_, _, rows):
         runs = rows.history(name, limit)
     table = Table("job", "began", "took", "cause", "state", "progress", "note")
     for one in runs:
@@ -132,8 +130,8 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
     """
     from node.app import runs_here
 
-    with _opened(config) as (services, planned, rows):
-        job = _known(planned, name).job
+    with _opened(config, name) as (services, planned, rows):
+        job = planned[name].job
         if not runs_here(services.settings.storage.root):
             return run_in_this_process(job, services)
         before = max((one.key for one in rows.history(name, 1)), default=0)
@@ -178,12 +176,15 @@ def run_json(run: JobRun) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(config: Path) -> Iterator[tuple[Services, dict[str, Planned], JobRows]]:
+def _opened(config: Path, name: str | None = None) -> Iterator[tuple[Services, dict[str, Planned], JobRows]]:
+    """The services, all jobs, and their rows. Raises UsageError if no job has that name."""
     from node.app import plan_jobs
     from storage.index.job_runs import JobRows
 
     with archive(config) as services:
         planned = {one.job.name: one for one in plan_jobs(services)}
+        if name is not None and name not in planned:
+            raise UsageError(f"there is no job {name!r}; the jobs are: {', '.join(planned)}")
         rows = JobRows(services.index.engine)
         rows.ensure(planned)
         yield services, planned, rows
@@ -197,12 +198,6 @@ def _signals_stop(stop: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _known(planned: dict[str, Planned], name: str) -> Planned:
-    if name not in planned:
-        raise UsageError(f"there is no job {name!r}; the jobs are: {', '.join(planned)}")
-    return planned[name]
 
 
 def _follow(rows: JobRows, name: str, before: int) -> JobRun:
