@@ -21,7 +21,7 @@ from node.fidelity.bands import band_energies, totals
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture
-from node.training.training_patches import Coded, code
+from node.training.training_patches import code
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.formats.geometry import CELL, cell_pixels
@@ -39,30 +39,12 @@ DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.
 
 
 @dataclass(frozen=True)
-class StructureFigures:
-    """One structure of one base. ``lines``: quantile per width. ``lost``: RMS error per octave band over the
-    original's RMS. ``inconsistency``: RMS of D(structure) minus the base, over the RMS coding error of the base.
-    """
+class Point:
+    """One image at one distance. ``excess``: of the structures of base and model, the largest ratio of a line figure to
+    its limit; 1 just passes. ``figures``: as printed."""
 
-    lines: tuple[float, ...]
-    lost: tuple[float, ...]
-    inconsistency: float
-
-    @property
-    def excess(self) -> float:
-        """The largest ratio of a line figure to its limit; 1 just passes."""
-        return max(found / limit for found, limit in zip(self.lines, LIMITS, strict=True))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One image at one distance. ``seconds``: duration of the network."""
-
-    distance: float
-    size: int
-    base: StructureFigures
-    model: StructureFigures
-    seconds: float
+    excess: dict[str, float]
+    figures: dict[str, Any]
 
 
 def evaluate(
@@ -70,21 +52,24 @@ def evaluate(
 ) -> Iterator[dict[str, Any]]:
     """One result per picture and scale, as printed by ``latent-pacs model evaluate --json``.
 
-    ``base_bytes`` and ``model_bytes``: bytes at the limits, or None if the series does not bracket them.
+    ``base_bytes`` and ``model_bytes``: bytes at the limits, or None if the series does not bracket them. Of each point,
+    ``lines``: quantile per width, in units of local noise; ``lost``: RMS error per octave band over the original's RMS;
+    ``inconsistency``: RMS of D(structure) minus the base, over the RMS coding error of the base; ``seconds``: duration
+    of the network.
     """
     mammo = Mammo(folder, device=device)
     for picture in pictures:
         image, inside = _cropped_to_breast(picture)
         noise = LineNoise.of(image, inside, display_window(picture.header, picture.pixels, picture.mask).width)
         for scale in scales:
-            pairs = list(_series(image, inside, noise, picture.bits, scale, mammo))
+            points = list(_series(image, inside, noise, picture.bits, scale, mammo))
             yield {
                 "image": picture.name,
                 "film": picture.film,
                 "scale": scale,
-                "base_bytes": bytes_at_limits([(pair.base.excess, pair.size) for pair in pairs]),
-                "model_bytes": bytes_at_limits([(pair.model.excess, pair.size) for pair in pairs]),
-                "points": [_as_json(pair) for pair in pairs],
+                "base_bytes": bytes_at_limits([(one.excess["base"], one.figures["bytes"]) for one in points]),
+                "model_bytes": bytes_at_limits([(one.excess["model"], one.figures["bytes"]) for one in points]),
+                "points": [one.figures for one in points],
             }
 
 
@@ -125,7 +110,7 @@ def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
     return image, inside
 
 
-def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Pair]:
+def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Point]:
     energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)
@@ -136,25 +121,18 @@ def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int,
         began = time.monotonic()
         improved = mammo.structure(task)
         seconds = time.monotonic() - began
-        bicubic, model = (_figures(image, inside, part, base, noise, energies) for part in (upsampled, improved))
-        yield Pair(distance, base.size, bicubic, model, seconds)
-        if bicubic.excess > 1 and model.excess > 1:
+        excess: dict[str, float] = {}
+        figures: dict[str, Any] = {"distance": distance, "bytes": base.size}
+        for name, structure in (("base", upsampled), ("model", improved)):
+            error = structure - image
+            lines = noise.look(error).percentile(SHARE)
+            lost = np.sqrt(totals(band_energies(error, inside)) / np.maximum(energies, 1e-12))
+            excess[name] = max(found / limit for found, limit in zip(lines, LIMITS, strict=True))
+            figures[f"{name}_lines"] = [round(value, 2) for value in lines]
+            figures[f"{name}_lost"] = [round(value, 3) for value in lost.tolist()]
+        difference = base.operator.down(improved) - base.samples
+        inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
+        figures |= {"model_inconsistency": round(inconsistency, 3), "seconds": round(seconds, 2)}
+        yield Point(excess, figures)
+        if min(excess.values()) > 1:
             return
-
-
-def _figures(
-    image: Float, inside: Mask, structure: Float, base: Coded, noise: LineNoise, energies: NDArray[np.float64]
-) -> StructureFigures:
-    error = structure - image
-    lost = np.sqrt(totals(band_energies(error, inside)) / np.maximum(energies, 1e-12))
-    difference = base.operator.down(structure) - base.samples
-    inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
-    return StructureFigures(noise.look(error).percentile(SHARE), tuple(lost.tolist()), inconsistency)
-
-
-def _as_json(pair: Pair) -> dict[str, Any]:
-    result: dict[str, Any] = {"distance": pair.distance, "bytes": pair.size}
-    for name, part in (("base", pair.base), ("model", pair.model)):
-        result[f"{name}_lines"] = [round(value, 2) for value in part.lines]
-        result[f"{name}_lost"] = [round(value, 3) for value in part.lost]
-    return result | {"model_inconsistency": round(pair.model.inconsistency, 3), "seconds": round(pair.seconds, 2)}
