@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
@@ -85,46 +86,38 @@ def version(as_json: JsonOption = False) -> None:
     say({"version": number}, f"latent-pacs {number}", as_json=as_json)
 
 
+_PANELS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
+    "Set up": {"init": init, "config": configs, "peer": peers, "demo": demo, "version": version, "sbom": sbom},
+    "Run": {"serve": serve, "jobs": jobs, "retry": retry},
+    "Look at the archive": {"status": status, "study": studies, "instance": instances, "trail": trail},
+    "Correct, hold and remove": {
+        "amend": amends,
+        "quarantine": quarantines,
+        "hold": holds,
+        "hold-label": hold_labels,
+        "delete": delete,
+        "purge": purge,
+        "restore": restore,
+    },
+    "Maintain": {"scrub": scrub, "backup": backups, "replicate": replicate, "index": indexes},
+    "Measure and train": {
+        "gate": gates,
+        "audit": audits,
+        "validate": validations,
+        "class-label": class_labels,
+        "model": models,
+    },
+}
+"""The commands in the order of ``--help``."""
+
+
 def _register() -> None:
-    """The order of the commands in ``--help``: set up, run, look, correct, maintain, measure."""
-    setting_up, running = "Set up", "Run"
-    looking, correcting = "Look at the archive", "Correct, hold and remove"
-    maintaining, measuring = "Maintain", "Measure and train"
-    for panel, name, command in (
-        (setting_up, "init", init),
-        (setting_up, "config", configs),
-        (setting_up, "peer", peers),
-        (setting_up, "demo", demo),
-        (setting_up, "version", version),
-        (setting_up, "sbom", sbom),
-        (running, "serve", serve),
-        (running, "jobs", jobs),
-        (running, "retry", retry),
-        (looking, "status", status),
-        (looking, "study", studies),
-        (looking, "instance", instances),
-        (looking, "trail", trail),
-        (correcting, "amend", amends),
-        (correcting, "quarantine", quarantines),
-        (correcting, "hold", holds),
-        (correcting, "hold-label", hold_labels),
-        (correcting, "delete", delete),
-        (correcting, "purge", purge),
-        (correcting, "restore", restore),
-        (maintaining, "scrub", scrub),
-        (maintaining, "backup", backups),
-        (maintaining, "replicate", replicate),
-        (maintaining, "index", indexes),
-        (measuring, "gate", gates),
-        (measuring, "audit", audits),
-        (measuring, "validate", validations),
-        (measuring, "class-label", class_labels),
-        (measuring, "model", models),
-    ):
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, rich_help_panel=panel)
-        else:
-            app.command(name, rich_help_panel=panel)(command)
+    for panel, commands in _PANELS.items():
+        for name, command in commands.items():
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=name, rich_help_panel=panel)
+            else:
+                app.command(name, rich_help_panel=panel)(command)
 
 
 _register()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +52,8 @@ def train(
         pictures = read_pictures([*data, *(more or [])])
     console.print(f"{len(pictures)} images")
     plan = Plan(steps=1, seed=seed).sized_for(device)
-    with _training() as watch:
+    with progress("training", "steps") as show:
+        watch = _Watch(show)
         train(pictures, plan, out, minutes=minutes, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json)
 
@@ -87,7 +86,8 @@ def fine_tune(
         pictures = held_pictures(config, data)
     console.print(f"{len(pictures)} images")
     adapt = fine_tune_mammo if upscaler == "mammo" else fine_tune_sd_decoder
-    with _training() as watch:
+    with progress("training", "steps") as show:
+        watch = _Watch(show)
         extra = adapt(pictures, settings, out, minutes=minutes, seed=seed, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json, **extra)
 
@@ -156,12 +156,6 @@ class _Watch:
     def __call__(self, now: Any) -> None:
         self.last = now
         self._show(now.step, now.steps, f"loss {now.loss:.4f}")
-
-
-@contextmanager
-def _training() -> Iterator[_Watch]:
-    with progress("training", "steps") as show:
-        yield _Watch(show)
 
 
 def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:
