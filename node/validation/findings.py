@@ -12,16 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.config import ValidationSettings
-from node.validation.statistics import (
-    MEASURES,
-    Comparison,
-    Equivalence,
-    bootstrap,
-    compare,
-    interval,
-    measures,
-    roc,
-)
+from node.validation.statistics import MEASURES, Comparison, Equivalence, bootstrap, compare, interval, measures, roc
 from node.validation.terms import MEASURES as LIKENESS
 from node.validation.terms import Arm, Subject
 

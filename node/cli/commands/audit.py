@@ -12,16 +12,7 @@ from rich.table import Table
 from node.cli.commands.jobs import run_in_this_process
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED
-from node.cli.options import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    JsonOption,
-    LimitOption,
-    UtcOption,
-    archive,
-    print_json,
-    say,
-)
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
 from node.cli.times import time_json, time_text
 from node.config import load, parse_sample
 

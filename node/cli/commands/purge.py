@@ -9,15 +9,7 @@ import typer
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    DryRunOption,
-    JsonOption,
-    archive,
-    current_user,
-    print_json,
-)
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, print_json
 from node.cli.progress import progress
 from node.reports.formatting import size_text
 
