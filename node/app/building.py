@@ -61,6 +61,7 @@ class Services:
     trail: AuditTrail
     marked_regions: MarkedRegions
     reports: Reports
+    workers: Workers
 
     @property
     def store(self) -> ObjectStore:
@@ -87,6 +88,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         trail=trail,
         marked_regions=MarkedRegions(index, store, originals, settings.gate.patches.file),
         reports=reports_of(settings, index),
+        workers=workers,
     )
 
 
@@ -99,9 +101,11 @@ def open_archive(settings: Settings) -> Iterator[Services]:
         index = stack.enter_context(closing(open_for_command(settings)))
         stores = open_stores(settings, index, open_store(settings))
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=stores[Tier.HOT].spool))
-        own = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
-        pool = stack.enter_context(closing(own))
-        yield build_archive(settings, index, stores, Workers(pool, pool, RenderedCache(Path(folder), 0)))
+        reconstruct = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
+        decode = WorkerPool(settings.reconstruct, name="decode", within=settings.limits.decoders)
+        for pool in (reconstruct, decode):
+            stack.enter_context(closing(pool))
+        yield build_archive(settings, index, stores, Workers(reconstruct, decode, RenderedCache(Path(folder), 0)))
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 from node.app.backing_up import make_replication
@@ -13,7 +11,6 @@ from node.app.building import Services, examine_in
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
-from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.retrieve import Retrieve
 from node.config import Peer, Settings
 from node.dimse.associations.outgoing import Outgoing
@@ -25,36 +22,33 @@ from node.jobs.schedule import Planned
 from node.jobs.scrub_job import SCRUB, Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
-from node.workers.pool import WorkerPool
 from storage.errors import ConfigError
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 
-LentPool = Callable[[], AbstractContextManager[WorkerPool]]
 LentRetrieve = Callable[[], AbstractContextManager[Retrieve]]
 
 
 def plan_jobs(
     archive: Services,
-    pool: LentPool | None = None,
     busy: Callable[[], bool] = lambda: False,
     retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
 ) -> list[Planned]:
     """All jobs, with their schedules from config.yaml.
 
-    A node passes its own workers (``pool``), whether its archivist has work (``busy``), its ``retrieve`` service and
-    its ``outgoing`` associations. A command leaves them out, and the jobs open their own.
+    A node passes whether its archivist has work (``busy``), its ``retrieve`` service and its ``outgoing`` associations.
+    A command leaves them out, and the jobs open their own.
     """
     jobs, audit = archive.settings.jobs, archive.settings.audit
     return [
         Planned(_purge(archive), jobs.purge.when, jobs.purge.schedule),
         Planned(make_scrub(archive), jobs.scrub.when, jobs.scrub.schedule),
-        Planned(_reverify(archive, pool, busy), jobs.reverify.when, jobs.reverify.schedule),
+        Planned(_reverify(archive, busy), jobs.reverify.when, jobs.reverify.schedule),
         Planned(make_replication(archive), jobs.replicate.when, jobs.replicate.schedule),
         Planned(send_to_peer(archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule),
-        Planned(make_audit(archive, pool), audit.when, audit.schedule),
+        Planned(make_audit(archive), audit.when, audit.schedule),
         Planned(make_validation(archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
 
@@ -69,12 +63,12 @@ def _purge(archive: Services) -> Job:
     return Job("purge", summary, purge)
 
 
-def _reverify(archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> Job:
+def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
     reverification = Reverification(
         archive.index,
         archive.store,
         archive.settings,
-        pool or _own_pool(archive.settings),
+        lambda: nullcontext(archive.workers.reconstruct),
         archive.originals.borrowed,
         busy,
         archive.marked_regions.on_rendition,
@@ -110,25 +104,23 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
     return peer
 
 
-def make_audit(archive: Services, pool: LentPool | None = None, plan: AuditPlan | None = None) -> Job:
+def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
-    settings, lent = archive.settings, pool or _own_pool(archive.settings)
+    settings = archive.settings
 
-    @contextmanager
-    def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
-        with lent() as workers:
-            yield FidelityCheck(
-                archive.index,
-                archive.store,
-                archive.originals,
-                archive.trail,
-                settings.audit.tolerance,
-                settings.thresholds,
-                workers,
-                cancelled,
-            )
+    def check(cancelled: Callable[[], bool]) -> FidelityCheck:
+        return FidelityCheck(
+            archive.index,
+            archive.store,
+            archive.originals,
+            archive.trail,
+            settings.audit.tolerance,
+            settings.thresholds,
+            archive.workers.reconstruct,
+            cancelled,
+        )
 
-    audit = Audit(archive.index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
+    audit = Audit(archive.index, settings, archive.reports, check, plan or AuditPlan(settings.audit.sample))
     summary = (
         "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
     )
@@ -156,30 +148,14 @@ def make_scrub(archive: Services, **plan: Any) -> Job:
     stores = {str(tier): store for tier, store in archive.stores.items()}
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
-
-    def can_recover(tier: str, digest: str) -> bool:
-        with _own_pool(settings)() as pool:
-            return OrphanRecovery(index, archive.stores, examine_in(pool)).can_recover(tier, digest)
-
+    can_recover = OrphanRecovery(index, archive.stores, examine_in(archive.workers.decode)).can_recover
     options = ScrubPlan(settings.jobs.scrub, **plan)
     scrub = Scrub(JobRows(index.engine), integrity, stores, repair, options, standing, can_recover)
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
     return Job(SCRUB, summary, scrub.run)
 
 
-def _own_pool(settings: Settings) -> LentPool:
-    return lambda: closing(WorkerPool(settings.reconstruct, name="job", within=settings.limits.encoders))
-
-
 def _own_retrieve(archive: Services) -> LentRetrieve:
-    @contextmanager
-    def opened() -> Iterator[Retrieve]:
-        with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
-            limits, reconstruct = archive.settings.limits, archive.settings.reconstruct
-            pool = stack.enter_context(closing(WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)))
-            decoders = stack.enter_context(closing(WorkerPool(reconstruct, name="decode", within=limits.decoders)))
-            cache = RenderedCache(Path(folder), 0)
-            retrieve = Retrieve(archive.index, archive.store, pool, decoders, cache, archive.originals)
-            yield stack.enter_context(closing(retrieve))
-
-    return opened
+    workers = archive.workers
+    shared = (workers.reconstruct, workers.decode, workers.cache)
+    return lambda: closing(Retrieve(archive.index, archive.store, *shared, archive.originals))

@@ -140,7 +140,6 @@ class Node:
     def _build_schedule(self) -> Schedule:
         planned = plan_jobs(
             self.archive,
-            lambda: nullcontext(self.pool),
             lambda: self.archivist.busy,
             lambda: nullcontext(self.retrieve),
             lambda: self.server.outgoing,

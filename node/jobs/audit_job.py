@@ -10,7 +10,6 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean, stdev
@@ -44,8 +43,8 @@ _RESUME_WITHIN = 86400.0
 _PICTURED = 3
 """Images that the report shows pictures of."""
 
-Checks = Callable[[Callable[[], bool]], AbstractContextManager[FidelityCheck]]
-"""Lends the check of single images; its argument says whether the run is cancelled."""
+MakeCheck = Callable[[Callable[[], bool]], FidelityCheck]
+"""Makes the check of single images; its argument says whether the run is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +82,33 @@ class _State:
 class Audit:
     """The fidelity audit."""
 
-    def __init__(self, index: Index, settings: Settings, reports: Reports, checks: Checks, plan: AuditPlan) -> None:
+    def __init__(
+        self, index: Index, settings: Settings, reports: Reports, make_check: MakeCheck, plan: AuditPlan
+    ) -> None:
         self._index, self._settings, self._reports = index, settings, reports
-        self._checks, self._plan = checks, plan
+        self._make_check, self._plan = make_check, plan
         self._jobs, self._rows = JobRows(index.engine), AuditRows(index.engine)
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, JSON]:
         """Audit and publish a report. A cancelled run publishes none, and is resumed later."""
         state = self._started()
         total, saved = len(state.left) + len(state.findings), time.monotonic()
-        with self._checks(cancelled) as check:
-            try:
-                while state.left:
-                    found = check.audit(state.left[0])
-                    del state.left[0]
-                    state.findings += [found] if found is not None else []
-                    failed = sum(one.outcome.failed for one in state.findings)
-                    progress(total - len(state.left), total, f"{failed} failed")
-                    acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
-                    if acted or time.monotonic() > saved + _SAVE_EVERY:
-                        self._jobs.remember(AUDIT, state.as_json())
-                        saved = time.monotonic()
-                pictures = self._worst(check, state.findings)
-            except Cancelled:
-                self._jobs.remember(AUDIT, state.as_json())
-                return {"finished": False, "audited": len(state.findings), "left": len(state.left)}
+        check = self._make_check(cancelled)
+        try:
+            while state.left:
+                found = check.audit(state.left[0])
+                del state.left[0]
+                state.findings += [found] if found is not None else []
+                failed = sum(one.outcome.failed for one in state.findings)
+                progress(total - len(state.left), total, f"{failed} failed")
+                acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
+                if acted or time.monotonic() > saved + _SAVE_EVERY:
+                    self._jobs.remember(AUDIT, state.as_json())
+                    saved = time.monotonic()
+            pictures = self._worst(check, state.findings)
+        except Cancelled:
+            self._jobs.remember(AUDIT, state.as_json())
+            return {"finished": False, "audited": len(state.findings), "left": len(state.left)}
         report = self._published(state, pictures)
         self._jobs.remember(AUDIT, {})
         counts = {name: report.summary[name] for name in ("audited", "failed", "withdrawn", "flagged", "cleared")}

@@ -9,7 +9,6 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,7 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
         scrub = make_scrub(node.archive, extent=Extent.FULL)
         runner = Runner(JobRows(node.index.engine), 60)
         runner.run(scrub, Cause.COMMAND)
-        audit = make_audit(node.archive, lambda: nullcontext(node.pool))
+        audit = make_audit(node.archive)
         runner.rows.ensure([audit.name])
         runner.run(audit, Cause.COMMAND)
         node.archive.reports.rows.add(NewReport("audit", "earlier", 1.0, 2.0, "", True, {}))

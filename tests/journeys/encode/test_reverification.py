@@ -60,7 +60,7 @@ def seen(archive: Archive, ds: Dataset, *uids: str) -> list[str]:
 
 def reverified(node: Node) -> dict[str, Any]:
     """Run the job as the node's schedule would."""
-    (job,) = [one.job for one in plan_jobs(node.archive, lambda: nullcontext(node.pool)) if one.job.name == "reverify"]
+    (job,) = [one.job for one in plan_jobs(node.archive) if one.job.name == "reverify"]
     rows = JobRows(node.index.engine)
     rows.ensure(["reverify"])
     run = Runner(rows, 60).run(job, Cause.COMMAND)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from node.config import ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.audit_job import AUDIT, AuditPlan
+from node.jobs.job import Job
 from node.jobs.runner import Runner
 from node.upscalers.catalogue import Catalogue
 from node.workers.pool import WorkerPool
@@ -83,6 +83,12 @@ def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Setting
     return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, **{"codec": SCALES, **changes})
 
 
+def audit_with(node: Node, pool: WorkerPool) -> Job:
+    """The audit of all images by these workers."""
+    workers = replace(node.archive.workers, reconstruct=pool)
+    return make_audit(replace(node.archive, workers=workers), AuditPlan("100%"))
+
+
 Audited = Callable[..., StoredReport]
 
 
@@ -91,7 +97,7 @@ def audited(workers: WorkerPool) -> Audited:
     """Runs the job on a node, as its schedule would; the report."""
 
     def run(node: Node, pool: WorkerPool = workers) -> StoredReport:
-        job = make_audit(node.archive, lambda: nullcontext(pool), AuditPlan("100%"))
+        job = audit_with(node, pool)
         rows = JobRows(node.index.engine)
         rows.ensure([job.name])
         done = Runner(rows, 60).run(job, Cause.COMMAND)
@@ -300,7 +306,7 @@ def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None
 @pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_where_it_was(archive: Archive, workers: WorkerPool, audited: Audited) -> None:
     node, rows = archive.node, JobRows(archive.node.index.engine)
-    job = make_audit(node.archive, lambda: nullcontext(workers), AuditPlan("100%"))
+    job = audit_with(node, workers)
     rows.ensure([job.name])
     runner = Runner(rows, 60)
     stopped = runner.run(job, Cause.COMMAND, watch=lambda *_: runner.stop())
