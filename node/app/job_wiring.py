@@ -41,15 +41,15 @@ def plan_jobs(
     A node passes whether its archivist has work (``busy``), its ``retrieve`` service and its ``outgoing`` associations.
     A command leaves them out, and the jobs open their own.
     """
-    jobs, audit = archive.settings.jobs, archive.settings.audit
+    jobs = archive.settings.jobs
     return [
-        Planned(_purge(archive), jobs.purge.when, jobs.purge.schedule),
-        Planned(make_scrub(archive), jobs.scrub.when, jobs.scrub.schedule),
-        Planned(_reverify(archive, busy), jobs.reverify.when, jobs.reverify.schedule),
-        Planned(make_replication(archive), jobs.replicate.when, jobs.replicate.schedule),
-        Planned(send_to_peer(archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule),
-        Planned(make_audit(archive), audit.when, audit.schedule),
-        Planned(make_validation(archive, retrieve), jobs.validation.when, jobs.validation.schedule),
+        Planned(_purge(archive), jobs.purge),
+        Planned(make_scrub(archive), jobs.scrub),
+        Planned(_reverify(archive, busy), jobs.reverify),
+        Planned(make_replication(archive), jobs.replicate),
+        Planned(send_to_peer(archive, retrieve, outgoing), jobs.replicate_peer),
+        Planned(make_audit(archive), archive.settings.audit),
+        Planned(make_validation(archive, retrieve), jobs.validation),
     ]
 
 

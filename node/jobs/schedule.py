@@ -17,6 +17,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from node.config import When
+from node.config.job_sections import JobSettings
 from node.jobs.job import Job
 from node.jobs.runner import Runner
 from storage.index.job_runs import Cause
@@ -28,12 +29,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Planned:
-    """A job and its schedule; None if it runs on request only."""
+    """A job and its section of config.yaml."""
 
     job: Job
-    text: str
-    """``when`` as written in config.yaml."""
-    when: When | None
+    settings: JobSettings
 
 
 class Schedule:
@@ -49,9 +48,10 @@ class Schedule:
     def start(self) -> None:
         self._runner.rows.ensure(self._planned)
         for name, one in self._planned.items():
-            if one.when is not None:
-                self._scheduler.add_job(self._when_due, trigger_of(one.when), args=[name], id=f"due {name}")
-                self._scheduler.add_job(self._when_due, args=[name], id=f"missed {name}")
+            when = one.settings.schedule
+            if when is not None:
+                self._scheduler.add_job(self._when_due, trigger_of(when), args=[name, when], id=f"due {name}")
+                self._scheduler.add_job(self._when_due, args=[name, when], id=f"missed {name}")
         self._scheduler.add_job(self._check_rows, IntervalTrigger(seconds=self._poll), id="check")
         self._scheduler.start()
 
@@ -62,11 +62,8 @@ class Schedule:
             self._scheduler.remove_all_jobs()  # no job becomes due while the executor shuts down
             self._scheduler.shutdown(wait=True)
 
-    def _when_due(self, name: str) -> None:
-        one = self._planned[name]
-        assert one.when is not None
-        due = latest(one.when, datetime.now(UTC)).timestamp()
-        self._run(name, Cause.SCHEDULE, due)
+    def _when_due(self, name: str, when: When) -> None:
+        self._run(name, Cause.SCHEDULE, latest(when, datetime.now(UTC)).timestamp())
 
     def _check_rows(self) -> None:
         """Start jobs that another process requested or abandoned."""

@@ -219,12 +219,12 @@ def _follow(rows: JobRows, name: str, before: int) -> JobRun:
 def _listed(planned: Planned, row: StoredJob) -> dict[str, Any]:
     from node.jobs.schedule import following
 
-    upcoming = None if row.paused else planned.when
+    when = planned.settings.schedule
     return {
         "name": row.name,
         "summary": planned.job.summary,
-        "when": planned.text if planned.when else "on request",
-        "next": time_json(following(upcoming, datetime.now(UTC))) if upcoming else None,
+        "when": planned.settings.when if when else "on request",
+        "next": time_json(following(when, datetime.now(UTC))) if when and not row.paused else None,
         "now": _now_text(row),
         "paused": row.paused,
         "requested": row.requested,

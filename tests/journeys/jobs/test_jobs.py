@@ -24,6 +24,7 @@ from node.app import Node
 from node.cli.commands.jobs import jobs as jobs_app
 from node.cli.main import app
 from node.config import When, load, parse, parse_when
+from node.config.job_sections import JobSettings
 from node.jobs import schedule
 from node.jobs.job import Job, Progress
 from node.jobs.runner import Runner
@@ -37,7 +38,7 @@ from tests.support.holdings import filled
 from tests.support.node_process import NodeProcess
 from tests.support.paths import ROOT
 
-MINUTE = parse_when("every 1m")
+MINUTE = "every 1m"
 
 
 class Task:
@@ -91,8 +92,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @contextmanager
-def scheduled(rows: JobRows, task: Task, when: When | None = MINUTE, lease: float = 3.0) -> Iterator[Schedule]:
-    schedule = Schedule([Planned(task, "", when)], Runner(rows, lease), 0.1)
+def scheduled(rows: JobRows, task: Task, when: str | None = MINUTE, lease: float = 3.0) -> Iterator[Schedule]:
+    settings = JobSettings(enabled=when is not None, when=when or MINUTE)
+    schedule = Schedule([Planned(task, settings)], Runner(rows, lease), 0.1)
     schedule.start()
     try:
         yield schedule
@@ -301,9 +303,9 @@ def test_a_busy_job_keeps_its_lease(rows: JobRows) -> None:
 def test_missed_times_are_made_up_for_once(rows: JobRows, index: Index) -> None:
     overdue(rows, index)
     task = Task(at_once=True)
-    with scheduled(rows, task, parse_when("every 1d")):
+    with scheduled(rows, task, "every 1d"):
         wait_for(lambda: states(rows) == [("schedule", RunState.DONE)], what="the run that was missed")
-    with scheduled(rows, task, parse_when("every 1d")) as schedule:
+    with scheduled(rows, task, "every 1d") as schedule:
         rows.request("task")
         wait_for(lambda: [state for _, state in states(rows)] == [RunState.DONE] * 2, what="the run that was asked for")
         assert schedule is not None
@@ -311,7 +313,7 @@ def test_missed_times_are_made_up_for_once(rows: JobRows, index: Index) -> None:
 
 
 def test_a_new_job_waits_for_its_first_time(rows: JobRows) -> None:
-    with scheduled(rows, Task(at_once=True), parse_when("every 1d")):
+    with scheduled(rows, Task(at_once=True), "every 1d"):
         rows.request("task")
         wait_for(lambda: states(rows), what="the run that was asked for")
     assert [cause for cause, _ in states(rows)] == ["request"]
