@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from node.archive.encode.fidelity_check import TRENDS, AuditPictures, FidelityCheck, FidelityFinding, FidelityOutcome
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
@@ -66,17 +68,8 @@ class _State:
     cells: dict[int, Cell]
     findings: list[FidelityFinding] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
-        cells = {str(key): list(cell) for key, cell in self.cells.items()}
-        return {**vars(self), "cells": cells, "findings": [asdict(one) for one in self.findings]}
 
-    @classmethod
-    def of(cls, memory: dict[str, Any]) -> _State:
-        cells = {int(key): tuple(cell) for key, cell in memory["cells"].items()}
-        findings = [
-            FidelityFinding(**{**one, "outcome": FidelityOutcome(one["outcome"])}) for one in memory["findings"]
-        ]
-        return cls(**{**memory, "cells": cells, "findings": findings})
+_STATE = TypeAdapter(_State)
 
 
 class Audit:
@@ -103,11 +96,11 @@ class Audit:
                 progress(total - len(state.left), total, f"{failed} failed")
                 acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
                 if acted or time.monotonic() > saved + _SAVE_EVERY:
-                    self._jobs.remember(AUDIT, state.as_json())
+                    self._jobs.remember(AUDIT, _STATE.dump_python(state, mode="json"))
                     saved = time.monotonic()
             pictures = self._worst(check, state.findings)
         except Cancelled:
-            self._jobs.remember(AUDIT, state.as_json())
+            self._jobs.remember(AUDIT, _STATE.dump_python(state, mode="json"))
             return {"finished": False, "audited": len(state.findings), "left": len(state.left)}
         report = self._published(state, pictures)
         self._jobs.remember(AUDIT, {})
@@ -119,7 +112,7 @@ class Audit:
         """The interrupted run, if there is one to resume, else a new sample."""
         memory = self._jobs.memory(AUDIT)
         if self._plan.resume and memory:
-            left = _State.of(memory)
+            left = _STATE.validate_python(memory)
             if left.sample == self._plan.sample and time.time() - left.began < _RESUME_WITHIN:
                 return left
         seed, moment = secrets.randbits(32), now()
