@@ -44,7 +44,7 @@ test-install: .venv/installed-test
 	@touch $@
 
 docs: .venv/installed-docs
-	$(BIN)/python -m node.cli.commands_page docs/COMMANDS.md
+	$(BIN)/python docs/commands.py docs/COMMANDS.md
 	$(BIN)/python docs/pages.py build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
