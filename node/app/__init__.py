@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from node.app.backing_up import make_backup, make_replication, stores_of
-from node.app.building import Services, Workers, build_archive, open_archive, open_reports, open_stores
-from node.app.job_wiring import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
+from node.app.building import Services, open_archive, open_reports, open_stores
+from node.app.job_wiring import make_audit, make_scrub, plan_jobs, send_to_peer
 from node.app.node import Node
 from node.app.rebuilding import compact_journal, rebuild_index, restore_backup
-from node.archive.index_opening import runs_here
 
 __all__ = [
     "Node",
     "Services",
-    "Workers",
-    "build_archive",
     "compact_journal",
     "make_audit",
     "make_backup",
     "make_replication",
     "make_scrub",
-    "make_validation",
     "open_archive",
     "open_reports",
     "open_stores",
     "plan_jobs",
     "rebuild_index",
     "restore_backup",
-    "runs_here",
     "send_to_peer",
     "stores_of",
 ]

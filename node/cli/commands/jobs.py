@@ -128,7 +128,7 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
 
     Raises UsageError, JobRefused.
     """
-    from node.app import runs_here
+    from node.archive.index_opening import runs_here
 
     with _opened(config, name) as (services, planned, rows):
         job = planned[name].job
