@@ -68,9 +68,14 @@ def current_user() -> str:
     return f"user:{getpass.getuser()}"
 
 
-def say(report: object, text: str | Table, *, as_json: bool) -> None:
-    """Print what a command did or found: the report as JSON for programs, or the text or table for people."""
-    print_json(report) if as_json else Console(soft_wrap=isinstance(text, str)).print(text)
+def say(report: object, *shown: str | Table, as_json: bool) -> None:
+    """Print what a command did or found: the report as JSON for programs, or lines and tables for people."""
+    if as_json:
+        print_json(report)
+        return
+    console = Console()
+    for one in shown:
+        console.print(one, soft_wrap=isinstance(one, str))
 
 
 def print_json(value: object) -> None:

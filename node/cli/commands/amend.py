@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.options import (
     DEFAULT_CONFIG,
@@ -20,7 +19,6 @@ from node.cli.options import (
     UtcOption,
     archive,
     current_user,
-    print_json,
     say,
 )
 from node.cli.times import time_text
@@ -112,11 +110,8 @@ def show_amendment(
     if found is None:
         raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
     report = {**_as_json(found), "studies": studies}
-    if as_json:
-        print_json(report)
-        return
-    for name, value in {**report, "made_at": time_text(found.made_at, utc=utc)}.items():
-        Console(soft_wrap=True).print(f"{name}: {value}")
+    shown = {**report, "made_at": time_text(found.made_at, utc=utc)}
+    say(report, *(f"{name}: {value}" for name, value in shown.items()), as_json=as_json)
 
 
 def _make(
@@ -136,16 +131,13 @@ def _make(
 
 
 def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies})
-        return
-    console = Console(soft_wrap=True)
+    lines = []
     for study in made.studies:
-        console.print(f"study {study.study_instance_uid}, {study.instances} instances:")
-        for keyword, before in study.before.items():
-            console.print(f"  {keyword}: {before!r} -> {study.after[keyword]!r}")
-    number = made.amendment.number
-    console.print("dry run: nothing was changed" if dry_run else f"amendment {number} is in force")
+        lines.append(f"study {study.study_instance_uid}, {study.instances} instances:")
+        lines += [f"  {keyword}: {before!r} -> {study.after[keyword]!r}" for keyword, before in study.before.items()]
+    lines.append("dry run: nothing was changed" if dry_run else f"amendment {made.amendment.number} is in force")
+    report = {**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies}
+    say(report, *lines, as_json=as_json)
 
 
 def _text(one: Amendment) -> str:

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json, say
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
 
 class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
 
@@ -37,18 +36,14 @@ def import_labels(
         found = read_labels(file, services.index)
         changed = services.index.classes.put(found.classes, who=current_user()) if found.classes else 0
     by_class = dict(sorted(Counter(found.classes.values()).items()))
-    if as_json:
-        print_json(
-            {"images": len(found.classes), "changed": changed, "classes": by_class, "unmatched": found.unmatched}
-        )
-    else:
-        console = Console(soft_wrap=True)
-        counts = ", ".join(f"{count} {name}" for name, count in by_class.items())
-        console.print(f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed")
-        if found.unmatched:
-            lines = ", ".join(map(str, found.unmatched[:_LINES_SHOWN]))
-            more = ", ..." if len(found.unmatched) > _LINES_SHOWN else ""
-            console.print(f"{len(found.unmatched)} lines match no image that is held here: {lines}{more}")
+    report = {"images": len(found.classes), "changed": changed, "classes": by_class, "unmatched": found.unmatched}
+    counts = ", ".join(f"{count} {name}" for name, count in by_class.items())
+    shown = [f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed"]
+    if found.unmatched:
+        lines = ", ".join(map(str, found.unmatched[:_LINES_SHOWN]))
+        more = ", ..." if len(found.unmatched) > _LINES_SHOWN else ""
+        shown.append(f"{len(found.unmatched)} lines match no image that is held here: {lines}{more}")
+    say(report, *shown, as_json=as_json)
     if found.unmatched:
         raise typer.Exit(FAILED)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from node.cli.console import Console
 from node.cli.options import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -14,7 +14,6 @@ from node.cli.options import (
     JsonOption,
     archive,
     current_user,
-    print_json,
     say,
     stated,
 )
@@ -54,19 +53,15 @@ def delete(
             if not yes and not report.refused:
                 typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
             report = services.deletion.delete(level, uid, reason=reason, who=current_user())
-    if as_json:
-        print_json({"dry_run": report.dry_run, "images": report.images})
-    else:
-        _print(report, dry_run)
+    say({"dry_run": report.dry_run, "images": report.images}, *_lines(report, dry_run), as_json=as_json)
 
 
-def _print(report: DeletionReport, dry_run: bool) -> None:
-    console = Console(soft_wrap=True)
+def _lines(report: DeletionReport, dry_run: bool) -> Iterator[str]:
     for one in report.images:
         outcome = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
-        console.print(f"{one.sop_instance_uid}: {outcome}")
+        yield f"{one.sop_instance_uid}: {outcome}"
     if dry_run and report.refused:
-        console.print("nothing would be deleted, because one image that must be kept refuses the whole request")
+        yield "nothing would be deleted, because one image that must be kept refuses the whole request"
 
 
 def _summary(report: DeletionReport) -> str:

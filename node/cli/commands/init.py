@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, JsonOption, print_json
+from node.cli.options import DEFAULT_CONFIG, JsonOption, say
 from node.config import DEFAULT_FILE
 from storage.errors import ConfigError, Refused
 
@@ -29,9 +28,5 @@ def init(
         raise Refused(f"{file} exists already and is not overwritten; name another folder") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
-    if as_json:
-        print_json({"file": str(file)})
-        return
-    console = Console(soft_wrap=True)
-    console.print(f"{file} is written; set node.ae_title and peers in it, then run")
-    console.print(f"latent-pacs serve --config {file}")
+    written = f"{file} is written; set node.ae_title and peers in it, then run"
+    say({"file": str(file)}, written, f"latent-pacs serve --config {file}", as_json=as_json)

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import FAILED, UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, say
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, say
 from node.config import RenditionPolicy, add_peer, as_data, load
 
 peers = typer.Typer(help="List, add and test the peers of config.yaml.", no_args_is_help=True)
@@ -59,13 +58,10 @@ def add(
         entry["tls"] = True
     opened = load(config, {}).lists_no_peers
     added = add_peer(config, entry)
-    if as_json:
-        print_json(added.model_dump(mode="json", by_alias=True))
-        return
-    console = Console(soft_wrap=True)
-    console.print(f"{added.ae_title} is added to {config}; restart the node to use it")
+    lines = [f"{added.ae_title} is added to {config}; restart the node to use it"]
     if opened:
-        console.print("until now any AE title could store; from now on, AE titles that are not listed may only echo")
+        lines.append("until now any AE title could store; from now on, AE titles that are not listed may only echo")
+    say(added.model_dump(mode="json", by_alias=True), *lines, as_json=as_json)
 
 
 @peers.command("echo")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
 
-from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say
 from node.cli.progress import progress
 from node.reports.formatting import size_text
 
@@ -25,23 +25,19 @@ def purge(dry_run: DryRunOption = False, config: ConfigOption = DEFAULT_CONFIG, 
     """
     with archive(config) as services, progress("checking", "originals") as report:
         done = services.retention.purge(dry_run=dry_run, progress=report, who=current_user())
-    if as_json:
-        print_json({**asdict(done), "bytes_freed": done.bytes_freed})
-    else:
-        _print(done, "would be removed" if dry_run else "removed")
+    lines = _lines(done, "would be removed" if dry_run else "removed")
+    say({**asdict(done), "bytes_freed": done.bytes_freed}, *lines, as_json=as_json)
     if done.kept:
         raise typer.Exit(FAILED)
 
 
-def _print(done: PurgeReport, outcome: str) -> None:
-    console = Console(soft_wrap=True)
+def _lines(done: PurgeReport, outcome: str) -> Iterator[str]:
     for step in done.purged:
-        console.print(f"{step.sop_instance_uid}: {outcome} ({step.form}, {step.tier}, {size_text(step.bytes)})")
+        yield f"{step.sop_instance_uid}: {outcome} ({step.form}, {step.tier}, {size_text(step.bytes)})"
     for step in done.kept:
-        console.print(f"{step.sop_instance_uid}: kept, {step.kept_because}")
+        yield f"{step.sop_instance_uid}: kept, {step.kept_because}"
     if done.keep == "forever":
-        console.print("originals.retain_for is forever: nothing is removed")
+        yield "originals.retain_for is forever: nothing is removed"
     if done.reserved:
-        size = size_text(done.reserved_bytes)
-        console.print(f"{done.reserved} more are kept as the audit reserve (audit.reserve), {size}")
-    console.print(f"{len(done.purged)} originals {outcome}, {size_text(done.bytes_freed)}; {len(done.kept)} kept")
+        yield f"{done.reserved} more are kept as the audit reserve (audit.reserve), {size_text(done.reserved_bytes)}"
+    yield f"{len(done.purged)} originals {outcome}, {size_text(done.bytes_freed)}; {len(done.kept)} kept"

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from node.cli.console import Console
 from node.cli.exit_codes import FAILED, UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
 from node.cli.progress import progress
 
 
@@ -25,11 +24,7 @@ def restore(
         steps = services.retention.restore(level, uid, who=current_user(), progress=report)
     if not steps:
         raise UsageError(f"no {level} {uid} is held here; name another level with --level")
-    if as_json:
-        print_json(steps)
-    else:
-        for step in steps:
-            detail = f": {step.detail}" if step.detail else ""
-            Console(soft_wrap=True).print(f"{step.sop_instance_uid}: {step.outcome}{detail}")
+    lines = (f"{step.sop_instance_uid}: {step.outcome}{step.detail and ': '}{step.detail}" for step in steps)
+    say(steps, *lines, as_json=as_json)
     if not all(step.outcome in ("restored", "hot") for step in steps):
         raise typer.Exit(FAILED)
