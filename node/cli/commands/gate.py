@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, say
 from node.cli.progress import progress
 from node.config import load
 from node.reports.formatting import size_text
@@ -43,11 +44,10 @@ def calibrate(
     if not found:
         raise NoPictures(f"found no DICOM, PNG or JPEG mammogram of at least 256 pixels per side in {folder}")
     report = report_of(found, settings)
-    print_json(report) if as_json else _print(report)
+    say(report, *_tables(report), as_json=as_json)
 
 
-def _print(report: dict[str, Any]) -> None:
-    console = Console()
+def _tables(report: dict[str, Any]) -> Iterator[Table]:
     title = f"{report['passed']} of {len(report['images'])} images passed, profile {report['profile']}"
     images = Table("image", "point", "upscaler", "payload", "ratio", "nearest limit", "of limit", title=title)
     for one in report["images"]:
@@ -57,12 +57,12 @@ def _print(report: dict[str, Any]) -> None:
             images.add_row(one["name"], *result, f"{100 * one['burden']:.0f}%")
         else:
             images.add_row(one["name"], "exact", "", "", "", one["why"], "")
-    console.print(images)
+    yield images
     figures = Table("figure", "median", "95%", "max", "limit", title=f"gate.{_section(report['profile'])}")
     for name, spread in report["figures"].items():
         values = (spread.get(part) for part in ("median", "percentile_95", "max", "limit"))
         figures.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
-    console.print(figures)
+    yield figures
 
 
 def _section(profile: str) -> str:

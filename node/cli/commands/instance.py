@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, say
 from node.cli.times import time_text
 from node.config import load
 from node.reports.formatting import size_text
@@ -46,11 +46,8 @@ def list_instances(
         found = listed(index, states=state or (), reason=reason, study_uid=study, limit=limit + 1 if limit else 0)
     more = bool(limit) and len(found) > limit
     found = found[:limit] if more else found
-    if as_json:
-        print_json([listed_json(one) for one in found])
-        return
-    Console().print(listed_table(found, utc=utc))
-    if more:
+    say([listed_json(one) for one in found], listed_table(found, utc=utc), as_json=as_json)
+    if more and not as_json:
         Console(stderr=True).print(f"only {limit} images are listed; --limit 0 lists all")
 
 
@@ -89,14 +86,8 @@ def show(
         from node.cli.overlay import draw_report
 
         draw_report(report, store, settings.reconstruct, picture)
-    if as_json:
-        print_json(_report_json(report))
-        return
-    console = Console()
-    for table in report_tables(report, utc=utc):
-        console.print(table)
-    if picture is not None:
-        console.print(f"picture: {picture}", soft_wrap=True)
+    drawn = [f"picture: {picture}"] if picture is not None else []
+    say(_report_json(report), *report_tables(report, utc=utc), *drawn, as_json=as_json)
 
 
 def listed_table(found: Sequence[StoredInstance], *, utc: bool) -> Table:

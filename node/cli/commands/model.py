@@ -126,11 +126,7 @@ def evaluate(
         for result in results_of(pictures, model or SHIPPED, scales=scales, device=device):
             results.append(result)
             report(len(results), len(pictures) * len(scales))
-    if as_json:
-        print_json(results)
-        return
-    for table in evaluation_tables(results, summary(results)):
-        Console().print(table)
+    say(results, *evaluation_tables(results, summary(results)), as_json=as_json)
 
 
 @models.command("list")

@@ -12,7 +12,7 @@ from rich.table import Table
 from node.cli.commands.instance import listed_json, listed_table
 from node.cli.console import Console
 from node.cli.exit_codes import UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, say
 from storage.index import Index
 
 studies = typer.Typer(help="List studies, and show one. Prints patient data.", no_args_is_help=True)
@@ -53,14 +53,11 @@ def list_studies(
         found = _find(index, keys | {"ModalitiesInStudy": modality}, limit + 1 if limit else 0)
     more = bool(limit) and len(found) > limit
     rows = [_as_json(one) for one in (found[:limit] if more else found)]
-    if as_json:
-        print_json(rows)
-        return
     table = Table(*_COLUMNS.values())
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
-    if more:
+    say(rows, table, as_json=as_json)
+    if more and not as_json:
         Console(stderr=True).print(f"only {limit} studies are listed; --limit 0 lists all")
 
 
@@ -80,13 +77,9 @@ def show_study(
     if not found:
         raise UsageError(f"study {uid} is not held here; `latent-pacs study list` lists the studies")
     study = _as_json(found[0])
-    if as_json:
-        print_json({**study, "images": [listed_json(one) for one in images]})
-        return
-    console = Console(soft_wrap=True)
-    for keyword, heading in _COLUMNS.items():
-        console.print(f"{heading}: {study[keyword]}")
-    Console().print(listed_table(images, utc=utc))
+    lines = (f"{heading}: {study[keyword]}" for keyword, heading in _COLUMNS.items())
+    report = {**study, "images": [listed_json(one) for one in images]}
+    say(report, *lines, listed_table(images, utc=utc), as_json=as_json)
 
 
 def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
