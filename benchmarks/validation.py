@@ -17,7 +17,6 @@ import os
 import resource
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
         time.sleep(0.2)
     encoded = time.perf_counter()
     node.index.classes.put(read_labels(labels, node.index).classes, who="user:benchmark")
-    planned = plan_jobs(node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    planned = plan_jobs(node.archive)
     [job] = [one.job for one in planned if one.job.name == "validation"]
     before, start = _processor_seconds(), time.perf_counter()
     report = job.work(_print_progress, lambda: False)

@@ -22,6 +22,7 @@ from node.archive.intake.quarantine import Examine, QuarantineReview
 from node.archive.originals.original_access import OriginalAccess, Restore
 from node.archive.originals.retention import Prove, Retention
 from node.archive.rendered_cache import RenderedCache
+from node.archive.serve.retrieve import Retrieve
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
@@ -55,6 +56,7 @@ class Services:
     index: Index
     stores: Mapping[Tier, ObjectStore]
     originals: OriginalAccess
+    retrieve: Retrieve
     retention: Retention
     deletion: Deletion
     quarantine: QuarantineReview
@@ -82,6 +84,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         index=index,
         stores=stores,
         originals=originals,
+        retrieve=Retrieve(index, store, workers.reconstruct, workers.decode, workers.cache, originals),
         retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
         quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
@@ -105,7 +108,10 @@ def open_archive(settings: Settings) -> Iterator[Services]:
         decode = WorkerPool(settings.reconstruct, name="decode", within=settings.limits.decoders)
         for pool in (reconstruct, decode):
             stack.enter_context(closing(pool))
-        yield build_archive(settings, index, stores, Workers(reconstruct, decode, RenderedCache(Path(folder), 0)))
+        workers = Workers(reconstruct, decode, RenderedCache(Path(folder), 0))
+        services = build_archive(settings, index, stores, workers)
+        stack.enter_context(closing(services.retrieve))
+        yield services
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from node.app.backing_up import make_replication
@@ -11,7 +11,6 @@ from node.app.building import Services, examine_in
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
-from node.archive.serve.retrieve import Retrieve
 from node.config import Peer, Settings
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.replication import JOB, Replication
@@ -27,19 +26,16 @@ from storage.index.index_trust import IndexStanding
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 
-LentRetrieve = Callable[[], AbstractContextManager[Retrieve]]
-
 
 def plan_jobs(
     archive: Services,
     busy: Callable[[], bool] = lambda: False,
-    retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
 ) -> list[Planned]:
     """All jobs, with their schedules from config.yaml.
 
-    A node passes whether its archivist has work (``busy``), its ``retrieve`` service and its ``outgoing`` associations.
-    A command leaves them out, and the jobs open their own.
+    A node passes whether its archivist has work (``busy``), and its ``outgoing`` associations. Without the latter, the
+    replication to a peer opens its own.
     """
     jobs = archive.settings.jobs
     return [
@@ -47,9 +43,9 @@ def plan_jobs(
         Planned(make_scrub(archive), jobs.scrub),
         Planned(_reverify(archive, busy), jobs.reverify),
         Planned(make_replication(archive), jobs.replicate),
-        Planned(send_to_peer(archive, retrieve, outgoing), jobs.replicate_peer),
+        Planned(send_to_peer(archive, outgoing), jobs.replicate_peer),
         Planned(make_audit(archive), archive.settings.audit),
-        Planned(make_validation(archive, retrieve), jobs.validation),
+        Planned(make_validation(archive), jobs.validation),
     ]
 
 
@@ -79,18 +75,17 @@ def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
 
 def send_to_peer(
     archive: Services,
-    retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
     to: str = "",
 ) -> Job:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
-    settings, lent = archive.settings, retrieve or _own_retrieve(archive)
+    settings = archive.settings
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         peer = _replication_peer(settings, to or settings.jobs.replicate_peer.to)
-        with lent() as service:
-            return Replication(archive.index, service, calling(), peer, archive.trail.append).run(progress, cancelled)
+        replication = Replication(archive.index, archive.retrieve, calling(), peer, archive.trail.append)
+        return replication.run(progress, cancelled)
 
     return Job(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
 
@@ -127,8 +122,8 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     return Job(AUDIT, summary, audit.run)
 
 
-def make_validation(archive: Services, retrieve: LentRetrieve | None = None) -> Job:
-    """The validation with ResNet50. ``retrieve`` lends a node's service; otherwise the job opens its own."""
+def make_validation(archive: Services) -> Job:
+    """The validation with ResNet50."""
     validation = Validation(
         archive.index,
         archive.store,
@@ -136,7 +131,7 @@ def make_validation(archive: Services, retrieve: LentRetrieve | None = None) -> 
         archive.reports,
         archive.settings.jobs.validation,
         archive.settings.reconstruct.threads,
-        retrieve or _own_retrieve(archive),
+        archive.retrieve,
     )
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return Job("validation", summary, validation.run)
@@ -153,9 +148,3 @@ def make_scrub(archive: Services, **plan: Any) -> Job:
     scrub = Scrub(JobRows(index.engine), integrity, stores, repair, options, standing, can_recover)
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
     return Job(SCRUB, summary, scrub.run)
-
-
-def _own_retrieve(archive: Services) -> LentRetrieve:
-    workers = archive.workers
-    shared = (workers.reconstruct, workers.decode, workers.cache)
-    return lambda: closing(Retrieve(archive.index, archive.store, *shared, archive.originals))

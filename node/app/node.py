@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
@@ -79,7 +78,7 @@ class Node:
         self._finish_interrupted_work()
         self._trail_writer = TrailWriter(self.trail)
         self._build_encoding()
-        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, workers.cache, self.originals)
+        self.retrieve = self.archive.retrieve
         self.prefetch = Prefetch(self.index, self.retrieve, *_prefetch_plan(settings), self._has_work)
         lenient = settings.storage.leading_zeros == "accept"
         ingest = Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=lenient)
@@ -141,7 +140,6 @@ class Node:
         planned = plan_jobs(
             self.archive,
             lambda: self.archivist.busy,
-            lambda: nullcontext(self.retrieve),
             lambda: self.server.outgoing,
         )
         runner = Runner(JobRows(self.index.engine), self.settings.jobs.lease)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -56,7 +56,7 @@ class NothingToValidate(LatentPacsError):
 
 @dataclass(frozen=True)
 class Validation:
-    """The work of the job ``validation``. ``retrieve``: opens the service of C-MOVE. ``threads``: of torch; 0: all."""
+    """The work of the job ``validation``. ``threads``: of torch; 0: all."""
 
     index: Index
     store: ObjectStore
@@ -64,7 +64,7 @@ class Validation:
     reports: Reports
     settings: ValidationSettings
     threads: int
-    retrieve: Callable[[], AbstractContextManager[Retrieve]]
+    retrieve: Retrieve
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Validate, publish the report and release the originals held for it; return the report's summary.
@@ -73,8 +73,8 @@ class Validation:
         """
         require_extra("validation", "the job validation")
         try:
-            with ValidationWorker(self.threads) as worker, self.retrieve() as retrieve:
-                return _ValidationRun(self, worker, retrieve, progress, cancelled).run()
+            with ValidationWorker(self.threads) as worker:
+                return _ValidationRun(self, worker, progress, cancelled).run()
         except Cancelled:
             return {"finished": False}
 
@@ -85,7 +85,6 @@ class _ValidationRun:
 
     work: Validation
     worker: ValidationWorker
-    retrieve: Retrieve
     progress: Progress
     cancelled: Callable[[], bool]
     excluded: Excluded = field(default_factory=Counter)
@@ -139,7 +138,7 @@ class _ValidationRun:
         lacking = [one for one in subjects if len(one.arms) < len(Arm)]
         self._step(len(subjects) - len(lacking))
         choices = [choice for one in lacking for choice in _choices(one)]
-        with closing(self.retrieve.prepare(choices)) as prepared:
+        with closing(self.work.retrieve.prepare(choices)) as prepared:
             for one in lacking:
                 (_, original), (_, reconstructed) = next(prepared), next(prepared)
                 arms = [arm for arm in Arm if arm not in one.arms]
@@ -202,7 +201,7 @@ class _ValidationRun:
         for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
             tile = int(one.fidelity.tiles[:, 2].argmin())
             corner = (int(one.fidelity.corners[tile, 0]), int(one.fidelity.corners[tile, 1]))
-            with closing(self.retrieve.prepare(_choices(one))) as prepared:
+            with closing(self.work.retrieve.prepare(_choices(one))) as prepared:
                 (_, original), (_, reconstructed) = prepared
                 shown = self._with_files(one, original, reconstructed, show_tile, corner)
             found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from node.cli.options import (
-    DEFAULT_CONFIG,
-    ConfigOption,
-    DryRunOption,
-    JsonOption,
-    archive,
-    current_user,
-    say,
-    stated,
-)
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say, stated
 from node.reports.formatting import size_text
 
 if TYPE_CHECKING:

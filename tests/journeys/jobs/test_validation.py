@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def filled(node: Node, files: list[Path], labels: Path) -> None:
 
 
 def validated(node: Node) -> JobRun:
-    planned = plan_jobs(node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    planned = plan_jobs(node.archive)
     [job] = [one.job for one in planned if one.job.name == "validation"]
     rows = JobRows(node.index.engine)
     rows.ensure([job.name])
