@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, say
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from storage.errors import JobRefused
@@ -43,18 +42,12 @@ def list_jobs(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_
     with _opened(config) as (_, planned, rows):
         stored = {row.name: row for row in rows.all()}
     listed = [_listed(one, stored[name]) for name, one in planned.items()]
-    if as_json:
-        print_json(listed)
-        return
     table = Table("job", "when", "next", "now", "last run")
     for one in listed:
         upcoming = time_text(one["next"], utc=utc) if one["next"] else "-"
         last = f"{one['last']['state']} {time_text(one['last']['began'], utc=utc)}" if one["last"] else "never"
         table.add_row(one["name"], one["when"], upcoming, one["now"], last)
-    console = Console()
-    console.print(table)
-    for one in listed:
-        console.print(f"{one['name']}: {one['summary']}")
+    say(listed, table, *(f"{one['name']}: {one['summary']}" for one in listed), as_json=as_json)
 
 
 @jobs.command()
@@ -242,11 +235,6 @@ def _now_text(row: StoredJob) -> str:
 
 
 def _report(run: JobRun, *, as_json: bool) -> None:
-    if as_json:
-        print_json(run_json(run))
-        return
-    console = Console()
-    console.print(f"{run.job}: {run.state}{': ' + run.error if run.error else ''}")
-    for name, value in run.report.items():
-        if not isinstance(value, (list, dict)):
-            console.print(f"  {name}: {value}")
+    ended = f"{run.job}: {run.state}{': ' + run.error if run.error else ''}"
+    figures = [(name, value) for name, value in run.report.items() if not isinstance(value, (list, dict))]
+    say(run_json(run), ended, *(f"  {name}: {value}" for name, value in figures), as_json=as_json)

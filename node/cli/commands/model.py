@@ -10,7 +10,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.evaluation import evaluation_tables
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, say
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, say
 from node.cli.progress import Report, progress
 from node.config import load
 from node.reports.formatting import size_text
@@ -158,8 +158,4 @@ def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:
     report = {"folder": str(out), **extra}
     if last is not None:
         report |= {"step": last.step, "steps": last.steps, "loss": round(last.loss, 6), "seconds": last.seconds}
-    if as_json:
-        print_json(report)
-        return
-    for name, value in report.items():
-        Console().print(f"{name}: {value}")
+    say(report, *(f"{name}: {value}" for name, value in report.items()), as_json=as_json)
