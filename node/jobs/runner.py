@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
-from node.jobs.job import Job
+from node.jobs.job import Job, Progress
 from storage.errors import LatentPacsError
 from storage.index.job_runs import Cause, JobRows, JobRun, RunState, Ticket
 from storage.index.lease import new_owner
@@ -16,8 +15,6 @@ LOGGER = logging.getLogger(__name__)
 
 _MAX_RENEWAL = 2.0
 """Most seconds between two renewals of the lease, which also publish the progress and read a cancellation."""
-
-Watch = Callable[[int, int, str], None]
 
 
 class Runner:
@@ -33,7 +30,7 @@ class Runner:
         """Interrupt the runs in progress: they end at their next check of ``cancelled``."""
         self._stopping.set()
 
-    def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Watch | None = None) -> JobRun | None:
+    def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Progress | None = None) -> JobRun | None:
         """Run the job to its end; None if another node runs it, or it is not due any more.
 
         ``watch`` is called with the progress. Raises JobRefused if a command finds the job running.
@@ -65,7 +62,7 @@ class _RunInProgress:
     """A run in progress. A thread renews its lease, since a single step of a job may take long."""
 
     def __init__(
-        self, rows: JobRows, ticket: Ticket, lease: float, stopping: threading.Event, watch: Watch | None
+        self, rows: JobRows, ticket: Ticket, lease: float, stopping: threading.Event, watch: Progress | None
     ) -> None:
         self.done, self.total, self.text = 0, 0, ""
         self._rows, self._ticket, self._lease = rows, ticket, lease
