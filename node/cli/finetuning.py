@@ -92,16 +92,8 @@ def known_models(config: Path) -> list[dict[str, Any]]:
         if digest not in installed:
             role = "in use" if upscaler != "mammo" else "NOT INSTALLED: its images are served as originals"
             role = "kept in the object store" if size else role
-            rows.append(
-                {
-                    "upscaler": upscaler,
-                    "digest": digest,
-                    "bytes": size,
-                    "renditions": count,
-                    "role": role,
-                    "folder": "",
-                }
-            )
+            model = {"upscaler": upscaler, "digest": digest, "bytes": size}
+            rows.append({**model, "renditions": count, "role": role, "folder": ""})
     return rows
 
 
