@@ -72,7 +72,7 @@ def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
         stores = {Tier.HOT: store}
         if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
-        with closing(WorkerPool(settings.reconstruct, name="decode")) as pool:
+        with closing(WorkerPool(settings.reconstruct, name="decode", within=settings.limits.decoders)) as pool:
             return OrphanRecovery(index, stores, examine_in(pool)).recover()
 
     return take_in

@@ -11,13 +11,14 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.index.journal_writer import TrailFollower
-from storage.index.trail_rows import first_break
+from storage.index.trail_rows import NOTHING_BEFORE, first_break
 from storage.objects.trail_journal import TrailJournal
-from storage.records import TrailEntry
+from storage.records import TrailEntry, TrailRecord
 
 LOGGER = logging.getLogger(__name__)
 
@@ -55,17 +56,24 @@ class AuditTrail:
 
     def broken(self) -> str:
         """The first fault of the chain in the index or the journal, or their disagreement; empty if there is none."""
-        self.write_down()
-        in_index = first_break(self._index.trail.records())
-        if in_index:
-            return f"index: {in_index}"
-        in_journal = first_break(self._journal.records())
-        if in_journal:
-            return f"journal: {in_journal}"
         last = self._journal.last()
-        if (last.digest if last else "") != (self._index.trail.last()[1] if last else ""):
-            return "index and journal end in different records"
+        ends = {self._index.trail.last(), (last.number, last.digest) if last else (0, NOTHING_BEFORE)}
+        self.write_down()
+        for place, records in (("index", self._index.trail.records()), ("journal", self._journal.records())):
+            lacking = ends - {(0, NOTHING_BEFORE)}  # both hold these; a node may add records meanwhile
+            fault = first_break(_struck_out(lacking, records))
+            if fault:
+                return f"{place}: {fault}"
+            if lacking:
+                return "index and journal end in different records"
         return ""
+
+
+def _struck_out(lacking: set[tuple[int, str]], records: Iterable[TrailRecord]) -> Iterator[TrailRecord]:
+    """The records; number and digest of each are removed from ``lacking``."""
+    for record in records:
+        lacking.discard((record.number, record.digest))
+        yield record
 
 
 class TrailWriter:

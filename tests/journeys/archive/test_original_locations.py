@@ -378,6 +378,20 @@ def test_the_journal_shows_tampering_too(bench: ArchiveParts) -> None:
     assert "journal: record 2 was changed" in bench.trail.broken()
 
 
+def test_a_record_that_a_node_adds_during_the_check_is_no_break(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.trail.append(TrailEntry("a", "user:x"))
+    write_down = bench.trail.write_down
+
+    def then_another() -> None:
+        write_down()
+        bench.index.trail.append(TrailEntry("b", "node"))
+
+    monkeypatch.setattr(bench.trail, "write_down", then_another)
+    assert bench.trail.broken() == ""
+
+
 def test_entries_that_nobody_waits_for(bench: ArchiveParts) -> None:
     writer = TrailWriter(bench.trail)
     for number in range(1200):
