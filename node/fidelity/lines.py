@@ -83,13 +83,10 @@ class Lines:
 
 
 def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]:
-    """Of histograms (n, BINS): float64 (n,), interpolated within a bin; 0 for an empty histogram."""
+    """Of histograms (n, BINS): float64 (n,)."""
     running = np.cumsum(counts, axis=1)
     wanted = share * running[:, -1:]
-    bins = (running < wanted).sum(axis=1, keepdims=True)
-    inside = np.take_along_axis(counts, bins, axis=1)
-    below = np.take_along_axis(running, bins, axis=1) - inside
-    return np.asarray(bins + (wanted - below) / np.maximum(inside, 1))[:, 0] / BINS_PER_UNIT
+    return np.asarray((running < wanted).sum(axis=1) + 1, dtype=np.float64) / BINS_PER_UNIT
 
 
 @dataclass

@@ -31,11 +31,6 @@ CodeAndMeasure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
 for each limit of the whole image that it misses."""
 
 
-def bytes_to_pass(size: int, burden: float) -> float:
-    """Forecast of the bytes at which the gate is just passed, from those of one trial and its burden."""
-    return float(size * (burden / AIM) ** DEARER)
-
-
 @dataclass(frozen=True)
 class SampleForecast:
     """The result of one search on the sample.
@@ -102,7 +97,7 @@ class _Candidate:
         began = time.monotonic()
         point = replace(self.point, distance=round(self.walk.distance, 4))
         self.size, burden, self.wrong = code_and_measure(point)
-        self.forecast = bytes_to_pass(self.size, burden)
+        self.forecast = self.size * (burden / AIM) ** DEARER
         self.looks += 1
         moves = self.walk.set_next_distance(burden)
         self.distance = self.walk.distance

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.forecasts import DEARER, SampleForecast, SampleSearch, bytes_to_pass
+from node.codec.encode.forecasts import DEARER, SampleForecast, SampleSearch
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.repairs import Repaired, Repairer
@@ -192,7 +192,7 @@ class Encoder:
         assert self.limits is not None
         attempt = self._attempt(point, self._baseline)
         wrong = tuple(failures_of_whole(attempt.figures, self.limits))
-        return attempt.base_bytes, self._burden(attempt), wrong
+        return attempt.base_bytes, burden(attempt.figures, self.limits), wrong
 
     # --- on the whole image ---
 
@@ -201,14 +201,13 @@ class Encoder:
         passes.
         """
         assert self.limits is not None
-        point, best = forecast.point, None
-        upscaler, start = self._upscaler_for(point, forecast.slope)
-        walk = Walk(start, forecast.slope)
+        point, upscaler, best = forecast.point, self._upscaler_for(forecast.point), None
+        walk = Walk(point.distance, forecast.slope)
         for _ in range(_LOOKS):
             began = time.monotonic()
             point = replace(point, distance=round(walk.distance, 4))
             attempt = self._attempt(point, upscaler)
-            burden_now = self._burden(attempt)
+            burden_now = burden(attempt.figures, self.limits)
             if burden_now > 1:
                 wrong = tuple(failures_of_whole(attempt.figures, self.limits))
                 self._note(point, upscaler, attempt.base_bytes, wrong, began)
@@ -230,40 +229,30 @@ class Encoder:
             best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
 
-    def _upscaler_for(self, point: OperatingPoint, slope: float) -> tuple[Upscaler, float]:
-        """The first upscaler that saves enough bytes over the baseline on the whole image, else the baseline; and the
-        distance to start from.
+    def _upscaler_for(self, point: OperatingPoint) -> Upscaler:
+        """The first upscaler that saves enough bytes over the baseline, measured at one base; else the baseline.
 
-        An upscaler is tried at the distance with which it should pass, from the burden of the baseline at ``point`` and
-        its own over that on the sample. No network has been trained on companded bases, so those get the baseline.
+        No network has been trained on companded bases, so those get the baseline.
         """
-        plain = self._attempt(point, self._baseline)
         for other in () if point.companded else self.upscalers[:-1]:
-            eased = self._encoder_of_sample._burden_over_baseline(point, other)
-            if self._encoder_of_sample is not self and eased**DEARER > _PROMISING:
-                continue
-            began, walk = time.monotonic(), Walk(point.distance, slope)
-            walk.set_next_distance(self._burden(plain) * eased)
-            attempt = self._attempt(replace(point, distance=round(walk.distance, 4)), other)
-            share = bytes_to_pass(attempt.base_bytes, self._burden(attempt)) / bytes_to_pass(
-                plain.base_bytes, self._burden(plain)
-            )
-            if share <= _RESERVE:
-                return other, walk.distance
-            wrong = f"it promises {share:.3g} of the bytes that {self._baseline.name} takes, above {_RESERVE:g}"
-            self._note(attempt.base.point, other, attempt.base_bytes, (wrong,), began)
-        self.last = plain
-        return self._baseline, point.distance
+            if (
+                self._encoder_of_sample is self
+                or self._encoder_of_sample._expected_bytes_over_baseline(point, other)[0] <= _PROMISING
+            ):
+                began, (share, attempt) = time.monotonic(), self._expected_bytes_over_baseline(point, other)
+                if share <= _RESERVE:
+                    self.last = attempt
+                    return other
+                wrong = f"it promises {share:.3g} of the bytes that {self._baseline.name} takes, above {_RESERVE:g}"
+                self._note(point, other, attempt.base_bytes, (wrong,), began)
+        return self._baseline
 
-    def _burden_over_baseline(self, point: OperatingPoint, other: Upscaler) -> float:
-        """The burden of another upscaler's structure over that of the baseline's, from the same base."""
+    def _expected_bytes_over_baseline(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
+        """The bytes with which another upscaler is expected to pass, over those of the baseline; and its attempt."""
+        assert self.limits is not None
         plain = self._attempt(point, self._baseline)
         made = self._measured_attempt(plain.base, plain.data, plain.decoded, other)
-        return self._burden(made) / self._burden(plain)
-
-    def _burden(self, attempt: Attempt) -> float:
-        assert self.limits is not None, "a burden needs limits"
-        return burden(attempt.figures, self.limits)
+        return (burden(made.figures, self.limits) / burden(plain.figures, self.limits)) ** DEARER, made
 
     def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
         last = self.last
