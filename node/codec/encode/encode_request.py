@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source_and_reference
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.protocol import Installed, installed
+from node.upscalers.protocol import Installed
 from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError
 from storage.formats.payload import (
@@ -64,7 +64,7 @@ class EncodeRequest:
             regions=self.regions,
         )
         made = encoder.encode_at(self.point) if self.point else encoder.search()
-        return result_as_bytes(encoder, made, self.original_uid, began)
+        return EncodeResult.of(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ReverifyRequest:
             regions=self.regions,
         )
         made = encoder.encode_from_base(base, data)
-        return result_as_bytes(encoder, made, self.original_uid, began)
+        return EncodeResult.of(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,14 @@ class EncodeResult:
     made: EncodedRendition | None
     seconds: float = 0.0
 
-
-def result_as_bytes(encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
-    """What an encoder found, as bytes; it began at that ``time.monotonic``."""
-    encoded = None
-    if made is not None:
-        rendition, model = rendition_of(made, original_uid), installed(made.upscaler)
-        encoded = EncodedRendition(rendition, made.base.point, made.data, encode_rendition(rendition), model)
-    return EncodeResult(tuple(encoder.tried), encoded, round(time.monotonic() - began, 2))
+    @classmethod
+    def of(cls, encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
+        """What an encoder found; it began at that ``time.monotonic``."""
+        encoded = None
+        if made is not None:
+            rendition, model = rendition_of(made, original_uid), Installed.of(made.upscaler)
+            encoded = EncodedRendition(rendition, made.base.point, made.data, encode_rendition(rendition), model)
+        return cls(tuple(encoder.tried), encoded, round(time.monotonic() - began, 2))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:
