@@ -6,11 +6,23 @@ Add every new object-valued column to ``_SOURCES``; otherwise a scrub treats its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Select, func, insert, literal, select, union_all, update
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    Integer,
+    Select,
+    String,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    union_all,
+    update,
+)
 
 from storage.index.connection import writing
 from storage.index.lease import FREE, is_free
@@ -59,20 +71,19 @@ class Integrity(IndexPart):
 
     def expected(self, low: str = "", high: str = END) -> list[ExpectedObject]:
         """Every expected object with ``low`` <= digest < ``high``, by digest; one for each row that names it."""
-        return self._expected(lambda source: source.select(source.digest >= low, source.digest < high))
+        return self._expected(_IN_ORDER, low=low, high=high)
 
     def expected_of(self, instance_key: int) -> list[ExpectedObject]:
         """The objects of one instance."""
-        return self._expected(lambda source: source.select(source.instance_key == instance_key))
+        return self._expected(_OF_INSTANCE, instance_key=instance_key)
 
     def count(self, low: str = "", high: str = END) -> int:
         """How many expected objects there are in that range."""
-        found = union_all(*(one.select(one.digest >= low, one.digest < high) for one in _SOURCES)).subquery()
-        return int(value_of(self._engine, select(func.count()).select_from(found)))
+        found = select(func.count()).select_from(_IN_RANGE.subquery())
+        return int(value_of(self._engine, found.params(low=low, high=high)))
 
-    def _expected(self, of: Callable[[_Source], Select[Any]]) -> list[ExpectedObject]:
-        query = union_all(*map(of, _SOURCES)).order_by("digest", "kind")
-        return [ExpectedObject(*row) for row in rows_of(self._engine, query)]
+    def _expected(self, query: CompoundSelect[Any], **values: Any) -> list[ExpectedObject]:
+        return [ExpectedObject(*row) for row in rows_of(self._engine, query, values)]
 
     # --- damage ---
 
@@ -179,11 +190,18 @@ _SOURCES = (
     _Source("model", model_file.c.digest, literal(HOT), literal(None, Integer)),
 )
 
+# Built once: a scrub asks for each folder, and building a query takes longer than asking.
+_LOW, _HIGH, _NAMED = (bindparam(name, type_=String) for name in ("low", "high", "named"))
+_KEY = bindparam("instance_key", type_=Integer)
+_IN_RANGE = union_all(*(one.select(one.digest >= _LOW, one.digest < _HIGH) for one in _SOURCES))
+_IN_ORDER = _IN_RANGE.order_by("digest", "kind")
+_OF_INSTANCE = union_all(*(one.select(one.instance_key == _KEY) for one in _SOURCES)).order_by("digest", "kind")
+_OF_DIGEST = [one.select(one.digest == _NAMED) for one in _SOURCES]
+
 
 def is_expected(connection: Connection, digest: str, store: str) -> bool:
     """Whether any row names the object in that store."""
-    looks = (source.select(source.digest == digest, source.store == store).limit(1) for source in _SOURCES)
-    return any(connection.execute(look).first() is not None for look in looks)
+    return any(row.store == store for query in _OF_DIGEST for row in connection.execute(query, {"named": digest}))
 
 
 def close_damage_in(connection: Connection, key: int, outcome: str) -> None:

@@ -20,10 +20,10 @@ class IndexPart:
         self._engine = engine
 
 
-def rows_of(engine: Engine, query: Executable) -> Sequence[Any]:
-    """All rows that a query finds."""
+def rows_of(engine: Engine, query: Executable, values: dict[str, Any] | None = None) -> Sequence[Any]:
+    """All rows that a query finds. ``values``: of its bound parameters."""
     with engine.connect() as connection:
-        return connection.execute(query).all()
+        return connection.execute(query, values).all()
 
 
 def values_of(engine: Engine, query: Executable) -> list[Any]:

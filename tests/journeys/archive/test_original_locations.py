@@ -60,7 +60,8 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> Non
 def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """At any step: the row names an object that is there, and the next run ends with one object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
-    owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.originals
+    owners = {"commit_packed": bench.index.originals, "collect": bench.index.garbage}
+    owner: Any = owners.get(step, bench.hot)
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
@@ -187,7 +188,7 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
 def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
-    owners = {"commit_purge": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
+    owners = {"commit_purge": bench.index.originals, "write_down": bench.trail, "collect": bench.index.garbage}
     owner: Any = owners.get(step, bench.hot)
     real, calls = getattr(owner, step), []
 
@@ -262,7 +263,8 @@ def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
     bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     exact = bench.receive("1.2.3.2", state=InstanceState.EXACT)
-    owner: Any = bench.stores[Tier.COLD] if step == "take_from" else bench.index.originals
+    owners = {"commit_move": bench.index.originals, "collect": bench.index.garbage}
+    owner: Any = owners.get(step, bench.stores[Tier.COLD])
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
