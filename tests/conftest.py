@@ -22,9 +22,11 @@ from node.config import Settings, parse
 from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
 from tests.support.faster import (
+    build_commands_once,
     copy_new_indexes,
     fork_workers_from_a_warm_process,
     measure_fsim_of_two_tiles,
+    read_yaml_by_libyaml,
     stop_servers_at_once,
 )
 
@@ -138,6 +140,8 @@ def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
     fork_workers_from_a_warm_process()
     stop_servers_at_once()
     measure_fsim_of_two_tiles()
+    build_commands_once()
+    read_yaml_by_libyaml()
     copy_new_indexes(tmp_path_factory.mktemp("index"))
 
 

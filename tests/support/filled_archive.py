@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class FilledArchive:
     config: Path
     uids: dict[str, str]
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         return load(self.config)
 
