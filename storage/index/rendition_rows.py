@@ -37,7 +37,7 @@ def insert_rendition(connection: Connection, instance_key: int, new: NewRenditio
 def insert_rendition_or_reuse_row(
     connection: Connection, instance_key: int, new: NewRendition, *, replace_object: bool
 ) -> int | None:
-    """The key of the rendition's row, inserted if it is new; None if one of its UIDs belongs to another object.
+    """Insert the row of a rendition and return its key; None if one of its UIDs belongs to another object.
 
     A rendition that was made before keeps its row. The row takes the new objects if ``replace_object``, or if the
     rendition was withdrawn.

@@ -137,7 +137,7 @@ class ObjectStore:
         return digest
 
     def put(self, data: bytes) -> str:
-        """Store bytes and return their digest, hex."""
+        """Store bytes durably and return their digest, hex."""
         with full_disk_is_store_full():
             handle, name = tempfile.mkstemp(dir=self.spool)
             spooled = Path(name)

@@ -115,6 +115,7 @@ class Archivist:
                     self._woken.wait(self._settings.archivist.poll)
 
     def _claim(self) -> Claim | None:
+        """The next RECEIVED image, under a lease."""
         self._regions.reload_file()
         while self._not_given_back:
             self._index.release(self._not_given_back[0], forgive=True)
@@ -181,6 +182,7 @@ class Archivist:
         return ReasonCode.LARGE if large else ReasonCode.NONE, rows, columns
 
     def _request(self, claim: Claim, path: Path, regions: tuple[Box, ...]) -> EncodeRequest:
+        """A search, or the one operating point of profile ``paper``."""
         codec = self._settings.codec
         return EncodeRequest(
             original=path,

@@ -68,7 +68,7 @@ class OriginalAccess:
 
     @contextmanager
     def borrowed(self, original_digest: str) -> Iterator[Path]:
-        """``lend`` for a ``with`` block."""
+        """A file with the received bytes, checked and unpacked if need be; it is unlinked at the end of the block."""
         path = self.lend(original_digest)
         try:
             yield path

@@ -121,7 +121,7 @@ class EncodeResult:
 
     @classmethod
     def of(cls, encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
-        """What an encoder found; it began at that ``time.monotonic``."""
+        """What an encoder found, with UIDs, digests and the bytes to store; it began at that ``time.monotonic``."""
         encoded = None
         if made is not None:
             rendition, model = rendition_of(made, original_uid), Installed.of(made.upscaler)
