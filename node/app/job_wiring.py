@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from node.app.backing_up import make_replication
@@ -64,7 +63,7 @@ def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
         archive.index,
         archive.store,
         archive.settings,
-        lambda: nullcontext(archive.workers.reconstruct),
+        archive.workers.reconstruct,
         archive.originals.borrowed,
         busy,
         archive.marked_regions.on_rendition,

@@ -51,30 +51,27 @@ Originals = Callable[[str], AbstractContextManager[Path]]
 
 @dataclass(frozen=True)
 class Reverification:
-    """The job ``reverify``. ``pool`` lends workers; ``busy``: whether the archivist has work; ``regions``: marked
+    """The job ``reverify``. ``pool``: of workers; ``busy``: whether the archivist has work; ``regions``: marked
     regions by instance key."""
 
     index: Index
     store: ObjectStore
     settings: Settings
-    pool: Callable[[], AbstractContextManager[WorkerPool]]
+    pool: WorkerPool
     originals: Originals
     busy: Callable[[], bool] = lambda: False
     regions: Callable[[int], tuple[tuple[int, int, int, int], ...]] = lambda _: ()
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Try every image that is due; the report. Raises ModelMissing if the configured model is not installed."""
-        with self.pool() as pool:
-            return _Run(self, pool, progress, cancelled).run()
+        return _Run(self, progress, cancelled).run()
 
 
 class _Run:
     """One run: its terms and its counts."""
 
-    def __init__(
-        self, work: Reverification, pool: WorkerPool, progress: Progress, cancelled: Callable[[], bool]
-    ) -> None:
-        self._work, self._pool, self._progress, self._cancelled = work, pool, progress, cancelled
+    def __init__(self, work: Reverification, progress: Progress, cancelled: Callable[[], bool]) -> None:
+        self._work, self._pool, self._progress, self._cancelled = work, work.pool, progress, cancelled
         self._rows, self._writer = Reverifications(work.index.engine), RenditionWriter(work.index, work.store)
         self._owner = new_owner()
         self._max_attempts, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease

@@ -367,9 +367,7 @@ def working(held: Holdings, root: Path, original: Path, busy: Callable[[], bool]
     configured = settings_for(root, reconstruct={"upscaler": "mammo", "device": "cpu"})
     pool = WorkerPool(configured.reconstruct)
     try:
-        yield Reverification(
-            held.index, held.store, configured, lambda: nullcontext(pool), lambda _: nullcontext(original), busy
-        )
+        yield Reverification(held.index, held.store, configured, pool, lambda _: nullcontext(original), busy)
     finally:
         pool.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def run(
     bench: ArchiveParts, pool: InlinePool | None = None, cancelled: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     used: Any = pool or InlinePool()
-    work = Reverification(bench.index, bench.hot, SETTINGS, lambda: nullcontext(used), bench.originals.borrowed)
+    work = Reverification(bench.index, bench.hot, SETTINGS, used, bench.originals.borrowed)
     return work.run(lambda done, of: None, cancelled)
 
 
