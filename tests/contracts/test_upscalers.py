@@ -71,6 +71,7 @@ def same(one: tuple[Float, Float], other: tuple[Float, Float]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_says_what_it_is(upscaler: Upscaler) -> None:
     assert re.fullmatch(r"[a-z0-9_]{1,32}", upscaler.name)
     assert re.fullmatch(r"[A-Z0-9_ ]{1,16}", upscaler.method)  # CS, PS3.5 6.2
@@ -89,6 +90,7 @@ def test_shape_and_type(upscaler: Upscaler, scale: int) -> None:
         assert np.isfinite(part).all()
 
 
+@pytest.mark.slow
 def test_a_pure_function(fresh: Callable[[], Upscaler]) -> None:
     """Again, after another image, and in a fresh process: the same bits. The task is not written to."""
     upscaler = fresh()

@@ -360,6 +360,7 @@ def test_orthanc_finds_at_every_level(orthanc: Orthanc, node: Node, image: Store
     assert [answer["SOPInstanceUID"] for answer in answers] == [image.rendition.derived_uid]
 
 
+@pytest.mark.slow
 def test_orthanc_and_we_find_a_patient_of_two_names_alike(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
     """A patient who married: at every level below PATIENT, each study is found by the attributes that it came with."""
     first, second = (
@@ -412,6 +413,7 @@ def test_orthanc_retrieves_what_it_found(orthanc: Orthanc, node: Node, image: St
         assert elements(got) == elements(ds)
 
 
+@pytest.mark.slow
 def test_orthanc_hears_that_a_retrieval_failed(orthanc: Orthanc, node: Node, image: Stored) -> None:
     path, _ = ask(orthanc, "ORTHEXACT", "Study", PatientID="ORTHANC-1")
     with pytest.raises(OrthancError):

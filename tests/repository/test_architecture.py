@@ -83,6 +83,7 @@ def test_no_file_name_occurs_twice() -> None:
     assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
 
 
+@pytest.mark.slow
 def test_no_test_module_imports_another() -> None:
     """What several tests use lives in tests/support."""
     for path in sorted((ROOT / "tests").rglob("*.py")):
@@ -90,12 +91,14 @@ def test_no_test_module_imports_another() -> None:
         assert modules_of_tests == [], f"{path.relative_to(ROOT)} imports from a test module"
 
 
+@pytest.mark.slow
 def test_every_test_file_says_what_it_proves() -> None:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert "." in said, f"{path.relative_to(ROOT)} does not begin with a sentence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["node.cli.main", "node.app", "node.config", "node.dimse.server"])
 def test_torch_is_not_imported(module: str) -> None:
     """Torch lives in the workers: neither ``--help`` nor the DIMSE process loads it."""

@@ -121,6 +121,7 @@ def runnable() -> list[list[str]]:
     return [list(one) for one in dict.fromkeys(map(tuple, found))]
 
 
+@pytest.mark.slow
 def test_harmless_commands_run(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backup is made before it is verified. A command that is named without its arguments is left out."""
     monkeypatch.chdir(archive)

@@ -60,6 +60,7 @@ def calls(path: Path) -> list[tuple[str, dict[str, object]]]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_that_can_run_code_is_read() -> None:
     for path in modules():
         relative = str(path.relative_to(ROOT))

@@ -151,6 +151,7 @@ def test_a_restore_says_that_later_deletions_are_not_in_the_backup(made: FilledA
     assert told["trail_ends"] == newest.at
 
 
+@pytest.mark.slow
 def test_while_stores_and_packing_go_on(tmp_path: Path) -> None:
     """Whatever was acknowledged before a backup began is in it, and it is sound by itself."""
     config = configured(tmp_path)

@@ -164,6 +164,7 @@ def test_only_what_may_go_goes(bench: ArchiveParts) -> None:
     assert forever.retention.purge() == PurgeReport(False, "forever")
 
 
+@pytest.mark.slow
 def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
     """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
     uids = [f"1.2.3.{number}" for number in range(1, 30)]

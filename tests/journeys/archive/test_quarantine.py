@@ -127,6 +127,7 @@ def raise_if_asked(path: Path, calling_aet: str) -> Any:
     raise AssertionError("nothing is examined that is refused")
 
 
+@pytest.mark.slow
 def test_what_was_deleted_comes_back_where_it_is_allowed(sent: Sent) -> None:
     """The one in quarantine outlives the deletion of the other, and may take its place."""
     desk, index = sent.here.quarantine, sent.here.index
@@ -165,6 +166,7 @@ def test_reconstructions_of_the_one_before_are_withdrawn(archive: Archive, tmp_p
         archive.node.archive.quarantine.accept(index.quarantine.all()[-1].digest, **WHY)
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     config = tmp_path / "config.yaml"
     settings = settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})

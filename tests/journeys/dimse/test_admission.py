@@ -123,6 +123,7 @@ def mammogram(path: Path, pixels: int = 1024) -> Path:
     return samples.write(samples.mammogram(samples.breast(pixels, pixels)), path)
 
 
+@pytest.mark.slow
 def test_an_instance_too_large_is_refused_while_it_arrives(tmp_path: Path) -> None:
     large, small = mammogram(tmp_path / "large.dcm"), mammogram(tmp_path / "small.dcm", 256)
     sizes: list[int] = []
@@ -205,6 +206,7 @@ def ended(connection: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [1, 4])
 def test_a_pdu_of_four_gigabytes_is_not_awaited(tmp_path: Path, kind: int) -> None:
     with node(tmp_path) as running, socket.create_connection(("127.0.0.1", running.server.port)) as caller:
@@ -213,6 +215,7 @@ def test_a_pdu_of_four_gigabytes_is_not_awaited(tmp_path: Path, kind: int) -> No
         assert echoes(running, "MODALITY")
 
 
+@pytest.mark.slow
 def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
     """The rest never comes: pynetdicom alone would wait for ever."""
     with node(tmp_path, node={"network_timeout": 1, "max_associations_per_peer": 1}) as running:

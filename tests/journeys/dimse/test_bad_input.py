@@ -113,6 +113,7 @@ def test_wrong_sop_class_and_wrong_instance(quiet_archive: Archive, sender: RawS
     nothing_left(quiet_archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uid", ["../../../../tmp/owned", "/etc/passwd", "1.2.3/../../x", "1..2", "1.2.3.", ".1", "x"])
 def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender, uid: str) -> None:
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
@@ -127,6 +128,7 @@ def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender,
     nothing_left(quiet_archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [65, 128])
 def test_a_uid_that_is_too_long(quiet_archive: Archive, sender: RawSender, length: int) -> None:
     """It is refused like other invalid UIDs, and the association goes on."""

@@ -216,6 +216,7 @@ def test_a_base_is_not_decoded_to_more_than_its_size(coder: str) -> None:
 # --- memory of workers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_needs_more_memory_than_a_worker_may_take_fails_alone() -> None:
     """In a process of its own, as a worker is: the limit stays with the process."""
     ran = subprocess.run([sys.executable, "-c", _GREEDY], capture_output=True, text=True, timeout=300, check=False)
@@ -269,6 +270,7 @@ def large_deflated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return deflated(tmp_path_factory.mktemp("large") / "bomb.dcm", 200 << 20)
 
 
+@pytest.mark.slow
 def test_a_data_set_inflates_within_the_limits_only(large_deflated: Path) -> None:
     with pytest.raises(InflatesTooFar, match=r"limits\.ratio"), opened(large_deflated):
         pass
@@ -280,6 +282,7 @@ def test_a_data_set_inflates_within_the_limits_only(large_deflated: Path) -> Non
         assert len(file.data) > 200 << 20
 
 
+@pytest.mark.slow
 def test_a_large_data_set_is_inflated_into_a_file_and_outlined_without_its_bulk(large_deflated: Path) -> None:
     """200 MB take a few MB of memory of their own: in a process of its own, whose peak is this alone."""
     ran = subprocess.run(

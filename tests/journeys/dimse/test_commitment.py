@@ -162,6 +162,7 @@ def of_item(item: Dataset) -> tuple[str, str]:
     return str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)
 
 
+@pytest.mark.slow
 def test_every_reason_not_to_commit(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
@@ -241,6 +242,7 @@ def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
         assert modality.answered == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warning", [0x0107, 0xB000])
 def test_a_warning_takes_the_report(tmp_path: Path, warning: int) -> None:
     modality, files = Modality(answers=[warning]), tmp_path / "files"
@@ -252,6 +254,7 @@ def test_a_warning_takes_the_report(tmp_path: Path, warning: int) -> None:
     assert modality.answered == 1
 
 
+@pytest.mark.slow
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
@@ -389,6 +392,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         assert not has_pin(running.index.engine, held.key)
 
 
+@pytest.mark.slow
 def test_more_instances_than_one_query_takes_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commitment_requests, "_AT_ONCE", 2)
     modality, files = Modality(), tmp_path / "files"
@@ -408,6 +412,7 @@ def test_more_instances_than_one_query_takes_are_committed(tmp_path: Path, monke
             assert has_pin(running.index.engine, held.key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["purged", "deleted"])
 def test_an_original_that_is_purged_or_deleted_after_it_was_read_is_not_committed(tmp_path: Path, how: str) -> None:
     """Between the reading of the first original of a request and its pins there may be minutes."""

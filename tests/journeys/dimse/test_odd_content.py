@@ -114,6 +114,7 @@ def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
 # --- behind the last element ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 8, 9, 512])
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path, syntax: UID, count: int) -> None:
@@ -142,6 +143,7 @@ def odd(vr: bytes, kind: str, order: str = "<") -> bytes:
     return head + (struct.pack(order + "H", 2) if kind == "short" else struct.pack(order + "HI", 0, 2)) + value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vr", [b"  ", b"??", b"--", b"\0\0", b"zz", b"ZZ", b"\xff\xfe", b"us", b"OX"])
 @pytest.mark.parametrize("kind", ["short", "long"])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])

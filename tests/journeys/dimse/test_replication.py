@@ -116,6 +116,7 @@ def test_each_original_is_sent_once_byte_for_byte(tmp_path: Path, replica: Repli
         assert {(one.who, one.rendition) for one in told} == {("job:replicate-peer", "original")}
 
 
+@pytest.mark.slow
 def test_refusals_and_warnings_are_told_and_sent_again(tmp_path: Path, replica: Replica) -> None:
     with running(tmp_path, replica.port) as archive:
         taken, refused, warned = stored(archive, tmp_path, 3)

@@ -40,6 +40,7 @@ def served(tmp_path: Path) -> Iterator[NodeProcess]:
     node.log.close()
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight(served: NodeProcess, tmp_path: Path) -> None:
     """Half a data set is here when the signal comes: the other half is still taken, and made durable."""
     served.start()
@@ -190,6 +191,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.slow
 def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> None:
     served.start()
     second = subprocess.run(

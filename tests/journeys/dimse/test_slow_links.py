@@ -198,6 +198,7 @@ def test_a_cancel_is_honoured_while_an_object_is_sent(tmp_path: Path) -> None:
         assert destination.received < 3_000_000
 
 
+@pytest.mark.slow
 def test_one_that_reads_no_more_is_named_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_one_that_reads_no_more_is_named_in_the_log(
     assert "lost while sending: no byte taken for 1 s (node.network_timeout)" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     over = threading.Event()
 
@@ -227,6 +229,7 @@ def test_one_that_does_not_answer_is_named_in_the_log(tmp_path: Path, caplog: py
     assert "did not answer within 1 s of the last byte (node.dimse_timeout)" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_that_aborts_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (
         line(1e7, lambda event: event.assoc.abort()) as destination,
@@ -284,6 +287,7 @@ def test_a_drain_is_kept_with_a_caller_that_sends_half_a_pdu(tmp_path: Path) -> 
         assert stop(node) < 25
 
 
+@pytest.mark.slow
 def test_small_messages_do_not_wait_for_each_other(tmp_path: Path) -> None:
     """TCP_NODELAY on both ends of ours: of callers' connections and of those that we open."""
     with line(1e7) as destination, archive(tmp_path, destination.port, 1000) as (node, identifier):

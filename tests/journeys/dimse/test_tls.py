@@ -112,6 +112,7 @@ def image(path: Path) -> tuple[Path, str]:
     return samples.write(ds, path), str(ds.StudyInstanceUID)
 
 
+@pytest.mark.slow
 def test_dcmtk_stores_finds_moves_and_gets_over_tls(made: Certificates, secured: Secured, tmp_path: Path) -> None:
     file, study = image(tmp_path / "image.dcm")
     to, modality, viewer = secured.tls, tls_options(made, made.modality), tls_options(made, made.viewer)

@@ -182,6 +182,7 @@ def test_second_retrieval_comes_from_the_cache(archive: Archive, tmp_path: Path)
     assert list(archive.receiver.received) == [held.rendition.derived_uid]
 
 
+@pytest.mark.slow
 def test_cancel_is_honoured_before_the_next_image(quiet_archive: Archive, tmp_path: Path) -> None:
     study = generate_uid()
     images = [mammogram(breast(200, 200, seed=n), StudyInstanceUID=study) for n in range(30)]

@@ -391,6 +391,7 @@ def spawn(code: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *arguments], env=environment)
 
 
+@pytest.mark.slow
 def test_processes_that_compete_run_each_time_once(rows: JobRows, tmp_path: Path) -> None:
     """Three processes, twenty due times: nobody overlaps anybody, and no time is run twice."""
     names = ["a", "b", "c"]

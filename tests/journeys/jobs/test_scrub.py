@@ -110,6 +110,7 @@ HARM = {
 }
 
 
+@pytest.mark.slow
 def test_a_thousand_clean_objects_raise_no_alarm(thousand: Holdings) -> None:
     for _ in range(3):
         report = scrubbed(thousand)
@@ -181,6 +182,7 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
     assert held.of(3).state is InstanceState.VERIFIED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["base", "rendition", "both"])
 def test_a_lost_rendition_of_an_image_that_is_served_as_its_original_is_withdrawn(held: Holdings, lost: str) -> None:
     """Each scrub said that it will be encoded again, which nobody did."""
@@ -209,6 +211,7 @@ def test_a_lost_original_with_a_whole_rendition_is_flagged(held: Holdings) -> No
     assert (held.of(1).state, held.of(1).reason) == (InstanceState.VERIFIED, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["original", "base"])
 def test_nothing_left_of_an_image_and_back_again(held: Holdings, first: str) -> None:
     original, base = held.originals[0], held.bases[0]

@@ -70,6 +70,7 @@ def test_few_places_and_much_background() -> None:
     assert np.mean(found) == pytest.approx(theory, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth() -> None:
     """Of 40 pairs of images that are alike, about 38 have 1 in the interval of their ratio."""
     held = 0

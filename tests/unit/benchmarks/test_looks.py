@@ -141,6 +141,7 @@ def test_at_size() -> None:
     assert at_size(encode, 10**6, fine=0.5, coarse=100.0)[0] == 0.5
 
 
+@pytest.mark.slow
 def test_rivals(coded: Coded) -> None:
     for rival in (jpeg_xl(coded.original, 12, 9_000), jpeg_2000(coded.original, 12, 9_000)):
         assert rival.size == pytest.approx(9_000, rel=0.03)

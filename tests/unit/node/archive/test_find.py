@@ -419,6 +419,7 @@ def uids(answers: list[Dataset], keyword: str = "StudyInstanceUID") -> list[str]
     return [str(answer[keyword].value) for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "found"),
     [
@@ -563,6 +564,7 @@ def test_an_invalid_zone_is_an_error(zoned: Archive, zone: str) -> None:
         ask(zoned, "STUDY", StudyInstanceUID="", TimezoneOffsetFromUTC=zone, adjust_zones=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_sql_never_loses_a_match(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -887,6 +889,7 @@ def fill(engine: Engine, number_of_patients: int) -> None:
         connection.execute(insert(study), studies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "count", "limit_pages"),
     [

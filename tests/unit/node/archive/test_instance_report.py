@@ -86,6 +86,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         yield Shown(archive, config, ds, small, former, wait_for(again))
 
 
+@pytest.mark.slow
 def test_json_has_all_fields(shown: Shown) -> None:
     uid, held = str(shown.ds.SOPInstanceUID), shown.held
     done = run("instance", "show", uid, "-c", str(shown.config), "--json")

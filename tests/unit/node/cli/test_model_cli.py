@@ -364,6 +364,7 @@ def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Pat
     assert [row["folder"] for row in rows("-c", archive.config)] == [str(tiny), str(SHIPPED)]  # until it is configured
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_fine_tune_on_other_mammograms(archive: Archive, data: Path, tmp_path: Path) -> None:
     tuned = ("fine-tune", "-c", archive.config, "--minutes", 0.02, "--out", tmp_path / "tuned", "--device", "cpu")

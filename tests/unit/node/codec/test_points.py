@@ -114,6 +114,7 @@ def points_in(reference: Reference, structure: np.ndarray, exact: np.ndarray | N
     return points_for(reference, structure, specks, none, none if exact is None else exact, LIMITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
 @pytest.mark.parametrize("sigma", [0.8, 1.4, 1.8])
 def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None:

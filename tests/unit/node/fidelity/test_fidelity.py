@@ -23,6 +23,7 @@ def _fsim_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper_figures, "__defaults__", (_FSIM_TILES,))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("seed", range(6))
 def test_fsim_equals_piq(seed: int) -> None:
@@ -104,6 +105,7 @@ def test_identical_images() -> None:
     assert set(scores) == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_figures_of_a_whole_image_equal_piq() -> None:
     """Tile by tile through the display window, with a structure in float32 as with stored values."""

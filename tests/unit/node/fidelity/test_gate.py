@@ -204,6 +204,7 @@ def test_a_slow_error(reference: Reference) -> None:
     assert kinds(reference, reference.image + in_air(waves.astype(np.float32)), limits=wide) == {"slow"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, 2000])
 def test_a_marker_lost_out_of_the_breast(value: int) -> None:
     marked = ORIGINAL.copy()
@@ -230,6 +231,7 @@ def test_an_error_out_of_the_breast_fails_the_gate_where_its_cell_is_broken(erro
     assert any(each.startswith("error out") for each in failures(found, {}, LIMITS)) == fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "fails"), [(0.8, {"specks lost"}), (0.98, set()), (1.02, set()), (1.2, {"specks lost"})]
 )
@@ -319,6 +321,7 @@ def test_noise_that_repeats(reference: Reference) -> None:
     assert measure_noise(reference, STRUCTURE, SERVED)["repeat"] < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [2.3, 3.0, 3.7])
 def test_lines_of_a_grid_that_are_lost(period: float) -> None:
     """They are finer than the filters of coherent errors, and are in the original's own noise as these measure it."""

@@ -122,6 +122,7 @@ def test_lost_noise_alone_is_about_four() -> None:
     assert half.percentile(0.999) == pytest.approx(tuple(each / 2 for each in found.percentile(0.999)), abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "width"), list(enumerate(WIDTHS)))
 @pytest.mark.parametrize("angle", [0.0, 0.4, 2.1])
 def test_a_lost_vessel_shows_at_its_width_and_place(level: int, width: float, angle: float) -> None:

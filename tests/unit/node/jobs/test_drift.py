@@ -111,6 +111,7 @@ def test_any_size_of_sample(sample: float) -> None:
     assert len(taken) == wanted
 
 
+@pytest.mark.slow
 def test_every_image_has_the_same_chance() -> None:
     drawn = Counter(one.instance_key for seed in range(300) for one in draw(candidates(), 100, seed, NOW))
     of_a = [drawn[key] for key in range(900)]

@@ -91,6 +91,7 @@ def test_the_loss_falls_and_the_ceiling_rises(model: Path, tmp_path: Path) -> No
     assert (result.folder, result.steps, result.held_out) == (tmp_path, 24, False)
 
 
+@pytest.mark.slow
 def test_the_last_picture_is_not_learnt_from(model: Path, tuned: Path, tmp_path: Path) -> None:
     result = tune(model, tmp_path, pictures=[*PICTURES[:2], picture(9)])
     assert result.held_out
@@ -153,6 +154,7 @@ def test_links_into_the_cache_of_the_hub_become_files(model: Path, tuned: Path, 
 # Going on
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(model: Path, tuned: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.step == 3:
@@ -169,6 +171,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(model: Path, tune
         assert all(torch.equal(ours["optimiser"]["state"][number][name], value) for name, value in values.items())
 
 
+@pytest.mark.slow
 def test_it_stops_where_told_and_goes_on_under_its_own_plan(model: Path, tuned: Path, tmp_path: Path) -> None:
     assert tune(model, tmp_path, stop_after=3).steps == 3
     assert SdX2(str(tmp_path)).weights_digest != SdX2(str(model)).weights_digest
@@ -178,6 +181,7 @@ def test_it_stops_where_told_and_goes_on_under_its_own_plan(model: Path, tuned: 
     assert tune(model, tmp_path, replace(PLAN, steps=7), resume=True).steps == 7
 
 
+@pytest.mark.slow
 def test_without_resume_an_earlier_run_is_started_again_and_nothing_is_printed(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,6 +113,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- learning -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_base_cannot_hold(learned: Path) -> None:
     """The grid is lost in every base, and is the same in every picture: forty steps suffice."""
     before, after = (
@@ -123,6 +124,7 @@ def test_it_learns_what_the_base_cannot_hold(learned: Path) -> None:
     assert after < 0.4 * before
 
 
+@pytest.mark.slow
 def test_a_regression_of_the_mean_alone_learns_too_and_differently(learned: Path, tmp_path: Path) -> None:
     regression = run(tmp_path, replace(ENOUGH, zero_share=1.0))
     assert mean_error(regression) < 0.4
@@ -207,6 +209,7 @@ def test_interrupted_in_the_middle_nothing_is_lost(straight: Path, tmp_path: Pat
     assert (tmp_path / WEIGHTS).read_bytes() == (straight / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is_or_goes_on(straight: Path, tmp_path: Path) -> None:
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     digest = Mammo(straight).weights_digest
@@ -220,6 +223,7 @@ def test_a_finished_run_stays_as_it_is_or_goes_on(straight: Path, tmp_path: Path
     assert Mammo(tmp_path).weights_digest != digest
 
 
+@pytest.mark.slow
 def test_minutes_are_a_budget(tmp_path: Path) -> None:
     met: list[Progress] = []
     began = time.monotonic()
@@ -231,6 +235,7 @@ def test_minutes_are_a_budget(tmp_path: Path) -> None:
     assert same_weights(load_network(tmp_path), run(tmp_path, resume=True, stop_after=content["step"]))
 
 
+@pytest.mark.slow
 def test_a_budget_too_small_to_plan_with_does_not_bind_the_next_sitting(tmp_path: Path) -> None:
     run(tmp_path, replace(TINY, steps=1), minutes=1e-4)
     first = checkpoint(tmp_path)["step"]
@@ -315,6 +320,7 @@ def test_fine_tuning_starts_from_a_model(learned: Path, tmp_path: Path) -> None:
     assert Mammo(tmp_path).weights_digest != Mammo(learned).weights_digest
 
 
+@pytest.mark.slow
 def test_fine_tuning_resumes_too(learned: Path, tmp_path: Path) -> None:
     start = load_network(learned)
     plan = replace(TINY, steps=4)

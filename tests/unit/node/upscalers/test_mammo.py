@@ -74,6 +74,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what it is ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_an_untrained_network_changes_nothing(untrained: Path, scale: int) -> None:
     job = task(300, 290, steps=2, scale=scale)

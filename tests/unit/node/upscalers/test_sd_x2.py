@@ -65,6 +65,7 @@ def with_network(network: Any, **options: Any) -> SdX2:
 # What it says of itself
 
 
+@pytest.mark.slow
 def test_it_names_itself_as_the_protocol_asks(upscaler: SdX2) -> None:
     plug: Upscaler = upscaler
     assert (plug.name, plug.method, plug.generative) == ("sd_x2", "LDM_UPSCALE_1", True)
@@ -113,6 +114,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 # Sizes and grey levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "columns", "scale"),
     [(128, 128, 2), (130, 94, 2), (127, 201, 2), (9, 5, 2), (1, 300, 2), (264, 132, 4), (131, 77, 4)],

@@ -116,6 +116,7 @@ def test_features_are_resnet50s_own(tmp_path: Path) -> None:
     assert np.array_equal(other.features(picture), found)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_had_are_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -333,6 +333,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_expb.dcm", "test-SR.dcm", "rtplan.dcm"]),
@@ -381,6 +382,7 @@ def codestreams(path: Path, frames: list[bytes], syntax: UID, *, stated: str | N
     return write_body(body, path, sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [True, False])
 @pytest.mark.parametrize(("stated", "more"), [(None, 1), ("1", 1), ("2", 1), ("2", 2)])
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1, RLELossless])

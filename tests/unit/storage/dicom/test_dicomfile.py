@@ -360,6 +360,7 @@ def test_an_outline_leaves_items_unread(syntax: UID, odd: str, tmp_path: Path) -
     assert outline == header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vr", "count"), [("SQ", 600_000), ("UN", 140_000), ("SQ", 20_001), ("UN", 20_001)])
 def test_an_outline_has_no_large_sequences(vr: str, count: int, tmp_path: Path) -> None:
     """Those of VR UN are in implicit VR, and pydicom would read their items."""
@@ -396,6 +397,7 @@ def test_a_character_set_that_is_no_code_string(
                 assert written.PatientID == "P1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vr", ["SQ", "UN"])
 @pytest.mark.parametrize("content", [b"", element(0x00081155, "UT", bytes(500_000), ExplicitVRLittleEndian)])
 def test_an_outline_has_a_limited_number_of_items_and_bytes_in_all(vr: str, content: bytes, tmp_path: Path) -> None:
@@ -510,6 +512,7 @@ def test_random_bytes_raise_only_our_errors(scratch: Path, body: bytes, syntax: 
     examine(path, scratch)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(min_size=0, max_size=200), syntax=st.sampled_from(NATIVE))
 def test_random_values_of_valid_tags_raise_only_our_errors(scratch: Path, data: bytes, syntax: UID) -> None:
@@ -528,6 +531,7 @@ def test_random_values_of_valid_tags_raise_only_our_errors(scratch: Path, data: 
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(
     name=st.sampled_from(VICTIMS),

@@ -116,6 +116,7 @@ PASSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 @pytest.mark.parametrize("name", PASSED)
 def test_the_file_equals_that_of_transcode_and_others_decode_it(tmp_path: Path, name: str, syntax: UID) -> None:
@@ -141,6 +142,7 @@ def test_odd_lengths_of_codestreams_are_padded(tmp_path: Path) -> None:
     assert lengths == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_header_of_pydicom(tmp_path: Path) -> None:
     """Each with pixels that can be passed through."""
@@ -300,6 +302,7 @@ def test_a_get_passes_packed_pixels_through(
         assert pixels_by_dcmtk(got) == ds.PixelData
 
 
+@pytest.mark.slow
 def test_a_receiver_without_jpeg_ls_gets_the_received_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Byte for byte. After its first negotiation no file is prepared in vain."""
     study, port, tries = generate_uid(), free_port(), []

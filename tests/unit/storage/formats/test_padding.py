@@ -69,6 +69,7 @@ def test_padding_of_another_size_is_detected_or_has_that_size(
     assert values.size == np.count_nonzero(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(image=images(), data=st.data())
 def test_damage_is_a_payload_error_or_padding_of_that_size(image: tuple[Pixels, Mask], data: st.DataObject) -> None:
@@ -109,6 +110,7 @@ def test_malformed_padding(data: bytes, says: str) -> None:
         unpack_padding(data, 7, 9)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_inflated() -> None:
     """Ten megabytes of zeros in ten kilobytes, for an image that needs at most 64 bytes; and a huge JPEG XL image."""
     bomb = zlib.compress(bytes(10**7), 9)
@@ -142,6 +144,7 @@ def air_of(values: str) -> tuple[Pixels, Mask]:
     return pixels, air
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "bits_per_pixel"),
     [

@@ -190,6 +190,7 @@ CHANGED_RENDITION: dict[str, Any] = {
 # --- round trips ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(base=bases)
 def test_a_base_is_restored(base: Base) -> None:

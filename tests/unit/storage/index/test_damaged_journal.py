@@ -108,6 +108,7 @@ def test_an_image_never_gets_the_rendition_of_another_by_its_key(
     }
 
 
+@pytest.mark.slow
 def test_an_original_that_is_found_gets_its_row_again(
     rebuilt: Callable[[str], tuple[Rebuilt, Index]], held: Holdings
 ) -> None:

@@ -429,6 +429,7 @@ def test_what_failed_before_comes_after_what_is_new(index: Index) -> None:
     assert claimed(index).sop_instance_uid == "1.2.3.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [state for state in InstanceState if state is not InstanceState.RECEIVED])
 def test_finished_work_is_at_rest(index: Index, state: InstanceState) -> None:
     index.add(new_instance())

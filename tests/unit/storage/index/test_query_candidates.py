@@ -80,6 +80,7 @@ def test_a_patient_is_marked_under_each_of_its_names(index: Index) -> None:
     assert [one.attributes["00080056"]["Value"] for one in found] == [["UNAVAILABLE"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "found"),
     [

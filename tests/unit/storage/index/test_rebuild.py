@@ -146,6 +146,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) 
     assert not list(tmp_path.glob("index.sqlite.making*"))
 
 
+@pytest.mark.slow
 def test_written_down_before_anybody_is_told(tmp_path: Path) -> None:
     """Writers of several processes, one of them killed: what they were told is done comes back."""
     held = filled(tmp_path, 3)
@@ -312,6 +313,7 @@ WRONG: dict[str, Callable[[FilledArchive], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_index_is_refused_by_everybody(made: FilledArchive, wrong: str) -> None:
     before = tables_of(made.file)
@@ -334,6 +336,7 @@ def test_a_wrong_index_is_refused_by_everybody(made: FilledArchive, wrong: str) 
         assert node.index.counts().by_state["verified"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["missing", "an empty file", "another archive's"])
 def test_somebody_may_mean_it(made: FilledArchive, wrong: str) -> None:
     """The node begins anew. What the trail tells, holds and deletions, is taken over; the former journal is kept."""
@@ -642,6 +645,7 @@ def test_originals_whose_rows_are_on_a_damaged_line_are_found_among_the_objects(
     assert rows_of(made.file, f"SELECT {columns} FROM original ORDER BY 1") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["torn", "flipped", "no record"])
 @pytest.mark.parametrize("kind", ["changes", "trail"])
 def test_a_damaged_end_of_a_journal_does_not_stop_the_start(
@@ -741,6 +745,7 @@ connection.migrate(connection.connect(f"sqlite:///{root / 'index.sqlite'}"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["copying", "upgrading", "upgraded"])
 def test_a_migration_that_is_killed_is_repeated(made: FilledArchive, next_revision: Path, point: str) -> None:
     """Its copy of the index is complete or has another name, and no row is lost."""

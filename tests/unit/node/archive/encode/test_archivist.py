@@ -322,6 +322,7 @@ def encoded(bench: ArchiveParts) -> Encoded:
     return Encoded(bench)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["nothing", "base", "rendition", "both"])
 def test_a_lost_rendition_is_made_again_under_its_uid(encoded: Encoded, lost: str) -> None:
     base, rendition = encoded.rendition.base_digest, encoded.rendition.rendition_digest

@@ -127,6 +127,7 @@ class NonePasses(InlinePool):
         return done
 
 
+@pytest.mark.slow
 def test_an_image_keeps_its_rendition_if_the_new_model_does_not_pass(held: ArchiveParts) -> None:
     assert run(held, NonePasses())["kept"] == 1
     assert recorded(held) == [("kept", "too coarse; too dark", 1)]

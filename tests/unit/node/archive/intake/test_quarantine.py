@@ -142,6 +142,7 @@ def test_a_purged_original_is_replaced_and_does_not_go_to_quarantine(contested: 
     assert contested.waiting() == []
 
 
+@pytest.mark.slow
 def test_a_reconstruction_of_a_deleted_image_never_becomes_an_original(contested: Contested) -> None:
     """Even if its return is allowed: its pixels are not those of a modality."""
     bench = contested.bench
@@ -247,6 +248,7 @@ def test_an_original_in_a_store_that_is_not_there_is_not_replaced(tmp_path: Path
     assert contested.waiting() == [digest]
 
 
+@pytest.mark.slow
 def test_an_original_that_cannot_be_opened_is_not_replaced(
     contested: Contested, monkeypatch: pytest.MonkeyPatch
 ) -> None:

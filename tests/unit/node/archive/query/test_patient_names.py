@@ -98,6 +98,7 @@ def test_studies_that_came_with_the_same_attributes_share_a_row(bench: ArchivePa
         assert sorted(connection.execute(select(patient.c.name)).scalars()) == ["doe^jane", "smith^jane"]
 
 
+@pytest.mark.slow
 def test_an_amendment_of_a_patient_changes_all_names(bench: ArchiveParts) -> None:
     make, identity = bench.index.amendments.make, patient_identity("P0001")
     made = make(AmendmentKind.PATIENT, identity, changes_of({"PatientName": "Roe^Jane"}), **WHY)
@@ -137,6 +138,7 @@ def test_a_hold_and_a_deletion_know_a_patient_of_two_names(bench: ArchiveParts) 
     assert (answer.PatientName, answer.NumberOfPatientRelatedStudies) == ("Doe^Jane", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7])
 def test_pages_show_each_patient_once(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """The rows of a patient may be on several pages, in the order of any column."""

@@ -121,6 +121,7 @@ def test_the_thread_outlives_an_index_that_cannot_be_read(
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_a_study_is_prefetched_once(priors: Priors) -> None:
     for _ in range(3):
         priors.prefetch.study_received(NEW)

@@ -175,6 +175,7 @@ def test_a_withdrawn_reconstruction_leads_to_the_original(served: Served) -> Non
     assert served.sent(served.choice(DERIVED, requested=frozenset([DERIVED]))) == UID
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["purged", "missing"])
 def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> None:
     choice = served.choice()

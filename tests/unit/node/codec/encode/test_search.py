@@ -221,6 +221,7 @@ def test_without_limits_it_measures_only() -> None:
     assert burden(made.figures, BALANCED) > 1
 
 
+@pytest.mark.slow
 def test_an_existing_base_is_verified_as_it_is() -> None:
     made = searched()
     again = encoder(phantom(), BALANCED).encode_from_base(decode_base(made.data), made.data)
@@ -286,6 +287,7 @@ def test_a_region_that_was_asked_for_is_exact() -> None:
     assert not np.array_equal(made.served, phantom())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "distance"), [(0.0, 0.5), (180.0, 1.0)])
 def test_a_clipped_implant_passes(noise: float, distance: float) -> None:
     """It has no noise of its own, and long filters see from within it that of the tissue beside it."""
@@ -301,6 +303,7 @@ def with_needle() -> Pixels:
     return np.clip(np.rint(phantom() * (1 - needle) + 4700 * needle), 0, 4095).astype(np.uint16)
 
 
+@pytest.mark.slow
 def test_no_noise_shows_in_a_clipped_needle() -> None:
     """It fills no cell of 16 pixels, so that its cells are none without noise."""
     made = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024).encode_at(replace(POINT, distance=0.5))
@@ -313,6 +316,7 @@ def test_no_noise_shows_in_a_clipped_needle() -> None:
     assert np.array_equal(decoded(made, draw=False), made.plain)
 
 
+@pytest.mark.slow
 def test_marked_regions_do_not_count_into_the_share() -> None:
     search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.08)
     point = replace(POINT, distance=0.5)
@@ -369,6 +373,7 @@ def test_lossless_at_scale_1_is_the_original() -> None:
     assert np.array_equal(reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0), phantom())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header",
     [{"PhotometricInterpretation": "MONOCHROME1"}, {"RescaleSlope": -1, "RescaleIntercept": 4095}],
@@ -394,6 +399,7 @@ def test_sixteen_bits() -> None:
     assert np.array_equal(decoded(made), made.served)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "header"),
     [
@@ -433,6 +439,7 @@ def test_side_information_of_another_image_is_refused() -> None:
         reconstruct(base, Bicubic(), side, seed=0, steps=0)
 
 
+@pytest.mark.slow
 def test_repairs_are_added_to_what_is_within_range() -> None:
     """Beside a marker the upsampled base overshoots the greatest value: repairs were measured after it was clipped."""
     pixels = np.minimum(on_film(), 2600)
@@ -447,6 +454,7 @@ def test_repairs_are_added_to_what_is_within_range() -> None:
 # --- coded regions --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("air", [0, 1000, 4095])
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_air_of_one_value_is_not_coded_and_comes_back_exactly(scale: int, air: int) -> None:
