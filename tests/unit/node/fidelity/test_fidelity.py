@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import piq
 import pytest
 import torch
 from hypothesis import given
@@ -27,6 +26,8 @@ def _fsim_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("seed", range(6))
 def test_fsim_equals_piq(seed: int) -> None:
+    import piq
+
     torch.manual_seed(seed)
     x = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 258, 258), 3, 1)[0, 0] if seed % 2 else torch.rand(256, 256)
     y = (x * (0.7 + 0.1 * seed) + 0.04 * seed * torch.randn(256, 256)).clamp(0, 1)
@@ -109,6 +110,8 @@ def test_identical_images() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_figures_of_a_whole_image_equal_piq() -> None:
     """Tile by tile through the display window, with a structure in float32 as with stored values."""
+    import piq
+
     header = mammogram(WindowCenter=1600, WindowWidth=1800)
     original = Reference(breast(), header)
     structure = breast() + 25 * np.random.default_rng(0).standard_normal(breast().shape).astype(np.float32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.signal import fftconvolve
 
 from node.fidelity.lines import BINS_PER_UNIT, DIRECTIONS, STEPS, WIDTHS, LineNoise
 from storage.formats.geometry import CELL
@@ -62,6 +61,8 @@ def plain_filters(level: int) -> list[Values]:
 
 
 def convolved(image: Values, kernel: Values) -> Values:
+    from scipy.signal import fftconvolve  # slow to import, as piq and torchvision are elsewhere
+
     half = kernel.shape[0] // 2
     return np.asarray(fftconvolve(np.pad(image, half, mode="symmetric"), kernel, mode="valid"))
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import piq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -61,6 +60,8 @@ def test_the_positive_class() -> None:
 
 
 def test_ssim_is_that_of_piq() -> None:
+    import piq
+
     random = np.random.default_rng(0)
     one = random.random((300, 280), dtype=np.float32)
     two = np.clip(one + 0.1 * random.standard_normal(one.shape, dtype=np.float32), 0, 1)

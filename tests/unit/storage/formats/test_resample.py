@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from storage.formats.resample import OPERATOR, Operator
 from tests.support.exact_operator import axis_matrix
@@ -88,6 +87,8 @@ def test_axis_matrix_is_sparse() -> None:
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_down_is_torchvisions_antialiased_bicubic_resize(shape: tuple[int, int], scale: int) -> None:
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
     operator, image = Operator(*shape, scale), picture(*shape)
     small = (-(-shape[0] // scale), -(-shape[1] // scale))
     assert (operator.low_rows, operator.low_columns) == small
