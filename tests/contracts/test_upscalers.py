@@ -111,6 +111,7 @@ def test_a_structure_may_be_written_to(upscaler: Upscaler) -> None:
     assert np.array_equal(given.upsampled, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [OperatingPoint(2, "png16"), OperatingPoint(4, "jpegxl", 0.6)], ids=str)
 def test_a_structure_is_consistent_with_its_base(upscaler: Upscaler, point: OperatingPoint) -> None:
     """Downsampled it is the base, to within what a coder changes and the noise that the base does not hold."""
@@ -129,6 +130,7 @@ def test_grain_has_the_strength_of_the_noise(upscaler: Upscaler) -> None:
     assert grain.std() == pytest.approx(noise.std(), rel=0.25)
 
 
+@pytest.mark.slow
 def test_what_draws_says_so(upscaler: Upscaler) -> None:
     """A structure that depends on the seed holds what a model drew."""
     one, other = (upscaler.structure(task(upscaler, seed=seed)) for seed in (1, 2))
@@ -136,6 +138,7 @@ def test_what_draws_says_so(upscaler: Upscaler) -> None:
     assert upscaler.generative or np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_deviation_is_not_looked_at_where_it_is_not_needed(upscaler: Upscaler) -> None:
     if not upscaler.needs_deviation:
         with_noise = task(upscaler)

@@ -471,6 +471,7 @@ def test_move_to_a_reconstructed_peer(
         assert_reconstruction(scp.only(), image)
 
 
+@pytest.mark.slow
 @all_requests
 def test_move_to_an_original_peer(
     node: Archive, image: Stored, port: int, tmp_path: Path, root: str, level: str, which: str
@@ -504,6 +505,7 @@ def test_the_destination_decides_the_rendition(node: Archive, image: Stored, por
         assert "Move Originator AE Title      : MOVER" in scp.log.read_text()
 
 
+@pytest.mark.slow
 @all_requests
 def test_get_by_a_reconstructed_peer(
     node: Archive, image: Stored, tmp_path: Path, root: str, level: str, which: str
@@ -569,6 +571,7 @@ def _expect(status: int) -> Any:
     return each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_move_of_other_syntaxes_is_verbatim(
     node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
@@ -922,6 +925,7 @@ def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -
             _round_trip(Archive(single, receiver), files, folder / "back")
 
 
+@pytest.mark.slow
 def test_pydicom_files_that_are_refused(quiet: Archive, tmp_path: Path) -> None:
     """What cannot be parsed to its end, or does not say where it belongs, is refused and leaves nothing."""
     pynetdicom_patches.install()  # send_c_store sends the file's bytes as they are

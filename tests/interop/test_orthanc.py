@@ -135,6 +135,7 @@ def test_echo(orthanc: Orthanc, node: Node) -> None:
         orthanc.post("/modalities/STRANGER/echo", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
 def test_orthanc_sends_a_mammogram(orthanc: Orthanc, node: Node, tmp_path: Path, syntax: Any) -> None:
     ds = samples.mammogram(samples.breast(64, 48))
@@ -159,6 +160,7 @@ OTHER_KINDS = [
 ]
 
 
+@pytest.mark.slow
 def test_orthanc_sends_other_kinds_in_one_association(orthanc: Orthanc, node: Node) -> None:
     files = [PYDICOM_FILES / name for name in OTHER_KINDS]
     summary = send(orthanc, files)

@@ -91,6 +91,7 @@ def test_mentioned_commands_parse(arguments: list[str]) -> None:
     command.make_context(" ".join(name), list(rest), resilient_parsing=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({" ".join(resolved(arguments)[1]) for arguments in (*whole(), *mentioned())}))
 def test_named_commands_have_help(name: str) -> None:
     assert CliRunner().invoke(app, [*name.split(), "--help"]).exit_code == 0

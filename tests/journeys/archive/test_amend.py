@@ -398,6 +398,7 @@ def test_amendments_outlive_the_index(tmp_path: Path) -> None:
 # --- the commands ---
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     config, ds = tmp_path / "config.yaml", small(StudyInstanceUID=generate_uid())
     settings = settings_for(tmp_path / "archive", receiver.port)

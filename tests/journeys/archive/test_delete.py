@@ -241,6 +241,7 @@ def test_tombstones_outlive_the_index(bench: ArchiveParts) -> None:
     assert again.trail.broken() == ""
 
 
+@pytest.mark.slow
 def test_an_upload_beside_deletions(bench: ArchiveParts) -> None:
     """One thread sends images of a study, another deletes that study over and over: rows and files always agree."""
     deletion, failures, sent = deletion_of(bench), [], threading.Event()

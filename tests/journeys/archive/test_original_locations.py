@@ -77,6 +77,7 @@ def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPat
     assert again.read(data) == data
 
 
+@pytest.mark.slow
 def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

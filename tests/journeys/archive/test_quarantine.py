@@ -69,6 +69,7 @@ def sent(quiet_archive: Archive, tmp_path: Path) -> Iterator[Sent]:
     yield Sent(quiet_archive, tmp_path)
 
 
+@pytest.mark.slow
 def test_accepted_and_accepted_back(sent: Sent) -> None:
     desk, index = sent.here.quarantine, sent.here.index
     first = index.by_uid(sent.ds.SOPInstanceUID)

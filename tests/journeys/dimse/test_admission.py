@@ -94,6 +94,7 @@ def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch:
         assert rejection(associate(running, "MODALITY")) == CALLING_NOT_RECOGNIZED
 
 
+@pytest.mark.slow
 def test_associations_at_once(tmp_path: Path) -> None:
     peers = [{"ae_title": "BUSY", "allow": ["echo"], "max_associations": 2}, {"ae_title": "OTHER", "allow": ["echo"]}]
     settings = {"peers": peers, "node": {"max_associations_per_peer": 1}}
@@ -112,6 +113,7 @@ def test_associations_at_once(tmp_path: Path) -> None:
             assoc.release()
 
 
+@pytest.mark.slow
 def test_an_association_ends_in_time(tmp_path: Path) -> None:
     with node(tmp_path, node={"max_association_time": 0.5}) as running:
         assoc = associate(running, "MODALITY")
@@ -147,6 +149,7 @@ def test_an_instance_too_large_is_refused_while_it_arrives(tmp_path: Path) -> No
         assert len(list(running.store.digests())) == 1
 
 
+@pytest.mark.slow
 def test_who_may_not_store_fills_no_disk(tmp_path: Path) -> None:
     file = mammogram(tmp_path / "image.dcm")
     written: list[int] = []
@@ -225,6 +228,7 @@ def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
         assoc.abort()
 
 
+@pytest.mark.slow
 def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_IDENTIFIER", 100_000)
     with node(tmp_path) as running:
@@ -245,6 +249,7 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
                 assoc.release()
 
 
+@pytest.mark.slow
 def test_connections_that_ask_for_nothing_keep_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,6 +278,7 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(
         assert echoes(running, "MODALITY")
 
 
+@pytest.mark.slow
 def test_more_connections_at_one_moment_than_can_give_way_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +311,7 @@ def test_connections_that_were_closed_do_not_count(tmp_path: Path, sent: bytes) 
         assert echoes(running, "MODALITY")
 
 
+@pytest.mark.slow
 def test_one_address_does_not_lock_out_others(tmp_path: Path) -> None:
     with node(tmp_path, limits={"connections_per_address": 3}) as running:
         idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(3)]
@@ -336,6 +343,7 @@ def test_connections_count_before_they_have_a_thread(tmp_path: Path, monkeypatch
             connection.close()
 
 
+@pytest.mark.slow
 def test_an_idle_association_is_ended(tmp_path: Path) -> None:
     ended_by_node = threading.Event()
     entity = AE("MODALITY")

@@ -65,6 +65,7 @@ def test_not_dicom_at_all(quiet_archive: Archive, sender: RawSender) -> None:
     nothing_left(quiet_archive)
 
 
+@pytest.mark.slow
 def test_truncated_before_the_pixels(quiet_archive: Archive, sender: RawSender) -> None:
     ds = sample()
     body = encode(ds, ExplicitVRLittleEndian)
@@ -91,6 +92,7 @@ def test_a_request_without_a_data_set(
     nothing_left(quiet_archive)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"])
 def test_missing_uids(quiet_archive: Archive, sender: RawSender, keyword: str) -> None:
     ds = sample()

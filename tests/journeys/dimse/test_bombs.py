@@ -141,6 +141,7 @@ def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, f
 # --- pixels -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("header", [64, HUGE])
 def test_no_decoder_sees_what_announces_too_many_pixels(name: str, header: int, tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def test_a_reconstruction_is_not_committed(tmp_path: Path) -> None:
         assert [item.FailureReason for item in report.FailedSOPSequence] == [FailureReason.PROCESSING_FAILURE]
 
 
+@pytest.mark.slow
 def test_requests_that_are_none(tmp_path: Path) -> None:
     modality = Modality()
     with node(tmp_path, modality) as running:
@@ -225,6 +226,7 @@ def test_requests_that_are_none(tmp_path: Path) -> None:
         assert running.commitments.claim("test", 1.0) is None
 
 
+@pytest.mark.slow
 def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
     """First nobody listens, then the peer refuses, then it takes it; and then it is not told again."""
     modality, files = Modality(answers=[0x0110, 0]), tmp_path / "files"
@@ -268,6 +270,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
         assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_written_for_a_while_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +293,7 @@ def test_an_index_that_cannot_be_written_for_a_while_ends_nothing(
             assert modality.heard()[1].TransactionUID == information.TransactionUID
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_never_reached_is_given_up(tmp_path: Path) -> None:
     modality = Modality()
     with node(tmp_path, modality, commitment={"retry": 0.1, "give_up": 0.5}) as running:
@@ -301,6 +305,7 @@ def test_a_peer_that_is_never_reached_is_given_up(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_transaction_uid_in_use(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
@@ -316,6 +321,7 @@ def test_a_transaction_uid_in_use(tmp_path: Path) -> None:
         assert reasons == [FailureReason.DUPLICATE_TRANSACTION_UID]
 
 
+@pytest.mark.slow
 def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> None:
     """It keeps its association open, and asks other things meanwhile."""
     modality, files = Modality(), tmp_path / "files"
@@ -335,6 +341,7 @@ def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> Non
         assoc.release()
 
 
+@pytest.mark.slow
 def test_a_peer_without_an_address_that_hangs_up_is_not_told(tmp_path: Path) -> None:
     with node(tmp_path, Modality(), commitment={"retry": 0.1, "give_up": 0.5}) as running:
         information = request(references((samples.MAMMOGRAPHY, "1.2.3")))
@@ -345,12 +352,14 @@ def test_a_peer_without_an_address_that_hangs_up_is_not_told(tmp_path: Path) -> 
         )
 
 
+@pytest.mark.slow
 def test_refuse_is_not_negotiated(tmp_path: Path) -> None:
     modality = Modality()
     with node(tmp_path, modality, commitment={"pin_for": "refuse"}) as running:
         assert not associate(running, "MODALITY").is_established
 
 
+@pytest.mark.slow
 def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
@@ -372,6 +381,7 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Path) -> None:
     """The purge and the pin meet in the database: what changed since it was read is failed."""
     modality, files = Modality(), tmp_path / "files"
@@ -447,6 +457,7 @@ def test_mistakes(raw: dict[str, object]) -> None:
         parse({"commitment": raw}, "t")
 
 
+@pytest.mark.slow
 def test_orthanc_asks_and_hears(tmp_path: Path) -> None:
     """Its REST interface tells what it was told: success for what we hold, failure for what we do not."""
     modality = Modality()
@@ -469,6 +480,7 @@ def test_orthanc_asks_and_hears(tmp_path: Path) -> None:
                 assert told["RemoteAET"] == "LATENTPACS"
 
 
+@pytest.mark.slow
 def test_role_of_the_one_who_asks(tmp_path: Path) -> None:
     """Who proposes to be SCP here (a report nobody asked for) is turned down."""
     modality = Modality()

@@ -97,6 +97,7 @@ def study_of(identifier: Dataset) -> Dataset:
 # --- faults, by every switch of storescp's ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["--refuse", "--abort-after", "--abort-during"])
 def test_what_a_destination_did_not_take_is_in_the_failed_list(
     four: Four, port: int, tmp_path: Path, fault: str
@@ -360,6 +361,7 @@ def test_movescu_cancels_between_images(four: Four, port: int, tmp_path: Path) -
     assert ran.counts == (sent, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_requester_that_hangs_up_ends_the_wait(four: Four, port: int) -> None:
     archive, identifier = four
     with choosy(port, [], at_once=1), occupied(port):

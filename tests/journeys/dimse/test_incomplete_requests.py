@@ -202,6 +202,7 @@ def test_an_unreadable_element_ends_the_association(quiet_archive: Archive, capl
     assert only_line(caplog).endswith("an element of its command set cannot be read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uid", ["1.2.3.4.5", "1." + "2" * 70], ids=["unknown", "too long"])
 @pytest.mark.parametrize("verb", REQUESTS)
 def test_a_sop_class_that_is_not_supported_is_answered(
@@ -219,6 +220,7 @@ def test_a_sop_class_that_is_not_supported_is_answered(
 OPERATIONS = {"echo": 0x0030, "store": 0x0001, "find": 0x0020, "get": 0x0010, "move": 0x0021, "commit": 0x0130}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", [*OPERATIONS, "n-get"])
 @pytest.mark.parametrize("verb", REQUESTS)
 def test_an_operation_of_another_service_is_answered(

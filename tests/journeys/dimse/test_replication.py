@@ -95,6 +95,7 @@ def data_set(path: Path) -> bytes:
     return data[132 + 12 + int.from_bytes(data[140:144], "little") :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [EXACT, VIEWER])
 def test_each_original_is_sent_once_byte_for_byte(tmp_path: Path, replica: Replica, peer: str) -> None:
     """To a peer that retrieves reconstructions too."""

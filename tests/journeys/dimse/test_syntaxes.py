@@ -230,6 +230,7 @@ def test_dcmtk_gets_what_its_entry_prefers(tmp_path: Path, name: str, option: st
         assert native(got, tmp_path).PixelData == ds.PixelData
 
 
+@pytest.mark.slow
 def test_a_receiver_that_takes_none_of_it_gets_little_endian(tmp_path: Path) -> None:
     ds = samples.mammogram(samples.breast(200, 180))
     path, port = samples.write(ds, tmp_path / "image.dcm"), free_port()
@@ -250,6 +251,7 @@ def test_pixels_that_the_preferred_encoding_does_not_fit_go_out_as_they_are(tmp_
         assert dcmread(destination.only()).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
 
+@pytest.mark.slow
 def test_a_lossy_original_is_sent_as_it_is(tmp_path: Path) -> None:
     ds = eight_bits()
     ds.Rows, ds.Columns = 64, 64
@@ -298,6 +300,7 @@ def test_get_in_one_context_with_many_syntaxes(tmp_path: Path, calling: str, exp
     assert native(tmp_path / "got.dcm", tmp_path).PixelData == ds.PixelData
 
 
+@pytest.mark.slow
 def test_jpeg_xl_is_taken_and_comes_back_decoded(tmp_path: Path) -> None:
     ds = samples.mammogram(samples.breast(200, 180))
     path, port = tmp_path / "image.dcm", free_port()
@@ -311,6 +314,7 @@ def test_jpeg_xl_is_taken_and_comes_back_decoded(tmp_path: Path) -> None:
         assert dcmread(destination.only()).PixelData == ds.PixelData
 
 
+@pytest.mark.slow
 def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoding takes as long as the requester needs to see three pending responses."""
     ds = samples.mammogram(samples.breast(200, 180))

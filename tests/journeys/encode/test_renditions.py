@@ -234,6 +234,7 @@ def test_twenty_senders_at_once(quiet_archive: Archive, tmp_path: Path) -> None:
     assert study_row.NumberOfStudyRelatedInstances == 100
 
 
+@pytest.mark.slow
 def test_the_same_image_from_many_senders_is_held_once(tmp_path: Path, receiver: Receiver) -> None:
     strangers = {"allow": ["echo", "store"]}
     with Node(

@@ -65,6 +65,7 @@ def test_padding_comes_back_exactly(vendor: str, tmp_path: Path) -> None:
     assert result.max() < 1 << ds.BitsStored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_the_breast_is_found(vendor: str, tmp_path: Path) -> None:
     _, reference = read(vendor_mammogram(vendor), tmp_path)

@@ -104,6 +104,7 @@ def test_the_other_detector(planted: Planted) -> None:
     assert peaks(after, 6.0).sum() > peaks(before, 6.0).sum()
 
 
+@pytest.mark.slow
 def test_the_gate_reports_what_smoothing_loses(planted: Planted) -> None:
     """It refuses a smoothed structure, and names every strong speck of one that has none of the planted ones."""
     reference = Reference(planted.pixels, planted.image.picture.header)

@@ -100,6 +100,7 @@ def test_no_difference_is_middle_grey(coded: Coded) -> None:
     assert brighter.min() == 255
 
 
+@pytest.mark.slow
 def test_losses(coded: Coded, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_SIDE", 320), ("_SQUARES", 2), ("_DIRECTIONS", 3), ("_MOST_TILES", 2)):
         monkeypatch.setattr(losses, name, value)

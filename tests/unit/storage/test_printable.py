@@ -60,6 +60,7 @@ def test_the_console_prints_it_as_it_is(text: str, capsys: pytest.CaptureFixture
     assert "x" * 300 in printed  # without a terminal nothing is cut
 
 
+@pytest.mark.slow
 def test_every_command_prints_by_that_console() -> None:
     """And no string of ours is written in markup, since it would be printed as it is."""
     for path in modules():

@@ -131,6 +131,7 @@ def test_files_that_the_configuration_names_must_exist(tmp_path: Path) -> None:
     assert f"tls.key: {tmp_path / 'node.key'} does not exist" in problems
 
 
+@pytest.mark.slow
 def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> None:
     node = quiet_archive.node
     config = tmp_path / "config.yaml"

@@ -167,6 +167,7 @@ def test_similarity_and_psnr_gate_nothing(reference: Reference) -> None:
 # --- faults of the structure ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_blurred_structure(reference: Reference) -> None:
     """Edges that were smoothed away: sharp septa in the original, none in the structure."""
     lines = np.zeros((ROWS, COLUMNS), dtype=np.float32)
@@ -258,6 +259,7 @@ def test_a_speck_that_was_invented(reference: Reference) -> None:
     assert (new.row, new.column) == (420, 120)
 
 
+@pytest.mark.slow
 def test_in_monochrome1_specks_are_dark() -> None:
     inverted = (4095 - ORIGINAL).astype(np.uint16)
     header = mammogram(inverted, PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=4096)
@@ -393,6 +395,7 @@ def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> No
     assert kinds(reference, structure) >= {"lines"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [3.0, 6.0])
 def test_worse_is_a_greater_burden(reference: Reference, sigma: float) -> None:
     assert burden(measure_structure(reference, in_air(gaussian_filter(TISSUE, sigma))), LIMITS) > burden(

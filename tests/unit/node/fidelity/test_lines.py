@@ -89,6 +89,7 @@ def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
     return cells
 
 
+@pytest.mark.slow
 def test_responses_equal_plain_convolution() -> None:
     """On noise with a planted line, lost and moved things: the greatest of each cell, and the percentile, per width."""
     rows, columns = 336, 448
@@ -210,6 +211,7 @@ def test_nothing_is_measured_without_a_breast() -> None:
     assert all(len(counts) == 0 for counts in found.counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(300, 700), (257, 255), (513, 259), (131, 90)])
 def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
     """The percentile is that of a large image; a fault beside the far border is found there."""

@@ -149,6 +149,7 @@ class Header(dict[str, Any]):
     """As much of a data set as is read here: ``get`` by keyword."""
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     header=st.dictionaries(

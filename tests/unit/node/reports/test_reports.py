@@ -84,6 +84,7 @@ class Tags(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_a_page_asks_for_nothing() -> None:
     for tag, attributes in Tags(whole_page()).tags:
         assert tag not in ("script", "link", "iframe", "object", "base")

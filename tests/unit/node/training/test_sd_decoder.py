@@ -142,6 +142,7 @@ def test_the_result_is_a_model_that_sd_x2_upscales_with(model: Path, tuned: Path
     assert not np.array_equal(*images)
 
 
+@pytest.mark.slow
 def test_links_into_the_cache_of_the_hub_become_files(model: Path, tuned: Path, tmp_path: Path) -> None:
     source = tmp_path / "snapshot"
     shutil.copytree(model, source, copy_function=lambda path, link: Path(link).symlink_to(path))

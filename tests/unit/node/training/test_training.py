@@ -155,6 +155,7 @@ def test_errors_count_most_where_the_base_holds_structure() -> None:
     assert bool(torch.isfinite(trainer.structure_weights(torch.zeros(1, 1, 64, 64))).all())
 
 
+@pytest.mark.slow
 def test_progress_is_reported_step_by_step_and_decided_by_the_seed(straight: Path, tmp_path: Path) -> None:
     met: list[Progress] = []
     run(tmp_path, replace(TINY, steps=2, seed=2), watch=met.append)
@@ -197,6 +198,7 @@ def test_stopped_and_resumed_is_bit_for_bit_as_straight_through(straight: Path, 
     assert checkpoint(tmp_path)["losses"] == checkpoint(straight)["losses"]
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_middle_nothing_is_lost(straight: Path, tmp_path: Path) -> None:
     def interrupt(now: Progress) -> None:
         if now.step == 4:
@@ -294,6 +296,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     assert issubclass(CheckpointError, LatentPacsError)
 
 
+@pytest.mark.slow
 def test_a_training_that_went_astray_can_be_taken_up_where_it_was_well(tmp_path: Path) -> None:
     run(tmp_path, stop_after=2)
     content = torch.load(tmp_path / CHECKPOINT, weights_only=True)

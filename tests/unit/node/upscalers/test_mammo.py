@@ -98,6 +98,7 @@ def test_without_steps_noise_stays_as_it_was_drawn() -> None:
     assert Mammo().grain(job, job.upsampled, drawn) is drawn
 
 
+@pytest.mark.slow
 def test_nothing_happens_where_nothing_is_missing() -> None:
     job = task(320, 640, steps=2, quiet=True)
     mammo = Mammo(tile=128)
@@ -158,6 +159,7 @@ def test_tiles_leave_no_trace(rows: int, columns: int) -> None:
         assert tiled.numerics["tile"] == str(tile)
 
 
+@pytest.mark.slow
 def test_the_same_task_gives_the_same_bits() -> None:
     job = task(300, 420, steps=2)
     one, other = Mammo(), Mammo()
@@ -167,6 +169,7 @@ def test_the_same_task_gives_the_same_bits() -> None:
     assert np.array_equal(one.grain(job, made, noise(job)), other.grain(job, made, noise(job)))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_good() -> None:
     job = task(400, 300)
     half, full = Mammo(dtype="bfloat16").structure(job), exact().structure(job)

@@ -342,6 +342,7 @@ def test_values_that_are_not_finite_never_become_pixels(model: Path) -> None:
         upscaler.structure(task(64, 64))
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_the_libraries_keep_their_settings(
     model: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

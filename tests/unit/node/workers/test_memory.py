@@ -42,6 +42,7 @@ def counted(how: str) -> tuple[int, int]:
     return int(faults), int(given)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 def test_freed_memory_is_kept_and_returned() -> None:
     kept, given = counted("kept")

@@ -210,6 +210,7 @@ CHANGES: dict[str, Callable[[Dataset], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=lambda syntax: syntax.name)
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_element_that_differs_is_another_instance(change: str, syntax: UID, one: Path, tmp_path: Path) -> None:

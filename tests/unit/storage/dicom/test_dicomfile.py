@@ -742,6 +742,7 @@ def test_a_codestream_of_another_size_than_the_header_says_is_a_pixel_error(tmp_
         integer_pixels(write(ds, tmp_path / "x.dcm", JPEGExtended12Bit))
 
 
+@pytest.mark.slow
 def test_a_jpeg_ls_codestream_of_another_size_does_not_end_the_process(tmp_path: Path) -> None:
     ds = mammogram(breast(48, 30))
     encapsulate_in(ds, bytes(imagecodecs.jpegls_encode(breast(24, 30))))

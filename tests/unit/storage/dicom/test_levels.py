@@ -262,6 +262,7 @@ def test_filled_times(time_: str, filled: str) -> None:
     assert fill_time(time_) == filled
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(

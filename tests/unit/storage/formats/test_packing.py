@@ -150,6 +150,7 @@ def test_packbits_follows_its_rules(plane: np.ndarray, noisy: bool) -> None:
     assert decoded_packbits(coded, plane.size) == plane.tobytes()
 
 
+@pytest.mark.slow
 def test_files_that_a_worker_unpacks(tmp_path: Path) -> None:
     """RLE, and files above 64 MiB: a blank image is small only while it is packed."""
     pixels = breast(400, 300)

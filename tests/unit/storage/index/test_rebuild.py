@@ -188,6 +188,7 @@ for number in range(10**6):
     again.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: float) -> None:
     """The end of SQLite's log is lost, since commits are not synced; the journal, which is, brings it back."""
@@ -247,6 +248,7 @@ def test_an_index_without_the_last_records_of_the_trail_gets_them(tmp_path: Path
     assert open_checked_index(url, tmp_path, holds_objects=True).notes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("journal", ["cut after the copy", "cut at the copy"])
 def test_an_older_copy_is_refused_if_the_journal_lost_images_that_were_stored_since(
     made: FilledArchive, tmp_path: Path, journal: str
@@ -833,6 +835,7 @@ def with_outdated_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return tables_of(folder / "index.sqlite")
 
 
+@pytest.mark.slow
 def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = with_outdated_lines(tmp_path, monkeypatch)
     shutil.copy(tmp_path / "index.sqlite", tmp_path / "copy")

@@ -96,6 +96,7 @@ def test_a_rendition_beyond_the_limits_is_withdrawn_and_its_original_served(benc
     assert newest_action(bench) == ("rendition.withdraw", "failure")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_rendition_is_flagged_and_not_withdrawn_if_the_original_is_lost_meanwhile(
     bench: ArchiveParts, harm: str, monkeypatch: pytest.MonkeyPatch

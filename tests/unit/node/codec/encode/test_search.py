@@ -248,6 +248,7 @@ def on_film() -> Pixels:
     return np.clip(np.rint(marked() + 150 + 60 * grain / grain.std()), 0, 4095).astype(np.uint16)
 
 
+@pytest.mark.slow
 def test_a_marker_in_clean_air_comes_back_exactly() -> None:
     made = encoder(marked(), BALANCED).encode_at(POINT)
     assert made is not None
@@ -261,6 +262,7 @@ def test_a_marker_in_clean_air_comes_back_exactly() -> None:
     assert np.array_equal(decoded(made), made.served)
 
 
+@pytest.mark.slow
 def test_a_marker_on_film_is_repaired() -> None:
     made = encoder(on_film(), BALANCED).encode_at(POINT)
     assert made is not None
