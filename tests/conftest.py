@@ -29,6 +29,7 @@ from tests.support.faster import (
     read_yaml_by_libyaml,
     stop_servers_at_once,
 )
+from tests.support.requestors import keep_responses_of_all_requestors
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: on a busy machine, threads spin
 
@@ -143,6 +144,11 @@ def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
     build_commands_once()
     read_yaml_by_libyaml()
     copy_new_indexes(tmp_path_factory.mktemp("index"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reliable_requestors() -> None:
+    keep_responses_of_all_requestors()
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from benchmarks.ingest import free_port
 from node.app import Node
 from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Receiver
-from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import Ran, movescu, storescp, storescu
@@ -86,7 +85,6 @@ def requested(archive: Archive, *contexts: Any, **options: Any) -> Any:
     entity, to = AE("VIEWER"), archive.address
     assoc = entity.associate(to.host, to.port, contexts=list(contexts), ae_title=to.ae_title, **options)
     assert assoc.is_established
-    keep_responses_from_reactor(assoc)
     return assoc
 
 

@@ -23,7 +23,6 @@ from benchmarks.find import fill
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.send_timeout import TimedSend
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest, ReconstructRequest
@@ -51,7 +50,6 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
     entity.add_requested_context(Verification)
     assoc = entity.associate("127.0.0.1", archive.address.port)
     assert assoc.is_established
-    keep_responses_from_reactor(assoc)
     seconds, stop = [0.0], threading.Event()
 
     def echo() -> None:
@@ -106,7 +104,6 @@ def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:
     entity = AE("VIEWER")
     entity.add_requested_context(Verification)
     assoc = entity.associate("127.0.0.1", archive.address.port)
-    keep_responses_from_reactor(assoc)
     request = C_ECHO()
     request.MessageID, request.AffectedSOPClassUID = 1, Verification
     assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)  # without the pause that send_c_echo makes

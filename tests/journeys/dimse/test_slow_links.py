@@ -21,7 +21,6 @@ from node.app import Node
 from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Address
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket, send_files_directly
-from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from storage.dicom.dicomfile import encode, file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, settings_for, wait_for
 
@@ -138,7 +137,6 @@ def viewer(node: Node, model: str) -> Iterator[Any]:
     entity.dimse_timeout = entity.network_timeout = 120
     assoc = entity.associate("127.0.0.1", node.server.port, contexts=[build_context(model)])
     assert assoc.is_established
-    keep_responses_from_reactor(assoc)
     try:
         yield assoc
     finally:
