@@ -191,7 +191,6 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.slow
 def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> None:
     served.start()
     second = subprocess.run(
