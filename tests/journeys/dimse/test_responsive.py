@@ -23,6 +23,7 @@ from benchmarks.find import fill
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.send_timeout import TimedSend
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest, ReconstructRequest
@@ -104,6 +105,7 @@ def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:
     entity = AE("VIEWER")
     entity.add_requested_context(Verification)
     assoc = entity.associate("127.0.0.1", archive.address.port)
+    keep_responses_from_reactor(assoc)  # the test proves this call; other tests have it from their session
     request = C_ECHO()
     request.MessageID, request.AffectedSOPClassUID = 1, Verification
     assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)  # without the pause that send_c_echo makes
