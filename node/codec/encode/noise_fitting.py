@@ -56,7 +56,7 @@ def measure_deviation(
     low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
     counted = counted if held is None else counted & ~held
     residual = np.where(counted, original - structure, np.float32(0))
-    energy, fine = (np.square(_without_structure(part, counted)) for part in (residual, finest_octave(residual)))
+    energy, fine = (_noise_energy(part, counted) for part in (residual, finest_octave(residual)))
     measured = counted & breast
     fine *= np.float32(_mean(energy, measured) / max(_mean(fine, measured), 1e-12))
     curve = _curve(structure, fine, measured, float(low), float(high))
@@ -84,6 +84,18 @@ def _flat(image: Float) -> Mask:
     return np.asarray(reduced(image, CELL, np.maximum) == reduced(image, CELL, np.minimum))
 
 
+def _noise_energy(residual: Float, counted: Mask) -> Float:
+    """Squares of the residual, clipped to the noise of its place: float32, the residual's shape."""
+    energy = np.empty_like(residual)
+
+    def one(row: int) -> None:
+        strip = slice(row, row + PLACE)
+        np.square(_without_structure(residual[strip], counted[strip]), out=energy[strip])
+
+    on_all_cores(one, range(0, len(residual), PLACE))
+    return energy
+
+
 def _without_structure(residual: Float, counted: Mask) -> Float:
     """The residual clipped to the noise of its place: larger values are lost edges, not noise."""
     rows, columns = residual.shape
@@ -97,7 +109,7 @@ def _without_structure(residual: Float, counted: Mask) -> Float:
     middle = np.take_along_axis(flat, (np.maximum(known, 1)[..., None] - 1) // 2, axis=2)[..., 0]
     limit = np.where(known > 0, middle, 0).astype(np.float32) * np.float32(_CLIPPED / _MAD)
     bound = np.repeat(np.repeat(limit, PLACE, axis=0), PLACE, axis=1)[:rows, :columns]
-    return np.where(counted, np.clip(residual, -bound, bound), np.float32(0))
+    return np.where(counted, np.minimum(np.maximum(residual, -bound), bound), np.float32(0))
 
 
 def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: float) -> Codes:
@@ -153,41 +165,40 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
     counts = counts_at_half_steps(counted, WINDOW)
     most = counts.max(initial=1)
-    places = [
-        np.s_[row : row + WINDOW, column : column + WINDOW]
-        for row, column in np.argwhere(counts == most) * (WINDOW // 2)
-    ]
+    places = np.argwhere(counts == most) * (WINDOW // 2)
     structure = structure if most == WINDOW**2 else np.where(counted, structure, original)
 
-    def one(where: tuple[slice, slice]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    def of_row(row: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Missing and lost power of the tiles that start at one row: float32 (tiles, WINDOW, WINDOW / 2 + 1) each."""
         from scipy import fft
 
-        variance = float(np.square(deviation[where]).mean())
-        if variance <= 0:
-            return None
-        own, made = (fft.rfft2(_detrended(image[where]) * window) for image in (original, structure))
-        lost = np.square(np.abs(own - made))
-        missing = np.square(np.abs(own)) - np.square(np.abs(made))
-        return np.asarray(missing / np.float32(variance)), np.asarray(lost / np.float32(variance))
+        def tiles(image: Float) -> Float:
+            return np.stack([image[row : row + WINDOW, at : at + WINDOW] for at in places[places[:, 0] == row, 1]])
 
-    missing, lost = np.zeros((2, WINDOW, WINDOW // 2 + 1))
-    powers = [power for power in on_all_cores(one, places) if power is not None]
-    sizes = [float(np.abs(power).sum()) for power, _ in powers]
-    largest = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
-    for (missing_here, lost_here), size in zip(powers, sizes, strict=True):
-        if size <= largest:
-            missing += missing_here
-            lost += lost_here
-    return spectrum_codes(np.minimum(missing, lost))
+        variance = np.square(tiles(deviation)).mean(axis=(1, 2), keepdims=True)
+        some = variance[:, 0, 0] > 0
+        own, made = (fft.rfft2(_detrended(tiles(image)[some]) * window) for image in (original, structure))
+        own_power, made_power, lost = (np.square(each.real) + np.square(each.imag) for each in (own, made, own - made))
+        return (own_power - made_power) / variance[some], lost / variance[some]
+
+    rows = [both for both in on_all_cores(of_row, np.unique(places[:, 0])) if len(both[0])]
+    if not rows:
+        return np.zeros(SPECTRUM, dtype=np.uint8)
+    missing, lost = (np.concatenate(each) for each in zip(*rows, strict=True))
+    sizes = np.abs(missing).sum(axis=(1, 2))
+    usual = sizes <= _OUTLYING * np.median(sizes)
+    return spectrum_codes(np.minimum(*(each[usual].sum(axis=0, dtype=np.float64) for each in (missing, lost))))
 
 
-def _detrended(tile: Float) -> Float:
-    """A tile without its mean and its linear trend, which would leak over all frequencies of a periodogram."""
-    rows, columns = tile.shape
+def _detrended(tiles: Float) -> Float:
+    """Tiles without their mean and their linear trend, which would leak over all frequencies of a periodogram: float32
+    (n, rows, columns)."""
+    rows, columns = tiles.shape[1:]
     down, across = np.linspace(-1, 1, rows, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
-    slope_down = (tile.mean(axis=1) @ down) / (down @ down)
-    slope_across = (tile.mean(axis=0) @ across) / (across @ across)
-    return np.asarray(tile - tile.mean() - slope_down * down[:, None] - slope_across * across, dtype=np.float32)
+    slope_down = (tiles.mean(axis=2) @ down) / (down @ down)
+    slope_across = (tiles.mean(axis=1) @ across) / (across @ across)
+    trend = slope_down[:, None, None] * down[:, None] + slope_across[:, None, None] * across
+    return np.asarray(tiles - tiles.mean(axis=(1, 2), keepdims=True) - trend, dtype=np.float32)
 
 
 def spectrum_codes(power: NDArray[np.float64]) -> Codes:
