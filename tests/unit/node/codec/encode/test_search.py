@@ -178,6 +178,28 @@ def test_an_upscaler_that_saves_too_little_is_reported() -> None:
     assert re.fullmatch(r"it promises 0\.9\d+ of the bytes that bicubic takes, above 0\.97", failure)
 
 
+@pytest.mark.parametrize(("share", "sizes"), [(0.004, ["sample"]), (0.02, ["sample", "whole"])])
+def test_an_upscaler_is_asked_for_the_whole_image_if_it_keeps_more_of_the_sample(
+    share: float, sizes: list[str]
+) -> None:
+    """A network takes seconds on a whole image, and what it loses of the sample tells whether it is worth that."""
+    pixels = breast(1280, 1152)
+    asked = []
+
+    class Nearer(Bicubic):
+        name = "nearer"
+
+        def structure(self, task: UpscaleTask) -> Float:
+            whole = task.upsampled.shape == pixels.shape
+            asked.append("whole" if whole else "sample")
+            original = searching.source if whole else searching._encoder_of_sample.source
+            return task.upsampled + np.float32(share) * (original.pixels - task.upsampled)
+
+    searching = encoder(pixels, BALANCED, upscalers=[Nearer(), Bicubic()])
+    searching._upscaler_for(POINT)
+    assert asked == sizes
+
+
 def test_companded_bases_get_the_baseline() -> None:
     """Networks were trained on bases as they are."""
 
