@@ -44,6 +44,10 @@ _CELL = 4
 _STRIDE = 8
 """Pixels per cell of the network's coarsest grid: ``network.STRIDE``. Parts start and end on multiples of it."""
 _FILES = ("config.json", WEIGHTS)
+_MOST = 1.0
+"""Most that the network changes of a pixel, in standard deviations of the noise that is missing there. What it predicts
+is a small part of that noise, except beside the skin line and letters, where it is wrong more often than right: there
+it raised black air, in which noise was drawn then. On 22 digital images the limit takes 1.9% of the bytes off."""
 
 
 class ModelNotFound(ModelMissing):
@@ -101,7 +105,8 @@ class Mammo:
     def structure(self, task: UpscaleTask) -> Float:
         """The upsampled base plus the posterior mean of the residual: float32, full size, grey levels.
 
-        The base must be upsampled by ``Operator.lift``, not by plain bicubic, because the network was trained on that.
+        No pixel changes by more than ``_MOST`` standard deviations of the missing noise at its place. The base must be
+        upsampled by ``Operator.lift``, not by plain bicubic, because the network was trained on that.
         """
         from node.upscalers import flow
 
@@ -110,6 +115,7 @@ class Mammo:
             return upsampled.copy()
         v = self._velocity(task, upsampled)
         result = _pixels(flow.mean(v, _latent(upsampled)), *upsampled.shape)
+        np.clip(result, -_MOST, _MOST, out=result)
         result *= task.deviation
         result += upsampled
         return result

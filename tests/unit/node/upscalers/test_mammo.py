@@ -92,6 +92,16 @@ def test_a_trained_one_does() -> None:
     assert np.abs(Mammo().grain(job, made, drawn) - drawn).max() > 0.1
 
 
+def test_no_pixel_changes_by_more_than_its_missing_noise() -> None:
+    """Beside letters, which no woman's tissue resembles, the network would change pixels by several deviations."""
+    job = task(192, 192)
+    job.samples[30:60:6, 20:70] = 4000
+    job = replace(job, upsampled=job.operator.lift(job.samples))
+    change = np.abs(exact().structure(job) - job.upsampled) / job.deviation
+    assert change.max() == pytest.approx(1, abs=0.001)
+    assert (change > 0.999).mean() > 0.01, "so the limit matters here"
+
+
 def test_without_steps_noise_stays_as_it_was_drawn() -> None:
     job = task(300, 290)
     drawn = noise(job)
