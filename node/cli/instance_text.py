@@ -120,9 +120,11 @@ def _trials(made: RenditionReport) -> Table:
         title_justify="left",
         title_style="bold",
     )
-    for number, trial in enumerate(made.tried, start=1):
+    passed = [trial for trial in made.tried if not trial.sample and not trial.failures]
+    taken = min(passed, key=lambda trial: trial.payload_bytes, default=None)
+    for trial in made.tried:
         size = f"about {trial.payload_bytes}" if trial.sample else str(trial.payload_bytes)
-        result = _result(trial, taken=number == len(made.tried))
+        result = _result(trial, taken=trial is taken)
         table.add_row(trial.point, trial.upscaler, size, f"{trial.seconds:.1f}", result)
     return table
 

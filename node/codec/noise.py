@@ -242,7 +242,7 @@ def _doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(cells: Float, rows: int, columns: int) -> Float:
-    """Cells interpolated linearly between their middles; next to an empty cell nothing of it is mixed in."""
+    """Cells interpolated linearly between their middles; the pixels of an empty cell are 0."""
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(cells))[None, None]

@@ -30,7 +30,8 @@ class Rendering:
         self._side.check(base.rows, base.columns)
         self._upscaler = catalogue.for_rendition(rendition, model)
         self._decoded = Decoded.of(base)
-        self._task = self._decoded.task(self._side.noise, rendition.seed, rendition.steps)
+        noise = self._side.noise if self._upscaler.needs_deviation else None
+        self._task = self._decoded.task(noise, rendition.seed, rendition.steps)
         self.structure: Float = self._decoded.structure(self._upscaler, self._task, self._side)
         self.numerics = dict(self._upscaler.numerics)
 

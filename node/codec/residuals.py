@@ -2,7 +2,7 @@
 
 The residual (original minus structure) of those cells is laid out as one image, companded by an inverse hyperbolic
 sine so that noise is coded evenly and great errors still fit, and coded by JPEG XL. What stays wrong is below the
-local noise. No noise is drawn in a repaired cell: its own is in the residual.
+local noise, except beside the sharpest edges. No noise is drawn in a repaired cell: its own is in the residual.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ error beside an edge. A third of the distance leaves a fifth and 3%, for two to 
 _LINEAR = 4.0
 """Standard deviations of noise up to which companding is nearly linear."""
 _GAIN = 4600.0
-"""Coded levels per unit of the inverse hyperbolic sine: 1000 standard deviations reach 28,000 of 32,767."""
+"""Coded levels per unit of the inverse hyperbolic sine: 1000 standard deviations reach 28,600 of 32,767."""
 _MIDDLE = 32768
 _HEADER = struct.Struct("<BHHfI")
 _FORMAT = 1

@@ -1,7 +1,8 @@
 """Octave bands of an image: how much energy lies in details of about 2, 4, 8 and 16 pixels, tile by tile.
 
-A band is the difference of two Gaussians of standard deviations 0, 0.7, 1.4, 2.8 and 5.6 pixels. The two coarser bands
-are measured on an image that is halved first, which changes their energies by little and costs a quarter.
+A band is the difference of two Gaussians of standard deviations 0, 0.7, 1.4, 2.8 and 5.6 pixels. The two coarser
+bands are measured on an image that is halved once and twice, which changes their energies by little and costs a
+quarter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Mask = NDArray[np.bool_]
 BANDS = 4
 """Octave bands: sigma 0 to 0.7, to 1.4, to 2.8, to 5.6 pixels."""
 _MARGIN = 40
-"""Pixels around a tile which are filtered with it: all its Gaussians together reach 38."""
+"""Pixels around a strip of tiles that are filtered with it: all its Gaussians together reach 38."""
 _FIRST = 0.7
 """Standard deviation of the finest Gaussian, in pixels."""
 _STEP = float(np.sqrt(1.4**2 - 0.7**2))
@@ -59,7 +60,7 @@ def band_energies(
         if before is None or any(touched):
             again.append((row, seen[0], seen[-1] + 1))
         else:
-            result[:, row] = before[:, row]
+            result[:, row, seen] = before[:, row, seen]
     for (row, first, end), energies in zip(again, on_all_cores(partial(_of_strip, image, inside), again), strict=True):
         result[:, row, first:end] = energies
     return result

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.formats.geometry import CELL, TILE, reduced
+from storage.formats.geometry import CELL, TILE, cell_means
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -79,10 +79,10 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     """
     from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
-    blocks = _block_means(pixels)
+    blocks = cell_means(pixels)
     outside = _background(pixels)
     if padding is not None:
-        outside |= _block_means(padding) > 0.5
+        outside |= cell_means(padding) > 0.5
     if photometric == "MONOCHROME1":
         blocks = blocks.max() - blocks
     inside = ~outside
@@ -110,7 +110,7 @@ def _background(pixels: Pixels) -> Mask:
     """Blocks of the one value that most corners of the image have: air that the modality has made even. Bool."""
     corners, counts = np.unique(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
     even = (pixels == corners[counts.argmax()]) & (counts.max() > 1)
-    return np.asarray(_block_means(even) == 1)
+    return np.asarray(cell_means(even) == 1)
 
 
 def _air_threshold(values: NDArray[np.float32]) -> float:
@@ -129,11 +129,6 @@ def _is_uneven(air: NDArray[np.float32], breast: NDArray[np.float32]) -> bool:
     """Whether what is darker than the threshold is tissue, too, as where a breast fills the image."""
     low, middle, high = np.percentile(air, (10, 50, 90))
     return bool(high - low > _UNEVEN * (np.median(breast) - middle))
-
-
-def _block_means(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    sides = (np.minimum(CELL, length - np.arange(0, length, CELL)) for length in values.shape)
-    return np.asarray(reduced(values, CELL, np.add, np.float64) / np.outer(*sides), dtype=np.float32)
 
 
 def without_strips(mask: Mask) -> tuple[Mask, Mask]:

@@ -24,7 +24,7 @@ from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
 from node.fidelity.specks import HALO, Speck, specks_of_tile
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, TILE, reduced
+from storage.formats.geometry import CELL, TILE, cell_means, flat_cells, reduced
 from storage.records import Thresholds, Verdict
 
 Float = NDArray[np.float32]
@@ -225,8 +225,7 @@ def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[n
 
 def _where_flat(original: Float, drawn: Float) -> float:
     """The greatest RMS of drawn noise in a cell of 16 pixels in which the original has one value."""
-    flat = reduced(original, CELL, np.maximum) == reduced(original, CELL, np.minimum)
-    energy = reduced(np.square(drawn), CELL, np.add) / CELL**2
+    flat, energy = flat_cells(original), cell_means(np.square(drawn))
     return float(np.sqrt(energy[flat].max())) if flat.any() else 0.0
 
 

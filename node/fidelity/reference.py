@@ -28,8 +28,8 @@ _DISPLAYED = 256
 
 
 class Reference:
-    """``mask``: the breast per block of 16 pixels. ``tiles``: top left corners of tiles with breast; ``all_tiles``:
-    of all tiles, on a grid from the top left, the last ones moved inward so that no pixel is left out."""
+    """``mask``: the breast per block of 16 pixels. ``tiles``: top left corners of tiles with breast, on a grid from the
+    top left, the last ones moved inward so that no pixel is left out."""
 
     def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
         inverted = is_inverted(header)
@@ -39,7 +39,6 @@ class Reference:
         )
         self.window: Window = display_window(header, pixels, self.mask)
         self.tiles = breast_tiles(self.mask, *pixels.shape)
-        self.all_tiles = all_tiles(*pixels.shape)
         self.counted = np.ones(pixels.shape, dtype=bool) if padding is None else ~padding
         self._sign = np.float32(-1 if inverted else 1)
         self._step = max(self.window.width / _DISPLAYED, 1.0)
@@ -109,7 +108,7 @@ class Reference:
         for name in ("image", "breast", "core", "line_noise", "repetition", "bands", "tile_counts", "grain"):
             other.__dict__.pop(name, None)
         other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
-        other.tiles = other.all_tiles = all_tiles(*pixels.shape)
+        other.tiles = all_tiles(*pixels.shape)
         other.mask = other._opened = np.ones(cell_grid(*pixels.shape), dtype=bool)
         other._features, other._truths = {}, {}
         other.__dict__["breast"] = other.__dict__["core"] = breast
@@ -146,8 +145,8 @@ class Reference:
         return np.pad(inner, pad, mode="edge") if any(map(any, pad)) else inner
 
     def blocks(self, tile: Tile) -> NDArray[np.bool_]:
-        """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). Those of a tile that was moved inward are
-        not the mask's: one counts as breast where its first pixel does."""
+        """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). The blocks
+        of a tile that was moved inward do not coincide with the mask's; each takes the value at its first pixel."""
         row, column = tile
         down, across = (np.arange(start, start + TILE, CELL) // CELL for start in (row, column))
         return np.asarray(self.mask[np.ix_(down, across)])

@@ -1,5 +1,5 @@
 """Repetition: whether an error resembles itself far away, as lost lines of a grid do, and a pattern of tiles in drawn
-noise. Lost noise and noise do not.
+noise. Neither lost noise nor drawn noise does.
 """
 
 from __future__ import annotations

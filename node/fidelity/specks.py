@@ -102,8 +102,9 @@ class Speck(NamedTuple):
     """A speck of an image: where, in which filter, how strong.
 
     ``share``: of a speck of the original, the share of its response that the structure has there; of a speck of the
-    structure, how strong the original is there at most, over this strength. ``missing``: the response that lacks, in
-    grey levels; that of a speck of the structure is what the original's strength leaves over, and negative.
+    structure, how strong the original is there at most, over this strength. ``missing``: the response that the
+    structure lacks, in grey levels. Of a speck of the structure: the part of its response that the original does not
+    explain, negated.
     """
 
     row: int

@@ -47,7 +47,7 @@ _FILES = ("config.json", WEIGHTS)
 _MOST = 1.0
 """Most that the network changes of a pixel, in standard deviations of the noise that is missing there. What it predicts
 is a small part of that noise, except beside the skin line and letters, where it is wrong more often than right: there
-it raised black air, in which noise was drawn then. On 22 digital images the limit takes 1.9% of the bytes off."""
+it brightened black air, and noise was then drawn in it. On 22 digital images the limit takes 1.9% of the bytes off."""
 
 
 class ModelNotFound(ModelMissing):
@@ -124,14 +124,14 @@ class Mammo:
         """The noise to add to ``structure`` instead of ``noise``: float32, full size, grey levels.
 
         ``noise`` has the deviation and the spectrum that the encoder measured. Divided by the deviation it is the start
-        x_0 of the flow; the end x_1 is a residual of the upsampled base. The mean of the residual is subtracted because
-        ``structure`` contains it already, together with repairs that the flow does not model.
+        x_0 of the flow; the end x_1 is a residual of the upsampled base. The mean of the residual is subtracted, so
+        that the noise has no mean: ``structure`` contains that, and repairs that the flow does not model.
         """
         if task.steps == 0 or not task.deviation.any():
             return noise
         from node.upscalers import flow
 
-        velocity = self._velocity(task, task.operator.lift(task.samples))
+        velocity = self._velocity(task, task.upsampled)
         z = _latent(_divided(noise, task.deviation))
         at_zero = velocity(z, 0.0)
 

@@ -45,6 +45,17 @@ def reduced(values: NDArray[Any], side: int, by: np.ufunc, dtype: type | None = 
     return np.asarray(by.reduceat(lines, np.arange(0, columns, side), axis=1))
 
 
+def cell_means(values: NDArray[Any]) -> NDArray[np.float32]:
+    """The mean of each cell over the pixels that it has: float32, shape ``cell_grid``."""
+    sides = (np.minimum(CELL, length - np.arange(0, length, CELL)) for length in values.shape)
+    return np.asarray(reduced(values, CELL, np.add, np.float64) / np.outer(*sides), dtype=np.float32)
+
+
+def flat_cells(values: NDArray[Any]) -> Cells:
+    """The cells whose pixels have one value."""
+    return np.asarray(reduced(values, CELL, np.maximum) == reduced(values, CELL, np.minimum))
+
+
 def counts_at_half_steps(marks: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
     """Marked pixels in each square of ``side`` x ``side`` pixels within the image, every half of ``side``: int64."""
     half = side // 2

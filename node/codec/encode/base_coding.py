@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.encode.source_image import Source
+from node.codec.encode.source_image import SAME, Source
 from storage.formats import coders
 from storage.formats.payload import (
     Base,
@@ -17,18 +17,12 @@ from storage.formats.payload import (
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint
 
-Float = NDArray[np.float32]
-Pixels = NDArray[np.uint16]
-Box = tuple[int, int, int, int]
-
 _ROOM = 0.004
 """Share of the coded range beyond the bright end, where clipped samples are coded, so that the coder's errors are cut
 off: a step of one grey level of 4,096 inside an implant fails the gate's wide filters. Of its samples at distance 1,
 49% came back exactly without room, 99.5% with 0.001 and all with this; it took no more bytes."""
 _CLIPPED = 0.01
 """Least share of the samples that are clipped at the bright end for this."""
-_SAME = 1 / 64
-"""Difference of samples that count as equal, in grey levels: the rounding error of resampling."""
 
 
 def make_base(source: Source, point: OperatingPoint) -> Base:
@@ -86,5 +80,5 @@ def _clipped(source: Source, point: OperatingPoint) -> NDArray[np.bool_] | None:
     if not point.distance:
         return None
     bright = source.extremes[0 if source.inverted else 1]
-    clipped = np.abs(source.lowered(point.scale) - np.float32(bright)) <= _SAME
+    clipped = np.abs(source.lowered(point.scale) - np.float32(bright)) <= SAME
     return clipped if clipped.mean() >= _CLIPPED else None

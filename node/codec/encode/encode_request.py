@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source_and_reference
@@ -24,8 +23,6 @@ from storage.formats.payload import (
 )
 from storage.records import OperatingPoint, Thresholds, Trial
 
-Float = NDArray[np.float32]
-Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
 
@@ -35,8 +32,8 @@ class EncodeRequest:
 
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
     largest share of the image that repairs may cover. ``regions`` (row, column, height, width, in pixels) are stored
-    exactly, whatever the gate finds there. ``upscaler``: name of the only candidate of the catalogue to try; all are
-    tried if it is empty or not among them.
+    exactly, whatever the gate finds there. ``upscaler``: name of the only candidate of the catalogue to use; the
+    encoder chooses among all of them if it is empty or not one of them.
     """
 
     original: Path
@@ -69,7 +66,8 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class ReverifyRequest:
-    """Upscale an existing base with the configured upscaler, and measure that; fields as in EncodeRequest."""
+    """Upscale an existing base with the configured upscaler and with the baseline, measure both, and keep the smaller
+    result that passes; fields as in EncodeRequest."""
 
     original: Path
     original_digest: str

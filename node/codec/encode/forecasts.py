@@ -35,12 +35,12 @@ for each limit of the whole image that it misses."""
 class SampleForecast:
     """The result of one search on the sample.
 
-    ``payload_bytes``: forecast for the whole image; if ``trial`` failed, the bytes at the last distance. ``slope``: of
-    the burden over the distance, as in ``Walk``.
+    ``base_bytes``: forecast of the base of the whole image, at least 1; if ``trial`` failed, that at the last distance.
+    ``slope``: of the burden over the distance, as in ``Walk``.
     """
 
     point: OperatingPoint
-    payload_bytes: int
+    base_bytes: int
     slope: float
     trial: Trial
 
@@ -109,7 +109,7 @@ class _Candidate:
     def result(self, area: float, upscaler: str) -> SampleForecast:
         failed = self.forecast == math.inf
         point = replace(self.point, distance=round(self.distance, 4))
-        size = round((self.size if failed else self.forecast) * area)
+        size = max(round((self.size if failed else self.forecast) * area), 1)
         wrong = self.wrong if failed else ()
         trial = Trial(str(point), upscaler, size, wrong, round(self.seconds, 2), sample=True)
         return SampleForecast(point, size, self.walk.slope, trial)

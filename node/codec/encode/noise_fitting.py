@@ -26,7 +26,7 @@ from node.codec.noise import (
 )
 from node.fidelity.bands import finest_octave
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, counts_at_half_steps, reduced
+from storage.formats.geometry import CELL, counts_at_half_steps, flat_cells, reduced
 
 _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
@@ -71,17 +71,12 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
     ``inside``: pixels of breast that are coded by base and noise. ``deviation``: the model's, of ``structure``.
     """
     most = reduced(deviation, CELL, np.maximum)
-    quiet = _flat(original) & (most > _FAINT)
+    quiet = flat_cells(original) & (most > _FAINT)
     return replace(
         model,
         spectrum=_spectrum(original, structure, inside, deviation),
         quiet=quiet if quiet.any() else None,
     )
-
-
-def _flat(image: Float) -> Mask:
-    """Cells of CELL pixels that have one value: bool (rows / CELL, columns / CELL), rounded up."""
-    return np.asarray(reduced(image, CELL, np.maximum) == reduced(image, CELL, np.minimum))
 
 
 def _noise_energy(residual: Float, counted: Mask) -> Float:
@@ -184,10 +179,13 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     rows = [both for both in on_all_cores(of_row, np.unique(places[:, 0])) if len(both[0])]
     if not rows:
         return np.zeros(SPECTRUM, dtype=np.uint8)
-    missing, lost = (np.concatenate(each) for each in zip(*rows, strict=True))
-    sizes = np.abs(missing).sum(axis=(1, 2))
-    usual = sizes <= _OUTLYING * np.median(sizes)
-    return spectrum_codes(np.minimum(*(each[usual].sum(axis=0, dtype=np.float64) for each in (missing, lost))))
+    sizes = [np.abs(missing).sum(axis=(1, 2)) for missing, _ in rows]
+    largest = _OUTLYING * np.median(np.concatenate(sizes))
+    missing, lost = np.zeros((2, WINDOW, WINDOW // 2 + 1))
+    for (missing_here, lost_here), size in zip(rows, sizes, strict=True):
+        missing += missing_here[size <= largest].sum(axis=0, dtype=np.float64)
+        lost += lost_here[size <= largest].sum(axis=0, dtype=np.float64)
+    return spectrum_codes(np.minimum(missing, lost))
 
 
 def _detrended(tiles: Float) -> Float:

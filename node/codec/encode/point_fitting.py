@@ -21,7 +21,7 @@ from node.fidelity.bands import around
 from node.fidelity.gate import Specks, counting, speck_lists, specks_of, wrong_specks
 from node.fidelity.reference import Reference
 from node.fidelity.specks import HALO, Speck, responses_to
-from storage.formats.geometry import CELL
+from storage.formats.geometry import CELL, TILE
 from storage.records import Thresholds
 
 Float = NDArray[np.float32]
@@ -233,4 +233,8 @@ def _fits(size: int) -> tuple[_Fits, _Fits]:
 
 
 def _touches(tile: tuple[int, int], speck: Speck) -> bool:
-    return all(start - 32 <= at < start + 256 + 32 for start, at in zip(tile, (speck.row, speck.column), strict=True))
+    """Whether a tile's filters see the profiles of a speck."""
+    reach = HALO + _WINDOW
+    return all(
+        start - reach <= at < start + TILE + reach for start, at in zip(tile, (speck.row, speck.column), strict=True)
+    )

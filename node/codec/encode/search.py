@@ -3,9 +3,9 @@
 The search has five steps; docs/ENCODER.md has the diagram, the terms and the constants:
 
 1. A search on a sample finds, for each scale, the coarsest quantiser that passes the gate (forecasts.py).
-2. The upscaler is chosen on the sample for the cheapest one, and both are tried on the whole image. The distance is
-   changed until the image passes. It is steered by the burden: the figure of the whole image that is nearest to its
-   limit, divided by that limit.
+2. The upscaler is chosen on the sample, at the quantiser of the cheapest scale. Then the whole image is coded with it,
+   and the distance is changed until the image passes. It is steered by the burden: the figure of the whole image that
+   is nearest to its limit, divided by that limit.
 3. Single places that fail are repaired by residuals, points and exact patches.
 4. The missing noise is measured, modelled and drawn.
 5. The gate measures the structure and the served image against the original.
@@ -26,7 +26,7 @@ from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, SampleSearch
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
-from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
+from node.codec.encode.quantiser_walk import AIM, FINEST, NEAR, SLOPE, Walk
 from node.codec.encode.repairs import Repaired, Repairer
 from node.codec.encode.search_sample import sample_of
 from node.codec.encode.source_image import Source
@@ -63,21 +63,21 @@ Box = tuple[int, int, int, int]
 _LOOKS = 4
 """Most times that the whole image is coded in step 2."""
 _TAKEN = 0.99
-"""Another upscaler than the baseline is taken if it loses at most this share of what the baseline loses of one octave
+"""Another upscaler than the baseline is taken if it loses less than this share of what the baseline loses of one octave
 band on the sample. That is a mean, so a sample shows it better than it shows the burden."""
 _TELLING = 1
 """Index of that band. It holds details of about 4 pixels, where networks add most."""
 _FINISHES = 3
 """Most times that steps 3 to 5 are tried, each time with a finer quantiser."""
 _FINER = 0.85
-"""JPEG XL distance of the next of these tries, over that of the last one."""
+"""Least JPEG XL distance of the next of these tries, over that of the last one."""
 _DRAWS = 2
 """Most times that noise is drawn. A second draw corrects the energies that rounding of the codes has changed."""
 _EVEN = 0.1
 """Error of an octave band's energy, in dB, up to which noise is not drawn again."""
 _WORTH = 0.95
-"""Another forecast is tried on the whole image only if it is at most this share of the payload that was found, all of
-whose side information but the patches it will need, too. A try takes seconds."""
+"""Another forecast is tried on the whole image only if it is at most this share of the payload that was found. The
+forecast counts with the side information that was found, except patches. A try takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -137,29 +137,33 @@ class Encoder:
         assert self.limits is not None, "a search needs limits"
         best: Encoded | None = None
         dearer = 1.0
-        for forecast in sorted(self._forecasts(), key=lambda each: each.payload_bytes):
-            if best is not None and forecast.payload_bytes * dearer + best.side_bytes > _WORTH * best.payload_bytes:
+        for forecast in sorted(self._forecasts(), key=lambda each: each.base_bytes):
+            if best is not None and forecast.base_bytes * dearer + best.side_bytes > _WORTH * best.payload_bytes:
                 break
-            upscaler = self._upscaler_for(forecast.point)
+            upscaler = self._upscaler_for(forecast)
             if best is None:  # the image has bytes that the sample lacks, such as labels
-                dearer = self._attempt(forecast.point, upscaler).base_bytes / forecast.payload_bytes
+                dearer = self._attempt(forecast.point, upscaler).base_bytes / forecast.base_bytes
             made = self._refined(forecast, upscaler)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
                 best = made
         return best
 
     def encode_at(self, point: OperatingPoint) -> Encoded | None:
-        """The encoding at one operating point, or None if it fails the gate.
-
-        Without limits upscalers cannot be compared, and the configured one is used.
-        """
-        upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
-        return self._smallest(self._attempt(point, upscaler) for upscaler in upscalers)
+        """The encoding at one operating point, or None if it fails the gate."""
+        return self._smallest(self._attempt(point, upscaler) for upscaler in self._candidates(point))
 
     def encode_from_base(self, base: Base, data: bytes) -> Encoded | None:
         """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in self.upscalers)
+        candidates = self._candidates(base.point)
+        return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in candidates)
+
+    def _candidates(self, point: OperatingPoint) -> Sequence[Upscaler]:
+        """The upscalers to try at a point. Without limits they cannot be compared, and the configured one is used. No
+        network has been trained on companded bases, so those get the baseline."""
+        if self.limits is None:
+            return self.upscalers[:1]
+        return self.upscalers[-1:] if point.companded else self.upscalers
 
     def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
         made = [self._with_noise(attempt, self._repair(attempt)) for attempt in attempts]
@@ -197,14 +201,12 @@ class Encoder:
 
     # --- on the whole image ---
 
-    def _upscaler_for(self, point: OperatingPoint) -> Upscaler:
-        """The first upscaler that keeps enough of the sample that the baseline loses at the same base; else the
-        baseline.
-
-        No network has been trained on companded bases, so those get the baseline.
+    def _upscaler_for(self, forecast: SampleForecast) -> Upscaler:
+        """The first upscaler that loses clearly less detail of the sample than the baseline does, from the same base;
+        the baseline if none does.
         """
-        sampler = self._encoder_of_sample
-        for other in () if point.companded else self.upscalers[:-1]:
+        point, sampler = forecast.point, self._encoder_of_sample
+        for other in self._candidates(point)[:-1]:
             began = time.monotonic()
             plain = sampler._attempt(point, self._baseline)
             made = sampler._measured_attempt(plain.base, plain.data, plain.decoded, other)
@@ -213,7 +215,7 @@ class Encoder:
                 sampler.last = made
                 return other
             wrong = f"it loses {lost:.4g} of octave band {_TELLING + 1}, where {self._baseline.name} loses {usual:.4g}"
-            self._note(point, other, made.base_bytes, (wrong,), began)
+            self._note(point, other, forecast.base_bytes, (wrong,), began, sample=True)
         return self._baseline
 
     def _refined(self, forecast: SampleForecast, upscaler: Upscaler) -> Encoded | None:
@@ -237,7 +239,7 @@ class Encoder:
                 break
         if best is None:
             return None
-        for _ in range(_FINISHES):
+        for left in reversed(range(_FINISHES)):
             began, repaired = time.monotonic(), self._repair(best)
             wrong = tuple(failures(repaired.figures, {}, self.limits))
             if wrong:
@@ -246,7 +248,10 @@ class Encoder:
                 return made
             burden_now = burden(repaired.figures, self.limits)  # after repairs, places that they left count, too
             finer = float(np.clip((AIM / burden_now) ** (1 / SLOPE), _FINER, 0.98)) if burden_now > 1 else _FINER
-            best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
+            distance = round(best.base.point.distance * finer, 4)
+            if not left or distance < FINEST:
+                break
+            best = self._attempt(replace(point, distance=distance), upscaler)
         return None
 
     def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
@@ -326,9 +331,17 @@ class Encoder:
         return made
 
     def _note(
-        self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
+        self,
+        point: OperatingPoint,
+        upscaler: Upscaler,
+        size: int,
+        failures: tuple[str, ...],
+        began: float,
+        *,
+        sample: bool = False,
     ) -> None:
-        self.tried.append(Trial(str(point), upscaler.name, size, failures, round(time.monotonic() - began, 2)))
+        seconds = round(time.monotonic() - began, 2)
+        self.tried.append(Trial(str(point), upscaler.name, size, failures, seconds, sample=sample))
 
 
 @dataclass(frozen=True)

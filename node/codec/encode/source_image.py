@@ -29,7 +29,7 @@ Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
 
-_SAME = 1 / 64
+SAME = 1 / 64
 """Difference of samples that count as equal, in grey levels: the rounding error of resampling."""
 _EVERY = 4
 """Row step of the noise curve's measurement."""
@@ -206,7 +206,7 @@ def _region(samples: Float) -> CodedRegion | None:
     black. A coder takes half of its time for it. None where that is hardly smaller than the whole."""
     best: CodedRegion | None = None
     for corner in {float(samples[row, column]) for row in (0, -1) for column in (0, -1)}:
-        other = np.abs(samples - np.float32(round(corner))) > _SAME
+        other = np.abs(samples - np.float32(round(corner))) > SAME
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         if rows.size:
             # a multiple of the block, so that JPEG XL's blocks lie as in the whole image
@@ -234,7 +234,7 @@ def _noise_curve(source: Source) -> bytes:
     known = ~np.isnan(noise)
     if not known.any():
         noise, known = np.ones(CURVE_KNOTS - 1), np.ones(CURVE_KNOTS - 1, dtype=bool)
-    typical = float(np.average(noise[known], weights=groups[known]))
+    typical = float(np.average(noise[known], weights=np.maximum(groups[known], 1)))
     filled_in = np.interp(np.arange(CURVE_KNOTS - 1), np.flatnonzero(known), noise[known])
     steps = 1 / np.clip(filled_in, typical / 2, typical * 4)
     knots = np.rint(np.concatenate([[0], np.cumsum(steps)]) * (65535 / steps.sum())).astype("<u2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.archive.instance_report import report_on
+from node.cli.instance_text import _trials
 from node.cli.main import app
 from node.config import load
 from node.dimse.client import Receiver
 from storage.errors import ConfigError, UnknownUid
 from storage.formats.payload import decode_rendition
-from storage.records import InstanceState, StoredInstance, StoredRendition, Tier
+from storage.records import InstanceState, StoredInstance, StoredRendition, Tier, Trial
 from tests.conftest import Archive, wait_for
 from tests.support.annotations import cad_report, finding, scoord, selected_from
 from tests.support.commands import run as command
@@ -163,6 +164,21 @@ def test_text_has_the_reason_of_an_exact_image(shown: Shown) -> None:
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
     for word in ("former rendition", "current rendition", "chosen", "patches of 16 x 16 pixels", "specks_lost"):
         assert word in done.stdout, word
+
+
+def test_the_trial_with_the_fewest_bytes_is_the_one_that_was_taken(shown: Shown) -> None:
+    """Re-verification tries the baseline last, whichever is smaller."""
+    made = report_on(shown.archive.node.index, {Tier.HOT: shown.archive.node.store}, str(shown.ds.SOPInstanceUID))
+    assert made.rendition is not None
+    tried = (
+        Trial("x2 jpegxl d1", "bicubic", 50, (), 1.0, sample=True),
+        Trial("x2 jpegxl d1", "mammo", 90, ("too coarse",), 1.0),
+        Trial("x2 jpegxl d1", "mammo", 100, (), 1.0),
+        Trial("x2 jpegxl d1", "bicubic", 120, (), 1.0),
+    )
+    results = list(_trials(replace(made.rendition, tried=tried)).columns[-1].cells)
+    sample = "coarsest that passes on the sample"
+    assert results == [sample, "too coarse", "chosen", "passed, but takes more bytes"]
 
 
 def outlined(picture: Path) -> int:

@@ -91,3 +91,16 @@ def test_a_tile_that_no_longer_counts_keeps_no_energy() -> None:
     changed[:16, :16] = True
     again = band_energies(noise, rest, band_energies(noise, whole_breast), changed)
     np.testing.assert_array_equal(again, band_energies(noise, rest))
+
+
+def test_an_empty_tile_beside_a_second_part_of_the_breast_keeps_no_energy() -> None:
+    noise = np.random.default_rng(4).standard_normal((TILE, 3 * TILE)).astype(np.float32)
+    both = np.ones(noise.shape, dtype=bool)
+    both[:, TILE : 2 * TILE] = False
+    right = both.copy()
+    right[:, :TILE] = False
+    changed = np.zeros((16, 48), dtype=bool)
+    changed[:, :16] = True
+    again = band_energies(noise, right, band_energies(noise, both), changed)
+    np.testing.assert_allclose(again, band_energies(noise, right), rtol=1e-6)
+    assert not again[:, 0, :2].any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from storage.formats.geometry import counts_at_half_steps, reduced
+from storage.formats.geometry import cell_means, counts_at_half_steps, flat_cells, reduced
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (16, 16), (17, 33), (3, 100), (100, 3), (64, 48)])
@@ -22,6 +22,15 @@ def test_marks_are_reduced_in_their_own_type_or_another() -> None:
     marks[18, 3] = True
     assert reduced(marks, 16, np.logical_or).tolist() == [[False, False], [True, False]]
     assert reduced(~marks, 16, np.add, np.int64).tolist() == [[256, 64], [63, 16]]
+
+
+def test_cells_at_the_border_are_means_over_the_pixels_that_they_have() -> None:
+    values = np.zeros((17, 20), dtype=np.float32)
+    values[16] = 4
+    values[:16, 16:] = 2
+    assert cell_means(values).tolist() == [[0, 2], [4, 4]]
+    values[0, 0] = 1
+    assert flat_cells(values).tolist() == [[False, True], [True, True]]
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 131), (40, 200), (10, 200), (200, 10), (20, 20)])

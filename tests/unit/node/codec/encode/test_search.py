@@ -18,6 +18,8 @@ from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.encode_request import rendition_of
+from node.codec.encode.forecasts import SampleForecast
+from node.codec.encode.repairs import Repaired
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import Source
 from node.fidelity.gate import burden, measure_structure
@@ -29,7 +31,7 @@ from storage.errors import NotReconstructable, PayloadError
 from storage.formats.geometry import cell_pixels
 from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
 from storage.formats.resample import Operator
-from storage.records import OperatingPoint, Thresholds
+from storage.records import OperatingPoint, Thresholds, Trial
 from tests.support.encoder_samples import Pixels, phantom, source_of, with_implant
 from tests.support.samples import breast
 
@@ -56,6 +58,10 @@ def shared_source(
 ) -> tuple[Source, Reference]:
     """An image and what encoders have measured of it, which takes a third of the time of an encoding."""
     return source_of(np.frombuffer(pixels, np.uint16).reshape(shape), bits, **dict(header))
+
+
+def forecast(point: OperatingPoint) -> SampleForecast:
+    return SampleForecast(point, 12345, 0.6, Trial(str(point), "bicubic", 12345, (), 0.0, sample=True))
 
 
 @cache
@@ -171,9 +177,9 @@ def test_an_upscaler_that_keeps_too_little_more_is_reported() -> None:
             return task.upsampled + np.float32(0.004) * (phantom() - task.upsampled)
 
     searching = encoder(phantom(), BALANCED, upscalers=[Better(), Bicubic()])
-    assert searching._upscaler_for(POINT).name == "bicubic"
+    assert searching._upscaler_for(forecast(POINT)).name == "bicubic"
     (trial,) = searching.tried
-    assert trial.upscaler == "better"
+    assert (trial.upscaler, trial.payload_bytes, trial.sample) == ("better", 12345, True)
     (failure,) = trial.failures
     found = re.fullmatch(r"it loses (0\.\d+) of octave band 2, where bicubic loses (0\.\d+)", failure)
     assert found
@@ -194,7 +200,44 @@ def test_an_upscaler_is_chosen_on_the_sample(share: float, taken: str) -> None:
             return task.upsampled + np.float32(share) * (sample - task.upsampled)
 
     searching = encoder(pixels, BALANCED, upscalers=[Nearer(), Bicubic()])
-    assert searching._upscaler_for(POINT).name == taken
+    assert searching._upscaler_for(forecast(POINT)).name == taken
+
+
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_test_pattern_without_noise_is_no_error(step: int) -> None:
+    """No row has noise from which a curve for companding could be made."""
+    pixels = np.tile(np.arange(256, dtype=np.uint16) * np.uint16(step), (256, 1)) + np.uint16(500)
+    searching = encoder(pixels, BALANCED)
+    made = searching.search()
+    if step == 0:
+        assert made is not None
+        np.testing.assert_array_equal(made.served, pixels)
+    else:
+        assert made is None, "it is kept as it is"
+        assert all(trial.failures for trial in searching.tried if not trial.sample)
+
+
+def test_no_more_is_coded_after_the_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A structure that no repair mends is tried at three distances, and none of them is coded in vain."""
+    searching = encoder(phantom(), BALANCED)
+    coded, repaired = [], []
+    measured_attempt = Encoder._measured_attempt
+
+    def counted(self: Encoder, base: Any, data: bytes, *others: Any) -> Any:
+        coded.append(base.point.distance)
+        return measured_attempt(self, base, data, *others)
+
+    def failing(self: Encoder, attempt: Any) -> Any:
+        repaired.append(attempt.base.point.distance)
+        figures = replace(attempt.figures, shift=1.0)
+        return Repaired(SideInformation(), attempt.structure, attempt.plain, figures)
+
+    monkeypatch.setattr(Encoder, "_measured_attempt", counted)
+    monkeypatch.setattr(Encoder, "_repair", failing)
+    assert searching.search() is None
+    assert len(repaired) == 3
+    assert coded[-1] == repaired[-1], "the last one that was coded was tried"
+    assert repaired == sorted(repaired, reverse=True)
 
 
 def test_companded_bases_get_the_baseline() -> None:
@@ -207,9 +250,13 @@ def test_companded_bases_get_the_baseline() -> None:
             raise AssertionError("it must not be asked")
 
     searching = encoder(phantom(), BALANCED, upscalers=[Untouched(), Bicubic()])
-    assert searching._upscaler_for(replace(POINT, companded=True)).name == "bicubic"
+    assert searching._upscaler_for(forecast(replace(POINT, companded=True))).name == "bicubic"
+    base = make_base(searching.source, replace(POINT, companded=True))
+    made = searching.encode_from_base(base, encode_base(base))
+    assert made is not None
+    assert made.upscaler.name == "bicubic"
     with pytest.raises(AssertionError, match="must not be asked"):
-        searching._upscaler_for(POINT)
+        searching._upscaler_for(forecast(POINT))
 
 
 @pytest.mark.slow
