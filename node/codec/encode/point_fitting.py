@@ -1,6 +1,6 @@
 """Fits the points that restore the contrast of specks.
 
-A speck gets up to two profiles at one position, its middle or a pixel next to it: noise moves the place where a filter
+A speck gets up to three profiles at one position, its middle or a pixel next to it: noise moves the place where a filter
 responds most. Their heights are fitted by least squares to the residual around it, under the condition that the filter
 that found the speck responds as it does in the original. One profile restores that response too, but leaves the edge of
 a speck of four pixels or more soft.
@@ -215,8 +215,8 @@ class _Fits:
 
 
 @lru_cache(maxsize=len(_AROUND))
-def _fits(size: int) -> tuple[_Fits, _Fits]:
-    """Every one and every two profiles at one shift, for the specks of one filter."""
+def _fits(size: int) -> tuple[_Fits, ...]:
+    """Every one, two and three profiles at one shift, for the specks of one filter."""
     candidates, responses = _candidates(), _responses()[size]
     all_products = np.tensordot(candidates * _weights(size), candidates, axes=((1, 2), (1, 2)))
 
@@ -229,7 +229,7 @@ def _fits(size: int) -> tuple[_Fits, _Fits]:
         system[:, :count, count] = system[:, count, :count] = responses[numbers]
         return _Fits(numbers, products, np.asarray(np.linalg.inv(system)[:, :count], dtype=np.float64))
 
-    return fits(1), fits(2)
+    return fits(1), fits(2), fits(3)
 
 
 def _touches(tile: tuple[int, int], speck: Speck) -> bool:
