@@ -49,10 +49,7 @@ class ModelStore:
         LOGGER.info("%s model %s was stored as objects", model.upscaler, model.weights_digest)
 
     def folder(self, upscaler: str, weights_digest: str) -> Path | None:
-        """A folder with a stored model's files under their names; None if it is not stored, or an object is lost.
-
-        Only the node may call this; there is one per store.
-        """
+        """A folder with a stored model's files under their names; None if it is not stored, or an object is lost."""
         files = self._rows.files(upscaler, weights_digest)
         if not files or not all(self._store.path(file.digest).is_file() for file in files):
             return None
@@ -68,7 +65,12 @@ class ModelStore:
         for file in files:
             (temporary / file.name).symlink_to(os.path.relpath(self._store.path(file.digest), temporary))
         shutil.rmtree(folder, ignore_errors=True)  # with broken or missing links
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process, such as a purge, made the same folder meanwhile
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not folder.is_dir():
+                raise
 
 
 def _weights_digest(files: list[ModelFile]) -> str:

@@ -36,7 +36,13 @@ class RenderedCache:
         try:
             handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
         except OSError:  # full or read-only: the object is sent, and not cached
-            handle, name = tempfile.mkstemp(suffix=".making")
+            return self.new_file_elsewhere()
+        os.close(handle)
+        return Path(name)
+
+    def new_file_elsewhere(self) -> Path:
+        """A new empty file in the system's folder for temporary files, for an object for which this disk is full."""
+        handle, name = tempfile.mkstemp(suffix=".making")
         os.close(handle)
         return Path(name)
 

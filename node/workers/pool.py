@@ -140,12 +140,12 @@ class WorkerPool:
         attempts = 0
         while True:
             attempts += 1
-            executor = executor or self._new_executor()
             try:
+                executor = executor or self._new_executor()
                 future.set_result(self._ask(executor, request))
                 return executor
             except (BrokenProcessPool, CancelledError, WorkerDied):
-                if _kill(executor):
+                if executor is not None and _kill(executor):
                     future.set_exception(OutOfTime(_TOO_LONG))
                     return None
                 executor = None

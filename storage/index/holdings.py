@@ -326,8 +326,9 @@ def _next_to_encode() -> ScalarSelect[Any]:
 
 
 def _owned(claim: Claim) -> ColumnElement[bool]:
-    """The instance of a claim, if no later claim was made on it."""
-    return owned(instance, claim.owner, key=claim.key, attempts=claim.attempts)
+    """The instance of a claim, if no later claim was made on it and its original was not replaced."""
+    claimed = {"key": claim.key, "attempts": claim.attempts, "original_digest": claim.original_digest}
+    return owned(instance, claim.owner, **claimed)
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, and_, select, update
 
 from storage.index.connection import writing
 from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
@@ -20,19 +20,23 @@ from storage.index.original_locations import (
     insert_original,
     still_held,
 )
-from storage.index.tables import damage, original
+from storage.index.tables import damage, instance, original
 from storage.index.trail_rows import append_in
-from storage.records import HeldOriginal, NewInstance, Tier, TrailEntry
+from storage.records import HeldOriginal, InstanceState, NewInstance, ReasonCode, Tier, TrailEntry
 
 
 def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
-    """Drop a second verbatim copy, since the held object is whole. False if the row changed."""
+    """Drop a second verbatim copy, since the held object is whole. False if the row changed.
+
+    It may be whole since this arrival: a lost verbatim object is stored anew under the same digest.
+    """
     with writing(engine) as connection:
         if not still_held(connection, held):
             return False
         if (held.object_digest, held.tier) != (copy, Tier.HOT):
             mark_garbage(connection, copy, Tier.HOT)
         close_damage(connection, held.instance_key)
+        _encode_again(connection, held.instance_key)
     return True
 
 
@@ -49,8 +53,21 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
         if (held.object_digest, held.tier) != (new.original_digest, Tier.HOT):
             mark_garbage(connection, held.object_digest, held.tier)
         close_damage(connection, held.instance_key)
+        _encode_again(connection, held.instance_key)
         append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
     return True
+
+
+def _encode_again(connection: Connection, instance_key: int) -> None:
+    """Give an instance back to the archivist whose encoding failed, perhaps because its original was damaged."""
+    failed = and_(
+        instance.c.key == instance_key,
+        instance.c.state == InstanceState.FAILED,
+        instance.c.reason_code == ReasonCode.OTHER,
+        instance.c.rendition_key.is_(None),
+    )
+    state = {"state": InstanceState.RECEIVED, "reason": "", "reason_code": ReasonCode.NONE, "attempts": 0}
+    connection.execute(update(instance).where(failed).values(**state, **FREE))
 
 
 def hold_again(connection: Connection, new: NewInstance, held: Row[Any]) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from storage.index import lease
 from storage.index.connection import writing
+from storage.index.garbage_rows import Present, unmark_garbage
 from storage.index.lease import is_free, leased_to, owned
 from storage.index.reading import IndexPart, value_of
 from storage.index.rendition_rows import insert_rendition_or_reuse_row, stored_rendition, taken_reason
@@ -102,8 +103,12 @@ class Reverifications(IndexPart):
         with writing(self._engine) as connection:
             return _settle(connection, attempt, outcome, reason)
 
-    def adopt(self, attempt: ReverificationAttempt, new: NewRendition) -> tuple[ReverificationOutcome, str]:
+    def adopt(
+        self, attempt: ReverificationAttempt, new: NewRendition, present: Present = lambda _: True
+    ) -> tuple[ReverificationOutcome, str]:
         """Commit the new rendition beside the old ones, as the image's current one; the outcome, and its reason.
+
+        ``present``: whether the store still holds an object. If one was unlinked meanwhile, the attempt does not count.
 
         A derived UID belongs to one image: if it was issued for other pixels, the image keeps its rendition.
         """
@@ -111,6 +116,9 @@ class Reverifications(IndexPart):
             if not _still_as_claimed(connection, attempt):
                 lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
                 return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
+            if not all(unmark_garbage(connection, one, present) for one in (new.base_digest, new.rendition_digest)):
+                lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
+                return ReverificationOutcome.MOVED, "one of its objects was unlinked meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
                 outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
             elif (

@@ -44,7 +44,10 @@ LOGGER = logging.getLogger(__name__)
 
 _PAUSE = 60.0
 """Seconds after which an image is tried again that the machine could not encode. Chosen, not measured."""
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+}
 _BYTES_PER_PIXEL = 190
 """Most memory that encoding takes per pixel, in bytes, as measured: 2.5 GB for 13 megapixels."""
 
@@ -127,6 +130,11 @@ class Archivist:
     def _work(self, claim: Claim) -> None:
         """Encode a claimed instance, and end its claim whatever happens."""
         try:
+            if claim.attempts > self._settings.archivist.attempts:  # earlier ones did not end their claims
+                reason = f"the node ended {claim.attempts - 1} times while it encoded this image"
+                LOGGER.error("instance %s: %s", claim.sop_instance_uid, reason)
+                self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, reason)
+                return
             try:
                 self._encode(claim)
             except NotReconstructable as error:

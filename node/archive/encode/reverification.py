@@ -164,7 +164,7 @@ class _Run:
             self._writer.discard(new.rendition_digest)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             return ReverificationOutcome.KEPT, str(error)
-        outcome, reason = self._rows.adopt(attempt, new)
+        outcome, reason = self._rows.adopt(attempt, new, present=work.store.has)
         if outcome is not ReverificationOutcome.PASSED:  # no row needs it
             self._writer.discard(new.rendition_digest)
         return outcome, reason

@@ -164,11 +164,16 @@ class Ingest:
             same = False
         others = self._other_attributes(spooled, own, draw) if same else ()
         kept = self._is_kept(own)
-        if same and kept and not others:
+        if same and kept and others == ():
             spooled.unlink()
             return Receipt(new.sop_instance_uid, False)
         digest = self._store.adopt(spooled)
-        what = "other pixels" if not same else f"another {', '.join(others)}" if kept else "a payload that is lost here"
+        if not same:
+            what = "other pixels"
+        elif others:
+            what = f"another {', '.join(others)}"
+        else:
+            what = "a header that cannot be compared with ours now" if kept else "a payload that is lost here"
         reason = f"carries the UID of a reconstruction of this archive, with {what}"
         self._quarantine(replace(new, original_digest=digest), reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
@@ -181,11 +186,9 @@ class Ingest:
         original = held.held if held is not None and own.withdrawn != REPLACED else None
         return original is not None and not original.purged and self._originals.whole(original)
 
-    def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
-        """The attributes of a returned reconstruction that differ from ours, amended or as received.
-
-        Empty if ours cannot be made any more, since its payload is gone: then only the pixels were compared.
-        """
+    def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...] | None:
+        """The attributes of a returned reconstruction that differ from ours, amended or as received; None if ours
+        cannot be made now."""
         key = next(iter(self._index.renditions([own.derived_uid])), None)
         held = None if key is None else self._index.by_key(key)
         if held is None:
@@ -193,15 +196,15 @@ class Ingest:
         try:
             base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
         except ObjectMissing:
-            return ()
+            return None
         found: tuple[str, ...] = ()
         for applied in (held.amended, ()) if held.amended else ((),):
             parts = DerivedParts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
-            except Exception as error:  # noqa: BLE001 - a header that cannot be made proves nothing about the returned file
+            except Exception as error:  # noqa: BLE001 - whatever it is, a person should see the returned file
                 LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, safe_text(error))
-                return ()
+                return None
             if not found:
                 break
         return found

@@ -97,15 +97,16 @@ class MarkedRegions:
             version = None
         if version == self._version:
             return
-        self._version = version
         try:
             self._in_file = read_regions(self._file)
         except ConfigError as error:
+            self._version = version
             LOGGER.error("%s; the regions read before remain in force", error)
             return
         self._logged.clear()
         for uid in self._in_file:
             self._send_back_unpatched(uid, "")
+        self._version = version  # if the index could not be written, the file is read again
 
     def lacks_patches(self, instance: StoredInstance, regions: Iterable[tuple[int, int, int, int]]) -> bool:
         """Whether the current rendition lacks exact patches on some of those regions.

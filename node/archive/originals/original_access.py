@@ -16,6 +16,7 @@ from node.archive.rendered_cache import RenderedCache
 from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.formats.jpegls_passthrough import pass_through
 from storage.index import Index
+from storage.objects.durability import FULL
 from storage.objects.inspection import Condition, examine, holds_any, is_back
 from storage.objects.store import ObjectStore, has_digest
 from storage.records import HeldOriginal, OriginalForm, Tier
@@ -99,6 +100,22 @@ class OriginalAccess:
             self.lend(original_digest).unlink(missing_ok=True)
         return True
 
+    def check_object(self, original_digest: str) -> None:
+        """Read the object of an original from the disk now, whatever is cached. Raises ObjectMissing, ObjectDamaged."""
+        seen: HeldOriginal | None = None
+        for _ in range(_ATTEMPTS):
+            held = self._index.originals.of_digest(original_digest)
+            if held is None or held == seen:  # not moved or packed in between
+                break
+            condition = self.condition(held)
+            if condition is Condition.WHOLE:
+                return
+            if condition is Condition.DAMAGED:
+                self.damaged(held.tier, held.object_digest)
+                raise ObjectDamaged(f"object {held.object_digest} does not have that digest any more")
+            seen = held
+        raise ObjectMissing(f"the object of original {original_digest} is not in its store")
+
     def whole(self, held: HeldOriginal) -> bool:
         """Whether the object of an original exists and has its digest, read from the disk now."""
         return self.condition(held) is Condition.WHOLE
@@ -118,16 +135,28 @@ class OriginalAccess:
         if link is not None:
             return link
         packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
-        target = self._restored.new_file()
         try:
-            self._unpack(packed, held, target)
-            link = self._restored.keep(held.original_digest, target, held.original_digest)
-            if self._index.originals.of_digest(held.original_digest) is None:
-                self._restored.drop(held.original_digest)
-            return link
+            try:
+                return self._unpacked(packed, held, self._restored.new_file())
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                return self._unpacked(packed, held, self._restored.new_file_elsewhere())
         finally:
             packed.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
+
+    def _unpacked(self, packed: Path, held: HeldOriginal, target: Path) -> Path:
+        """The received bytes of a packed original, written to ``target`` and kept in the cache if there is room."""
+        lent = None
+        try:
+            self._unpack(packed, held, target)
+            lent = self._restored.keep(held.original_digest, target, held.original_digest)
+            if self._index.originals.of_digest(held.original_digest) is None:
+                self._restored.drop(held.original_digest)
+            return lent
+        finally:
+            if lent != target:
+                target.unlink(missing_ok=True)
 
     def _unpack(self, packed: Path, held: HeldOriginal, target: Path) -> None:
         """Write the received bytes. Unpacking checks the object's checksum and the digest of the bytes; if one of them

@@ -123,6 +123,8 @@ class Packer:
             self._trail.write_down()
         else:
             rows.release(claim, wait=_RETRY)
+            if isinstance(error, StoreFull | OSError):
+                raise error  # the archivist pauses: the next original would fail alike
 
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)

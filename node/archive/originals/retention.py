@@ -19,6 +19,7 @@ from node.config import Profile, Settings, retention_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
 from storage.index.connection import now
+from storage.objects.inspection import examine
 from storage.objects.store import ObjectStore
 from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 
@@ -146,8 +147,9 @@ class Retention:
         if one.original.tier not in self._stores:
             return "it is in the cold store, and originals.path is not set"
         try:
-            store.read(one.rendition.base_digest)
-            store.read(one.rendition.rendition_digest)
+            for digest in (one.rendition.base_digest, one.rendition.rendition_digest):
+                if not (found := examine(store, digest)).whole:
+                    return f"object {digest} of its reconstruction is {found.condition}"
             self._prove(one.original.instance_key, one.rendition)
         except (LatentPacsError, OSError) as error:
             if not self._was_deleted(one):

@@ -95,6 +95,7 @@ def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
     """Why the original of an instance is not here or not whole, read again from the disk; empty if it is."""
     try:
         with originals.borrowed(held.original_digest):
+            originals.check_object(held.original_digest)  # a packed one was perhaps lent from the cache
             return ""
     except ObjectDamaged:
         return "its original is damaged"

@@ -1,9 +1,9 @@
 """Fits the points that restore the contrast of specks.
 
-A speck gets up to three profiles at one position, its middle or a pixel next to it: noise moves the place where a filter
-responds most. Their heights are fitted by least squares to the residual around it, under the condition that the filter
-that found the speck responds as it does in the original. One profile restores that response too, but leaves the edge of
-a speck of four pixels or more soft.
+A speck gets up to three profiles at one position, its middle or a pixel next to it: noise moves the place where a
+filter responds most. Their heights are fitted by least squares to the residual around it, under the condition that the
+filter that found the speck responds as it does in the original. One profile restores that response too, but leaves the
+edge of a speck of four pixels or more soft.
 """
 
 from __future__ import annotations

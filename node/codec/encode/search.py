@@ -150,20 +150,17 @@ class Encoder:
 
     def encode_at(self, point: OperatingPoint) -> Encoded | None:
         """The encoding at one operating point, or None if it fails the gate."""
-        return self._smallest(self._attempt(point, upscaler) for upscaler in self._candidates(point))
+        return self._smallest(self._attempt(point, upscaler) for upscaler in self._comparable)
 
     def encode_from_base(self, base: Base, data: bytes) -> Encoded | None:
         """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        candidates = self._candidates(base.point)
-        return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in candidates)
+        return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in self._comparable)
 
-    def _candidates(self, point: OperatingPoint) -> Sequence[Upscaler]:
-        """The upscalers to try at a point. Without limits they cannot be compared, and the configured one is used. No
-        network has been trained on companded bases, so those get the baseline."""
-        if self.limits is None:
-            return self.upscalers[:1]
-        return self.upscalers[-1:] if point.companded else self.upscalers
+    @property
+    def _comparable(self) -> Sequence[Upscaler]:
+        """Without limits upscalers cannot be compared, and the configured one is used."""
+        return self.upscalers if self.limits is not None else self.upscalers[:1]
 
     def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
         made = [self._with_noise(attempt, self._repair(attempt)) for attempt in attempts]
@@ -203,10 +200,10 @@ class Encoder:
 
     def _upscaler_for(self, forecast: SampleForecast) -> Upscaler:
         """The first upscaler that loses clearly less detail of the sample than the baseline does, from the same base;
-        the baseline if none does.
+        the baseline if none does. No network has been trained on companded bases, so those get the baseline.
         """
         point, sampler = forecast.point, self._encoder_of_sample
-        for other in self._candidates(point)[:-1]:
+        for other in () if point.companded else self.upscalers[:-1]:
             began = time.monotonic()
             plain = sampler._attempt(point, self._baseline)
             made = sampler._measured_attempt(plain.base, plain.data, plain.decoded, other)

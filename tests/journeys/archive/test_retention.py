@@ -157,7 +157,7 @@ def test_the_reconstruction_is_proved_before_the_original_goes(archive: Archive,
     path.write_bytes(whole[:-1] + b"\0")
     report = archive.node.retention.purge()
     assert report.purged == ()
-    assert "ObjectDamaged" in report.kept[0].kept_because
+    assert report.kept[0].kept_because == f"object {path.name} of its reconstruction is damaged"
     assert moved(archive, asked(ds), "EXACTVIEW")[0].Status == 0x0000
     path.write_bytes(whole)
     assert len(archive.node.retention.purge().purged) == 1

@@ -20,6 +20,7 @@ from storage.errors import StoreFull
 from storage.index import Index, connect, lease, migrate
 from storage.index.connection import writing
 from storage.index.holdings import Added
+from storage.index.quarantined import Former
 from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import (
     Claim,
@@ -27,6 +28,7 @@ from storage.records import (
     ReasonCode,
     StoredInstance,
     StoredRendition,
+    TrailEntry,
     Trial,
 )
 from tests.support.index_rows import POINT, VERDICT, claimed, digest, new_instance, new_rendition, url_of
@@ -583,3 +585,24 @@ def test_an_object_that_two_rows_share_takes_its_bytes_once(index: Index) -> Non
         index.add(new_instance(f"1.2.3.{number}", original_digest=digest("original"), original_bytes=500))
         index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition(f"2.25.{number}", **shared))
     assert index.counts().bytes_by_kind == {"original": 500, "base": 70, "rendition": 30}
+
+
+def test_a_claim_ends_if_another_original_is_accepted_meanwhile(index: Index) -> None:
+    """The archivist's threads have one owner, and the accepted original is at its first attempt, too."""
+    index.add(new_instance("1.2.3.1", original_digest=digest("former")))
+    stale = index.claim("node", 60)
+    index.quarantine.put(digest("accepted"), "1.2.3.1", "MODALITY", "other content")
+    entry = TrailEntry("quarantine.accept", "user:test", "image", ("1.2.3.1",))
+    accepted = new_instance("1.2.3.1", original_digest=digest("accepted"))
+    index.quarantine.accept(accepted, Former(verbatim=digest("former")), entry, lambda _: True)
+    fresh = index.claim("node", 60)
+    assert stale is not None
+    assert fresh is not None
+    assert (stale.owner, stale.attempts) == (fresh.owner, fresh.attempts)
+    assert not index.renew(stale, 60)
+    assert not index.finish_with(stale, InstanceState.VERIFIED, new_rendition("2.25.777"))
+    assert index.finish_with(fresh, InstanceState.VERIFIED, new_rendition("2.25.888"))
+    held = index.by_uid("1.2.3.1")
+    assert held is not None
+    assert held.rendition is not None
+    assert held.rendition.derived_uid == "2.25.888"

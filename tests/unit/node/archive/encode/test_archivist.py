@@ -6,24 +6,29 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydicom import dcmread
+from sqlalchemy import update
 
+from node.app.damage import damage_handler
 from node.archive.encode import archivist
 from node.archive.intake.marked_regions import MarkedRegions
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
 from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
 from storage.index import lease
-from storage.index.connection import now
+from storage.index.connection import now, writing
 from storage.index.integrity import Integrity, NewDamage
+from storage.index.tables import instance
 from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry
 from tests.support.annotations import graphic, item, presentation_state, references
 from tests.support.archive_parts import ArchiveParts
-from tests.support.coded_images import InlinePool, just_before
+from tests.support.coded_images import InlinePool, just_before, receive
 from tests.support.inline_archivist import UID, InlineArchivist, arrive, once
 
 
@@ -392,3 +397,29 @@ def test_a_purged_image_that_waits_keeps_its_rendition(encoded: Encoded) -> None
     assert held is not None
     assert held.rendition is not None
     assert (held.state, held.rendition.derived_uid) == (InstanceState.VERIFIED, uid)
+
+
+def test_an_image_at_which_the_node_dies_is_given_up(bench: ArchiveParts) -> None:
+    """A killed process ends no claim, so its attempts are counted at the next claim."""
+    attempts = bench.settings.archivist.attempts
+    for number in range(attempts):
+        claim = bench.index.claim(f"killed {number}", 60)
+        assert claim is not None
+        with writing(bench.index.engine) as connection:
+            connection.execute(update(instance).values(lease_until=0.0))
+    given_up = InlineArchivist(bench).run()
+    assert (given_up.state, given_up.reason_code) == (InstanceState.FAILED, ReasonCode.OTHER)
+    assert given_up.reason == f"the node ended {attempts} times while it encoded this image"
+
+
+def test_an_image_that_failed_since_its_original_was_damaged_is_tried_again_with_it(bench: ArchiveParts) -> None:
+    held = image(bench)
+    target = bench.hot.path(held.original_digest)
+    data = target.read_bytes()
+    target.write_bytes(b"x" + data[1:])
+    bench.originals.damaged = damage_handler(bench.index, bench.stores, bench.trail)
+    while InlineArchivist(bench).run().state is not InstanceState.FAILED:
+        pass
+    receive(bench, data, dcmread(BytesIO(data)))
+    assert image(bench).state is InstanceState.RECEIVED
+    assert InlineArchivist(bench).run().state is InstanceState.VERIFIED

@@ -10,7 +10,8 @@ from pydicom import Dataset
 
 from node.archive.intake.annotation_regions import MARGIN, Box
 from node.archive.intake.marked_regions import MarkedRegions, read_regions
-from storage.errors import ConfigError
+from storage.errors import ConfigError, IndexFault
+from storage.index.integrity import Integrity
 from storage.records import InstanceState, OperatingPoint, StoredInstance
 from tests.support.annotations import graphic, item, presentation_state, references
 from tests.support.archive_parts import ArchiveParts
@@ -200,3 +201,20 @@ def test_without_a_file_nothing_is_read_again(marked: Marked) -> None:
     regions = MarkedRegions(bench.index, bench.hot, bench.originals, None)
     regions.reload_file()
     assert regions.on_image(marked.image(), 64, 48) == ()
+
+
+def test_regions_count_although_the_index_was_locked_when_the_file_changed(
+    marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked.file.write_text(f"{HEADER}{UID},10,10,20,20\n", encoding="utf-8")
+
+    def locked(*_: object) -> None:
+        raise IndexFault("the index cannot be used (database is locked)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Integrity, "requeue", locked)
+        with pytest.raises(IndexFault):
+            marked.regions.reload_file()
+    assert marked.image().state is InstanceState.VERIFIED
+    marked.regions.reload_file()
+    assert marked.image().state is InstanceState.RECEIVED

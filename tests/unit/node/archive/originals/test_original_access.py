@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.storage_commitment import original_fault
 from node.archive.rendered_cache import RenderedCache
 from storage.errors import ObjectDamaged, ObjectMissing
 from storage.formats.packed_original import restore_original
@@ -229,3 +230,54 @@ def test_an_original_in_a_store_that_is_not_configured_is_not_whole(tmp_path: Pa
     )
     assert not without.whole(held)
     assert not without.write_packed_form(sha256(data), tmp_path / "passed.dcm")
+
+
+def test_a_packed_original_is_lent_where_nothing_can_be_linked(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only disk, and on a file system without hard links."""
+    data, _ = packed(bench)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr("node.archive.rendered_cache.os.link", refuse)
+    with bench.originals.borrowed(sha256(data)) as path:
+        assert path.read_bytes() == data
+
+
+def test_a_packed_original_is_unpacked_elsewhere_if_the_disk_is_full(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = packed(bench)
+    full = []
+
+    def restore(packed_object: Path, digest: str, target: Path) -> None:
+        if target.is_relative_to(bench.root):
+            full.append(target)
+            raise OSError(errno.ENOSPC, "no room")
+        restore_original(packed_object, digest, target)
+
+    monkeypatch.setattr(bench.originals, "_restore", restore)
+    with bench.originals.borrowed(sha256(data)) as path:
+        assert path.read_bytes() == data
+    assert len(full) == 1
+    assert not full[0].exists()
+    assert not path.exists()
+
+
+def test_an_original_in_the_cache_is_no_proof_of_its_object(bench: ArchiveParts) -> None:
+    data, target = packed(bench)
+    access = caching(bench)
+    with access.borrowed(sha256(data)):
+        pass
+    access.check_object(sha256(data))
+    held = bench.index.by_uid(UID)
+    assert held is not None
+    assert original_fault(access, held) == ""
+    target.unlink()
+    with access.borrowed(sha256(data)) as path:
+        assert path.read_bytes() == data, "the cache has it"
+    assert "is not in its store" in original_fault(access, held)
+    target.write_bytes(b"damaged")
+    assert original_fault(access, held) == "its original is damaged"

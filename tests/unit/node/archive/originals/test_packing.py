@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from node.archive.originals.packing import Packer
 from storage.errors import PixelError, WorkerDied
+from storage.objects.store import ObjectStore
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import just_before, receive
@@ -95,10 +97,13 @@ def test_an_original_that_crashes_its_workers_is_given_up_in_the_trail(
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), WorkerDied("killed")], ids=["disk", "first crash"])
 def test_an_original_waits_before_it_is_packed_again(bench: ArchiveParts, error: Exception) -> None:
-    """Errors of the disk are never final, and one crash is not."""
+    """Errors of the disk are never final, and one crash is not. The archivist pauses after those of the disk."""
     bench.receive(UID, state=InstanceState.EXACT)
-    attempts = 1 if isinstance(error, OSError) else 3
-    assert packer(bench, FailingWorkers(error, 1), attempts=attempts).step()
+    if isinstance(error, OSError):
+        with pytest.raises(OSError, match=re.escape(str(error))):
+            packer(bench, FailingWorkers(error, 1), attempts=1).step()
+    else:
+        assert packer(bench, FailingWorkers(error, 1), attempts=3).step()
     assert bench.work() == 0
     assert bench.index.originals.totals().to_pack == 1
     assert failures(bench) == []
@@ -138,3 +143,42 @@ def test_a_copy_in_the_cold_store_is_removed_if_its_original_is_purged_meanwhile
     assert held(bench, data).form is OriginalForm.PURGED
     assert list(bench.stores[Tier.COLD].digests()) == []
     assert bench.files() == 2  # base and rendition
+
+
+def test_garbage_that_cannot_be_unlinked_stops_nothing(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a file that is immutable, or an error of the disk at one of them."""
+    stuck, other = bench.hot.put(b"stuck"), bench.hot.put(b"other")
+    for digest in (stuck, other):
+        bench.index.garbage.mark(digest, Tier.HOT)
+    delete = ObjectStore.delete
+
+    def refuse(store: ObjectStore, digest: str) -> None:
+        if digest == stuck:
+            raise PermissionError(1, "Operation not permitted")
+        delete(store, digest)
+
+    monkeypatch.setattr(ObjectStore, "delete", refuse)
+    with caplog.at_level(logging.ERROR):
+        assert bench.index.garbage.collect(bench.stores) == 1
+    assert f"garbage {stuck} in the hot store cannot be unlinked" in caplog.text
+    assert bench.hot.has(stuck)
+    assert not bench.hot.has(other)
+    monkeypatch.undo()
+    assert bench.index.garbage.collect(bench.stores) == 1, "it stayed marked"
+    assert not bench.hot.has(stuck)
+
+
+def test_garbage_on_a_disk_that_is_not_mounted_stays_marked(tmp_path: Path) -> None:
+    cold = tmp_path / "cold"
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(cold))
+    digest = bench.stores[Tier.COLD].put(b"former original")
+    bench.index.garbage.mark(digest, Tier.COLD)
+    cold.rename(tmp_path / "unmounted")
+    cold.mkdir()
+    assert bench.index.garbage.collect(bench.stores) == 0
+    cold.rmdir()
+    (tmp_path / "unmounted").rename(cold)
+    assert bench.index.garbage.collect(bench.stores) == 1
+    assert not bench.stores[Tier.COLD].has(digest)

@@ -95,13 +95,13 @@ class Blurred(Bicubic):
         return np.asarray(gaussian_filter(task.upsampled, 1.5), dtype=np.float32)
 
 
-class Soft(Bicubic):
-    """A slightly worse one, with which an image can still pass."""
+class Nearer(Bicubic):
+    """A better one, which knows a tenth of what is missing."""
 
-    name = "soft"
+    name = "nearer"
 
     def structure(self, task: UpscaleTask) -> Float:
-        return np.asarray(gaussian_filter(task.upsampled, 1.0), dtype=np.float32)
+        return task.upsampled + np.float32(0.1) * (phantom() - task.upsampled)
 
 
 class Sampling(Bicubic):
@@ -161,10 +161,10 @@ def test_another_upscaler_is_taken_only_if_it_saves_bytes() -> None:
         assert made is not None
         assert made.upscaler is unneeded.upscalers[-1]
         assert made.data == searched().data
-    better = encoder(phantom(), BALANCED, upscalers=[Bicubic(), Soft()]).search()
+    better = encoder(phantom(), BALANCED, upscalers=[Nearer(), Bicubic()]).search()
     assert better is not None
-    assert better.upscaler.name == "bicubic"
-    assert len(better.data) == pytest.approx(len(searched().data), rel=0.1)
+    assert better.upscaler.name == "nearer"
+    assert len(better.data) < 0.95 * len(searched().data)
 
 
 def test_an_upscaler_that_keeps_too_little_more_is_reported() -> None:
@@ -251,10 +251,6 @@ def test_companded_bases_get_the_baseline() -> None:
 
     searching = encoder(phantom(), BALANCED, upscalers=[Untouched(), Bicubic()])
     assert searching._upscaler_for(forecast(replace(POINT, companded=True))).name == "bicubic"
-    base = make_base(searching.source, replace(POINT, companded=True))
-    made = searching.encode_from_base(base, encode_base(base))
-    assert made is not None
-    assert made.upscaler.name == "bicubic"
     with pytest.raises(AssertionError, match="must not be asked"):
         searching._upscaler_for(forecast(POINT))
 
