@@ -46,6 +46,9 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
             f"{path} cannot be read: {error.strerror}; name another file with --config FILE or in LATENT_PACS_CONFIG, "
             "or write one with `latent-pacs init`"
         ) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path} is not UTF-8: line {line} holds other bytes; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     values = overrides(environment)

@@ -38,6 +38,7 @@ from node.dimse.pynetdicom_patches.entity import Acceptor, ArchiveEntity
 from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
 from node.dimse.sop_classes import (
+    MESSAGE_SYNTAXES,
     ROOTS,
     STORAGE_CLASSES,
     STORAGE_COMMITMENT,
@@ -234,11 +235,11 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
     entity.network_timeout = settings.network_timeout
     entity.dimse_timeout = settings.dimse_timeout
     entity.acse_timeout = entity.connection_timeout = min(30.0, settings.network_timeout)
-    entity.add_supported_context(VERIFICATION)
+    entity.add_supported_context(VERIFICATION, MESSAGE_SYNTAXES)
     if of.commitment.offered:
-        entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
+        entity.add_supported_context(STORAGE_COMMITMENT, MESSAGE_SYNTAXES, scu_role=True, scp_role=False)
     for model in ROOTS:
-        entity.add_supported_context(model)
+        entity.add_supported_context(model, MESSAGE_SYNTAXES)
     register_storage_classes(settings.storage_classes)
     # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
     add_alike_contexts(entity, (*STORAGE_CLASSES, *settings.storage_classes), TRANSFER_SYNTAXES, both_roles=True)

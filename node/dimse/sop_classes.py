@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from pydicom.uid import (
     AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
@@ -52,6 +54,12 @@ TRANSFER_SYNTAXES = tuple(
 )
 """Transfer syntaxes that are accepted and stored unchanged: all that pydicom knows, and JPEG XL; preferred ones first.
 Explicit VR little endian leads, since it loses nothing and every peer can encode it."""
+
+MESSAGE_SYNTAXES = [
+    *(ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+    *(DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian),
+]
+"""Transfer syntaxes of the identifiers of queries, retrievals and commitments; preferred ones first."""
 
 WIRE_SYNTAXES: dict[WireSyntax, str] = {
     "htj2k": str(HTJ2KLossless),

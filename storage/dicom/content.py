@@ -25,9 +25,9 @@ from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
-_OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
+_OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002, 0x7FE00003}
 """Length to End (retired), Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its
-lengths."""
+lengths and their total."""
 
 
 def content_digest(path: Path) -> str:

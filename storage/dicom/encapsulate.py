@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from storage.dicom.codestreams import check_codestream
+from storage.dicom.elements import codecs_of, readable_items
 from storage.dicom.unused_bits import decoder_options
 from storage.errors import PixelError
 
@@ -29,6 +31,11 @@ JPEG_XL = {
     "1.2.840.10008.1.2.4.112": "JPEG XL",
 }
 """Names of the JPEG XL transfer syntaxes, which pydicom 3.0 lacks."""
+
+_ALWAYS_LOSSY = {f"1.2.840.10008.1.2.4.{part}" for part in (50, 51)}
+"""JPEG Baseline and Extended."""
+LOSSY_SYNTAXES = _ALWAYS_LOSSY | {f"1.2.840.10008.1.2.4.{part}" for part in (81, 91, 93, 111, 112, 203)}
+"""Transfer syntaxes whose pixels count as lossy. Some of them may hold codestreams without loss."""
 
 Frame = NDArray[Any]
 """One frame: uint8 or uint16, shape (rows, columns)."""
@@ -61,10 +68,42 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
 
 
 def drop_offset_tables(dataset: Dataset) -> None:
-    """Remove the offsets of received frames, which are not those of native pixels or of other codestreams."""
-    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        if name in dataset:
-            delattr(dataset, name)
+    """Remove the offsets and the total length of received frames, which are not those of native pixels or of other
+    codestreams."""
+    for tag in (0x7FE00001, 0x7FE00002, 0x7FE00003):
+        if tag in dataset:
+            del dataset[tag]
+
+
+def describe_as_native(dataset: Dataset, received: str) -> None:
+    """Adapt a header to pixels that were decompressed from the transfer syntax ``received``."""
+    drop_offset_tables(dataset)
+    drop_encapsulated_icon(dataset)
+    _declare_lossy(dataset, received)
+
+
+def _declare_lossy(dataset: Dataset, syntax: str) -> None:
+    """State that decompressed pixels were compressed with loss (PS3.3 C.7.6.1.1.5), if the header does not say so.
+
+    A header is believed if it says that a codestream of a syntax that allows both has no loss.
+    """
+    stated = str(dataset.get("LossyImageCompression", None) or "").strip()
+    if syntax in _ALWAYS_LOSSY or (syntax in LOSSY_SYNTAXES and stated != "00"):
+        dataset.add_new("LossyImageCompression", "CS", "01")
+
+
+def drop_encapsulated_icon(dataset: Dataset) -> None:
+    """Remove an icon whose own pixels are encapsulated: they have the transfer syntax of the data set (PS3.5 A.4),
+    which changes. Icon Image Sequence is of type 3."""
+    icon = Tag("IconImageSequence")
+    if icon not in dataset:
+        return
+    for item in readable_items(dataset, icon, codecs_of(dataset)):
+        pixels: Any = item.get_item(0x7FE00010)
+        undefined = getattr(pixels, "length", 0) == 0xFFFFFFFF  # of an element that pydicom has not converted
+        if undefined or getattr(pixels, "is_undefined_length", False):
+            del dataset[icon]
+            return
 
 
 def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:

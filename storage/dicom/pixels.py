@@ -30,7 +30,7 @@ from storage.dicom.codestreams import (
     is_transformed_rgb,
 )
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
-from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
+from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, describe_as_native, encapsulated
 from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
@@ -300,8 +300,9 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
             dataset = _with_pixels(source)
             if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
                 check_frames(source)
+                received = str(dataset.file_meta.TransferSyntaxUID)
                 _decompress(dataset, source)
-                drop_offset_tables(dataset)
+                describe_as_native(dataset, received)
             elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
                 _swap_to_little_endian(dataset)
             if syntax.is_encapsulated:

@@ -223,7 +223,8 @@ class JobRows(IndexPart):
             undone: dict[str, Any] = {}
             if state is RunState.INTERRUPTED:  # as if it had not begun: at the next start it is due, or requested
                 undone = {"due_at": ticket.due_before}
-                undone |= {"requested_at": time.time()} if ticket.cause is not Cause.SCHEDULE else {}
+                # a person who interrupts a command does not want a node to run it
+                undone |= {"requested_at": time.time()} if ticket.cause is Cause.REQUEST else {}
             if not lease.change_and_release(connection, job, _owned(ticket), **undone):
                 return False
             closed = {"state": state, "ended_at": time.time(), "report": dict(report), "error": error}

@@ -102,7 +102,8 @@ def _with_attributes(
     else:
         stored = {
             level: _attributes(connection, LEVEL_TABLES[level], {row[f"{level}_key"] for row in rows})
-            for level in (search.wants if rows else ())
+            for level in (Level if rows else ())  # the lowest last: its attributes win
+            if level in search.wants
         }
     uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
     copies: dict[int, ReferencingCopy] = {}

@@ -14,6 +14,7 @@ from pydicom import Dataset
 from node.config import EligibilitySettings
 from storage.dicom.dicomfile import DataSetFile
 from storage.dicom.elements import readable
+from storage.dicom.encapsulate import LOSSY_SYNTAXES
 from storage.dicom.pixels import PixelShape
 from storage.records import ReasonCode
 
@@ -22,8 +23,6 @@ MIN_SIDE = 256
 PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
 """Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
-
-_LOSSY_SYNTAXES = {f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 81, 91, 93, 111, 112, 203)}
 
 _SPECIAL_VIEWS = {
     "399163009": ReasonCode.MAGNIFICATION_VIEW,
@@ -58,7 +57,7 @@ def _objections(file: DataSetFile, header: Dataset) -> Iterator[ReasonCode]:
     if not _is_pixel_data(file):
         yield ReasonCode.NO_PIXELS
     yield from _shape_objections(PixelShape.of(header), header)
-    if str(file.transfer_syntax) in _LOSSY_SYNTAXES or _terms(header, "LossyImageCompression") - {"", "00"}:
+    if str(file.transfer_syntax) in LOSSY_SYNTAXES or _terms(header, "LossyImageCompression") - {"", "00"}:
         yield ReasonCode.LOSSY
     if not file.transfer_syntax.is_little_endian:
         yield ReasonCode.BIG_ENDIAN

@@ -122,7 +122,10 @@ class Query:
             level=self.level,
             wants=frozenset(self.levels) | {one.level for one in self.keys},
             narrows=tuple(
-                narrow for one in self.keys if one.matches for narrow in narrows(one.key, one.values, any_zone=any_zone)
+                narrow
+                for one in self.keys
+                if one.matches and (one.level is self.level or one.key.keyword not in _COMPUTED)
+                for narrow in narrows(one.key, one.values, any_zone=any_zone)
             ),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,

@@ -76,6 +76,11 @@ def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> Non
     append_item(header, "OriginalAttributesSequence", item)
 
 
+_WIDER = {"shift_jis", "iso2022_jp", "iso2022_jp_2"}
+"""Codecs of Python that encode more than the character sets for which pydicom uses them: ISO_IR 13 has no kanji, which
+pydicom writes as question marks."""
+
+
 def drop(header: Dataset, tags: Iterable[int]) -> None:
     """Remove those elements, and group lengths (retired), from the top level of a header."""
     lengths = [tag for tag in header.keys() if tag.element == 0]  # noqa: SIM118 - iterating would parse every value
@@ -88,7 +93,7 @@ def _fit_character_set(changes: Dataset, header: Dataset) -> None:
     """Change the character set if that of the header cannot encode the new values."""
     texts = [str(value) for element in changes for value in _values(element.value)]
     codecs = codecs_of(header)
-    if _can_write(texts, codecs[0] if len(codecs) == 1 else "ascii"):
+    if _can_write(texts, codecs[0] if len(codecs) == 1 and codecs[0] not in _WIDER else "ascii"):
         return
     if undeclared_latin_1(header) and _can_write(texts, "latin-1"):
         declare(header, "ISO_IR 100")  # no value needs to be encoded again

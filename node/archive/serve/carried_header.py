@@ -15,6 +15,7 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import STANDARD_VR
 
 from storage.dicom.elements import set_items
+from storage.dicom.encapsulate import drop_encapsulated_icon
 
 _PIXELS = 0x7FE0
 """The group of offset tables and float pixels, which belong to the received object."""
@@ -34,6 +35,7 @@ def remove_uncarriable(header: Dataset) -> list[str]:
         elif tag.group in _NOT_OF_DATA_SETS:
             del header[tag]
             invalid.append(str(tag))
+    drop_encapsulated_icon(header)
     return [*invalid, *_unreadable(header)]
 
 

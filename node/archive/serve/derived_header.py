@@ -131,7 +131,8 @@ def _describe(
     own = "; ".join([own, *notes])[:_LONGEST_ST]
     _append_text(header, "DerivationDescription", own, _LONGEST_ST)
     append_item(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
-    append_item(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
+    if base.point.scale > 1:
+        append_item(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
     if draw or rendition.generative:
         header.add_new(0x0008001C, "CS", "YES")
 
@@ -145,14 +146,15 @@ def _comment(header: Dataset, draw: bool) -> None:
 def _append_text(header: Dataset, keyword: str, own: str, longest: int) -> None:
     """Append ASCII to a text of at most ``longest`` characters.
 
-    Received bytes stay as they are, since their character set may be undeclared. They are decoded only if they must be
-    cut, or have escape sequences, after which ASCII may not be in force (PS3.5 6.1.2.5.3).
+    Received bytes stay as they are, since their character set may be undeclared; after escape sequences, one that
+    switches back to ASCII is added (PS3.5 6.1.2.5.3). They are decoded only if they must be cut.
     """
     tag, vr = BaseTag(tag_for_keyword(keyword) or 0), dictionary_VR(keyword)
     element: Any = header.get_item(tag, keep_deferred=True)
     if isinstance(element, RawDataElement) and (element.VR or vr) in _TEXTS:
         received = (element.value or b"").rstrip(b"\0 ")
-        if received and b"\x1b" not in received and len(received) + len(own) + 2 <= longest:
+        if received and len(received) + len(own) + 2 <= longest:
+            received += b"\x1b(B" * (b"\x1b" in received)
             header[tag] = DataElement(tag, vr, received + f"; {own}".encode(), already_converted=True)
             return
     before = "\\".join(_values(header, keyword))[: max(longest - len(own) - 2, 0)]
@@ -211,6 +213,11 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool
         header.add_new(PRIVATE_GROUP << 16 | block << 8 | offset, vr, values[offset])
 
 
+_OF_SOURCE_PIXELS = (0x00280108, 0x00280109, 0x00603000, 0x01000410, 0x01000420, 0x01000424, 0x01000426)
+"""Smallest and Largest Pixel Value in Series, Histogram Sequence (PS3.3 C.11.5), and SOP Instance Status with its date,
+comment and equipment: only the source was authorized (C.12.1)."""
+
+
 def _free_block(header: Dataset) -> int:
     """The first block of the private group that has neither a creator nor elements. Raises NotReconstructable."""
     taken = {tag.element >> 8 or tag.element for tag in header.keys() if tag.group == PRIVATE_GROUP}  # noqa: SIM118
@@ -223,7 +230,8 @@ def _free_block(header: Dataset) -> int:
 
 
 def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
-    """Replace the smallest and largest pixel value, if the source has them."""
+    """Replace the smallest and largest pixel value, if the source has them, and remove what else is of its pixels."""
+    drop(header, _OF_SOURCE_PIXELS)
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
             header.add_new(keyword, "US", rendition.extra[name][0 if draw else 1])

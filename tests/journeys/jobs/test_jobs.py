@@ -354,6 +354,18 @@ def test_a_stopped_node_begins_again(rows: JobRows, index: Index, cause: str) ->
         wait_for(lambda: states(rows)[0] == (cause, RunState.DONE), what="the second run")
 
 
+def test_a_command_that_was_interrupted_is_not_run_by_a_node(rows: JobRows) -> None:
+    """Whoever presses Ctrl-C, as during a purge, wants it to end."""
+    task, runner = Task(), Runner(rows, 60)
+    running = threading.Thread(target=runner.run, args=(task, Cause.COMMAND))
+    running.start()
+    wait_for(lambda: task.runs, what="the run")
+    runner.stop()
+    running.join()
+    assert states(rows) == [("command", RunState.INTERRUPTED)]
+    assert not rows.cancel("task"), "it is not requested"
+
+
 # --- processes ---
 
 COMPETITOR = """

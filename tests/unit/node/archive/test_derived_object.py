@@ -110,6 +110,27 @@ def test_received_text_is_not_encoded_again_when_it_is_continued(
     assert copy.get_item(tag).value.startswith(text + b"; ")
 
 
+def test_a_text_with_escape_sequences_is_continued_in_ascii(tmp_path: Path) -> None:
+    """PS3.5 Annex K: after Chinese characters, ASCII is not in force until it is designated again."""
+    text = b"a \x1b$)A\xcd\xf5 b"
+    characters = el(0x00080005, "CS", b"\\ISO 2022 IR 58 ")
+    copy = derived(tmp_path, EXPLICIT, characters, el(0x00204000, "LT", text))
+    assert copy.get_item(0x00204000).value.startswith(text + b"\x1b(B; Reconstructed by Latent PACS")
+
+
+def test_what_describes_the_pixels_of_the_original_is_left_out(tmp_path: Path) -> None:
+    histogram = item(el(0x00603002, "US", b"\1\0"), EXPLICIT)
+    stated = (
+        el(0x00280108, "US", b"\1\0"),
+        el(0x00280109, "US", b"\2\0"),
+        el(0x00603000, "SQ", histogram),
+        el(0x01000410, "CS", b"AO"),
+        el(0x01000420, "DT", b"20200101"),
+    )
+    copy = derived(tmp_path, EXPLICIT, *stated)
+    assert not {0x00280108, 0x00280109, 0x00603000, 0x01000410, 0x01000420} & set(copy.keys())
+
+
 LEFT_OUT: list[Any] = [
     pytest.param(el(0x00281052, "US", b"\1\2\3"), "(0028,1052)", id="US of 3 bytes"),
     pytest.param(el(0x00181411, "FD", b"\1\2\3\4"), "(0018,1411)", id="FD of 4 bytes"),

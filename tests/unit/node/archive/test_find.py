@@ -483,6 +483,24 @@ def test_studies_found(archive: Archive, keys: dict[str, Any], found: set[str]) 
     assert len(answers) == len(found)
 
 
+@pytest.mark.parametrize(("level", "uid"), [("SERIES", "SeriesInstanceUID"), ("IMAGE", "SOPInstanceUID")])
+@pytest.mark.parametrize("key", [{"ModalitiesInStudy": "SR"}, {"SOPClassesInStudy": SR}])
+def test_what_a_study_holds_restricts_studies_and_not_their_series(
+    archive: Archive, level: str, uid: str, key: dict[str, str]
+) -> None:
+    """PS3.4 C.2.2.2: the series of other modalities match, too, since their study has the one asked for."""
+    series = {"SeriesInstanceUID": series_of_1_1(archive)} if level == "IMAGE" else {}
+    everything = ask(archive, level, StudyInstanceUID="1.1", **series, **({uid: ""} if level == "SERIES" else {}))
+    found = ask(archive, level, StudyInstanceUID="1.1", **series, **key)
+    assert len(found) == len(everything) > 0
+
+
+def series_of_1_1(archive: Archive) -> str:
+    """A series of study 1.1 that is not of the modality SR."""
+    found = ask(archive, "SERIES", StudyInstanceUID="1.1", SeriesInstanceUID="", Modality="")
+    return next(str(one.SeriesInstanceUID) for one in found if one.Modality != "SR")
+
+
 ZONED = [  # UID, zone, date, time
     ("6.1", "+1400", "20240105", "1015"),
     ("6.2", "-0500", "20240105", "201530.25"),

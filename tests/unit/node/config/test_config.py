@@ -127,6 +127,10 @@ def test_mistakes(raw: Any, says: str) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         load(tmp_path / "none.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("# a\n# Gerät\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8: line 2"):
+        load(latin)
     broken = tmp_path / "broken.yaml"
     broken.write_text("node: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
