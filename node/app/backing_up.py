@@ -38,7 +38,7 @@ def make_backup(
     for place in (root, settings.originals.path):
         if place is not None and (_within(to, place) or _within(place, to)):
             raise BackupRefused(
-                f"{to} and {place} lie in one another; name a folder outside the archive, on another disk"
+                f"one of {to} and {place} contains the other; name a folder outside the archive, on another disk"
             )
 
     if Tier.COLD not in stores and index.originals.totals().cold:

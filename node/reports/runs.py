@@ -72,7 +72,7 @@ class Reports:
         if key is not None:
             found = self.rows.get(key)
             if found is None:
-                raise UnknownReport(f"report {key} does not exist; --list shows the reports")
+                raise UnknownReport(f"report {key} does not exist; `latent-pacs audit list` lists the reports")
             return found
         latest = self.rows.newest(kinds)
         if not latest:

@@ -64,8 +64,8 @@ class QuarantineReview:
         """The object in quarantine whose digest has that prefix. Raises UnknownUid."""
         found = [one for one in self._index.quarantine.all() if one.digest.startswith(digest)]
         if len(found) != 1 or not digest:
-            how_many = "no object" if not found else f"{len(found)} objects"
-            raise UnknownUid(f"{how_many} in quarantine begin with {digest!r}; see `latent-pacs quarantine list`")
+            how_many = "no digest in quarantine begins" if not found else f"{len(found)} digests in quarantine begin"
+            raise UnknownUid(f"{how_many} with {digest!r}; see `latent-pacs quarantine list`")
         return found[0]
 
     def compare(self, digest: str) -> Compared:

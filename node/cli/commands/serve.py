@@ -31,7 +31,7 @@ def serve(
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Run the node until SIGTERM or Ctrl-C. Open associations are finished first."""
+    """Run the node until SIGTERM or Ctrl-C. Requests in progress are finished first, for at most node.shutdown_timeout."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
     if settings.lists_no_peers:
@@ -39,7 +39,7 @@ def serve(
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        LOGGER.info("%s: finishing open associations", signal.Signals(number).name)
+        LOGGER.info("%s: finishing requests in progress", signal.Signals(number).name)
         stopping.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -74,8 +74,8 @@ def _cause(error: Exception) -> str:
 
 
 _CAUSES = {
-    "WRONG_VERSION_NUMBER": "what it sends is no TLS",
-    "HTTP_REQUEST": "what it sends is no TLS",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "HTTP_REQUEST": "it does not speak TLS",
     "UNSUPPORTED_PROTOCOL": "it offers no version of TLS that tls.minimum allows",
     "NO_SHARED_CIPHER": "it offers no cipher suite that is allowed here",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it has no certificate (tls.clients)",

@@ -257,7 +257,7 @@ def test_a_handshake_gives_way_to_a_new_connection(made: Certificates, secured: 
     ("what", "says"),
     [
         ("nothing", None),
-        ("DICOM", "what it sends is no TLS"),
+        ("DICOM", "it does not speak TLS"),
         ("half a handshake", "it closed the connection during the handshake"),
         ("no certificate", "it has no certificate (tls.clients)"),
         ("another authority", "its certificate is refused: unable to get local issuer certificate"),

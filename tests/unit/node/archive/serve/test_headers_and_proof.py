@@ -81,6 +81,16 @@ def test_text_in_undeclared_latin_1_is_declared_and_not_written_anew(tmp_path: P
     assert read.InstitutionName == "Kreiskrankenhaus Süd"
 
 
+@pytest.mark.parametrize("characters", ["ISO_IR 13", "ISO 2022 IR 87"])
+def test_a_name_that_the_character_set_lacks_is_written_in_utf_8(characters: str, tmp_path: Path) -> None:
+    """Python's shift_jis has kanji, and ISO_IR 13 (JIS X 0201) has none."""
+    source = write(small(UID, SpecificCharacterSet=characters, PatientName="YAMADA^TAROU"), tmp_path / "x.dcm")
+    name = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎"}]}}
+    write_amended(source, tmp_path / "y.dcm", [Applied(1, "2026-01-02T03:04:05+00:00", name)])
+    read = dcmread(tmp_path / "y.dcm")
+    assert (read.SpecificCharacterSet, str(read.PatientName)) == ("ISO_IR 192", "Yamada^Tarou=山田^太郎")
+
+
 def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path) -> None:
     source = write(small(UID, KVP="28"), tmp_path / "x.dcm")
     applied = Applied(1, "2026-01-02T03:04:05+00:00", {"00180060": {"vr": "DS"}, "00180050": {"vr": "DS"}})
