@@ -31,7 +31,7 @@ def serve(
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Run the node until SIGTERM or Ctrl-C. Requests in progress are finished first, for at most node.shutdown_timeout."""
+    """Run the node until SIGTERM or Ctrl-C. Requests in progress are finished first (node.shutdown_timeout)."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
     if settings.lists_no_peers:

@@ -95,7 +95,7 @@ def test_accepted_and_accepted_back(sent: Sent) -> None:
     assert list(sent.here.store.digests()) == [first.original_digest]
     actions = [record.entry.action for record in index.trail.records() if record.entry.action.startswith("quar")]
     assert actions == ["quarantine.accept", "quarantine.accept", "quarantine.reject"]
-    with pytest.raises(UnknownUid, match="no object"):
+    with pytest.raises(UnknownUid, match="no digest in quarantine begins"):
         desk.reject("0", **WHY)
 
 
