@@ -140,6 +140,9 @@ class Backup:
                         with suppress(OSError):
                             set_aside(store, entry.digest)
                     progress(found.checked, of)
+            found.findings += [
+                f"object {one} is not in it: the archive did not have it whole" for one in manifest.missing
+            ]
         return found
 
     @contextmanager
@@ -185,7 +188,7 @@ class Backup:
         self, state: ObjectStore, taken: Snapshot, files: list[Entry], held: list[Entry], made: BackupReport
     ) -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest = Manifest(taken.archive, taken.number, at, len(made.missing), tuple(files), tuple(held))
+        manifest = Manifest(taken.archive, taken.number, at, tuple(made.missing), tuple(files), tuple(held))
         write_manifest(self.folder, manifest)
         current = {one.digest for one in files}
         for digest in [one for one in state.digests() if one not in current]:

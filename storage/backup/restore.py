@@ -90,6 +90,7 @@ def restore(
             except (ObjectMissing, ObjectDamaged):
                 made.missing.append(f"object {entry.digest}")
             progress(made.objects + len(made.missing), of)
+        made.missing += [f"object {digest}" for digest in manifest.missing]
         for end in ("-wal", "-shm"):  # SQLite would apply a log that is left over to the restored index
             file.with_name(file.name + end).unlink(missing_ok=True)
         for entry in sorted(manifest.files, key=lambda one: one.name == INDEX):

@@ -46,13 +46,14 @@ class Entry:
 class Manifest:
     """The contents of a backup. ``archive``: the identity of the archive. ``number``: the last change in the index.
 
-    ``made_at``: ISO 8601, UTC. ``missing``: the number of objects that were missing or damaged in the archive itself.
+    ``made_at``: ISO 8601, UTC. ``missing``: digests of the objects that were missing or damaged in the archive itself,
+    and are not in the backup.
     """
 
     archive: str
     number: int
     made_at: str
-    missing: int
+    missing: tuple[str, ...]
     files: tuple[Entry, ...]
     objects: tuple[Entry, ...]
 
@@ -123,7 +124,7 @@ def _read(file: Path) -> Manifest:
         files, objects = tuple(by_kind["file"]), tuple(by_kind["object"])
         if not all(_may_be_written(one.name) for one in files):
             raise ValueError("it names a file that does not belong to an archive")
-        return Manifest(head["archive"], head["number"], head["made_at"], head["missing"], files, objects)
+        return Manifest(head["archive"], head["number"], head["made_at"], tuple(head["missing"]), files, objects)
     except (ValueError, TypeError, KeyError) as error:
         raise BackupRefused(f"{file} is damaged ({error}); {_WITHOUT}") from error
 

@@ -138,6 +138,20 @@ def test_an_object_that_the_backup_cannot_take_is_not_reported_as_lost_by_the_ar
     assert back_up(held, folder).clean
 
 
+def test_a_backup_that_lacks_an_object_of_the_archive_is_not_clean(
+    held: Holdings, folder: Path, tmp_path: Path
+) -> None:
+    """The archive had lost it, so that it could not be copied."""
+    lost = held.originals[0]
+    held.store.delete(lost)
+    assert back_up(held, folder).missing == [lost]
+    assert Backup(folder).verify().findings == [f"object {lost} is not in it: the archive did not have it whole"]
+    root = tmp_path / "restored"
+    root.mkdir()
+    report = restore(Backup(folder), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert (report.clean, report.missing) == (False, [f"object {lost}"])
+
+
 def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, folder: Path) -> None:
     """It was refused with the advice to make the backup again, which was refused likewise."""
     back_up(held, folder)
