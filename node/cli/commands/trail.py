@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def trail(
     if verify:
         _verify(config, as_json)
         return
+    if since and not _is_date(since):
+        raise typer.BadParameter(f"{since!r} is no date; write it as 2026-01-31", param_hint="--since")
     with archive(config) as services:
         records = list(services.index.trail.records(since=since, uid=study, newest=limit))
     if as_json:
@@ -52,3 +55,12 @@ def _verify(config: Path, as_json: bool) -> None:
     say({"records": count, "broken": broken}, text, as_json=as_json)
     if broken:
         raise typer.Exit(FAILED)
+
+
+def _is_date(text: str) -> bool:
+    """Whether a text is an extended ISO 8601 date, with a time or without, which sorts as the trail's times do."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return text[4:5] == text[7:8] == "-"

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from rich.table import Table
 from typer.models import ArgumentInfo
+from typer.testing import CliRunner
 
 from node.app import Node
 from node.cli import exit_codes, main
@@ -351,3 +352,11 @@ def test_an_error_of_no_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(main, "app", fail)
     with pytest.raises(ConnectionResetError):
         run("status")
+
+
+@pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
+def test_a_date_of_the_trail_that_is_none_is_refused(since: str) -> None:
+    """It would be compared as text, and hide records."""
+    done = CliRunner().invoke(app, ["trail", "--since", since])
+    assert done.exit_code == 2
+    assert "2026-01-31" in done.output
