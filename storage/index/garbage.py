@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import Engine, Row, delete, select
 
 from storage.index.connection import writing
 from storage.index.garbage_rows import mark_garbage
@@ -22,6 +22,11 @@ LOGGER = logging.getLogger(__name__)
 
 class Garbage(IndexPart):
     """The marks of one index."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._logged: set[str] = set()
+        """Digests of objects that could not be unlinked, since an idle archivist tries again every second or two."""
 
     def mark(self, digest: str, tier: Tier) -> None:
         """Mark an object to be unlinked; if a row needs it, ``collect`` leaves it."""
@@ -47,7 +52,9 @@ class Garbage(IndexPart):
             try:
                 count += self._unlink(found, stores[Tier(found.tier)])
             except OSError as error:  # of one object, such as a file that is immutable
-                LOGGER.error("garbage %s in the %s store cannot be unlinked: %s", found.digest, found.tier, error)
+                if found.digest not in self._logged:
+                    self._logged.add(found.digest)
+                    LOGGER.error("garbage %s in the %s store cannot be unlinked: %s", found.digest, found.tier, error)
         return count
 
     def _unlink(self, found: Row[Any], store: ObjectStore) -> bool:

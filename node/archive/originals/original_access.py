@@ -111,8 +111,7 @@ class OriginalAccess:
             if condition is Condition.WHOLE:
                 return
             if condition is Condition.DAMAGED:
-                self.damaged(held.tier, held.object_digest)
-                raise ObjectDamaged(f"object {held.object_digest} does not have that digest any more")
+                raise self._found_damaged(held.tier, held.object_digest)
             seen = held
         raise ObjectMissing(f"the object of original {original_digest} is not in its store")
 
@@ -184,8 +183,12 @@ class OriginalAccess:
                 return
         except OSError as error:
             LOGGER.error("object %s cannot be read: %s", digest, error.strerror)
+        raise self._found_damaged(tier, digest)
+
+    def _found_damaged(self, tier: Tier, digest: str) -> ObjectDamaged:
+        """Report a damaged object; the error to raise."""
         self.damaged(tier, digest)
-        raise ObjectDamaged(f"object {digest} does not have that digest any more")
+        return ObjectDamaged(f"object {digest} does not have that digest any more")
 
     def _store(self, tier: Tier, digest: str) -> ObjectStore:
         store = self._stores.get(tier)
