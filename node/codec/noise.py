@@ -107,21 +107,24 @@ class NoiseModel:
 
     def _deviation_of(self, structure: Float) -> Float:
         """``deviation`` within ``part``."""
+        rows, columns = self.part
+        found = self.without_map(structure[self.part])
+        cells = self.place[rows.start // PLACE : -(-rows.stop // PLACE), columns.start // PLACE :]
+        place = deviations_of(cells) * np.float32(1 / 256)
+        found *= _spread(place, rows.stop - rows.start, columns.stop - columns.start)
+        return found
+
+    def without_map(self, structure: Float) -> Float:
+        """What the curve alone says for each pixel of any part of a structure: float32, its shape, grey levels."""
         import torch
 
         knots = np.linspace(0, LEVELS - 1, _STEPS)
         steps = np.interp(knots, np.arange(LEVELS), deviations_of(self.curve))
         inward = np.minimum(np.arange(_STEPS), np.arange(_STEPS)[::-1]) * ((self.high - self.low) / (_STEPS - 1))
         table: Float = np.minimum(steps, _AT_ENDS * inward).astype(np.float32)
-        level = torch.from_numpy(np.ascontiguousarray(structure[self.part]))
+        level = torch.from_numpy(np.ascontiguousarray(structure))
         level = level.sub(self.low).mul_((_STEPS - 1) / max(self.high - self.low, 1e-6)).round_().clamp_(0, _STEPS - 1)
-        found = table.take(level.to(torch.int32).numpy())
-        rows, columns = self.part
-        cells = self.place[rows.start // PLACE : -(-rows.stop // PLACE), columns.start // PLACE :]
-        place = deviations_of(cells) * np.float32(1 / 256)
-        spread = _spread(place, rows.stop - rows.start, columns.stop - columns.start)
-        found *= spread
-        return found
+        return table.take(level.to(torch.int32).numpy())
 
     def draw(self, structure: Float, seed: int, deviation: Float | None = None) -> Float:
         """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``.

@@ -50,7 +50,7 @@ _ROUNDING = 0.5
 _ROUNDED = 1 / 12
 """Energy of a pixel's rounding, in squared grey levels: a tile's band below it counts as this, as in a clipped implant,
 where one pixel makes tens of dB."""
-_FSIM_TILES = 12
+_FSIM_TILES = 8
 """Most tiles whose FSIM is measured. It gates nothing, and all tiles of a film would take a quarter of the time to
 encode."""
 

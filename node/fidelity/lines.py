@@ -219,7 +219,13 @@ def _measure_noise(small: Float, inside: Mask, level: int, noise: Float, square:
                 continue
             top, left = (row - square[0]) // step, (column - square[1]) // step
             part = sizes[:, top : top + seen.shape[0], left : left + seen.shape[1]]
-            noise[:, row // side, column // side] = np.median(part[:, seen], axis=1) / _MAD
+            noise[:, row // side, column // side] = medians(part[:, seen]) / _MAD
+
+
+def medians(values: Float) -> Float:
+    """Medians along the last axis. numpy's own take three to five times as long as sorting."""
+    ordered, count = np.sort(values, axis=-1), values.shape[-1]
+    return np.asarray((ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / np.float32(2))
 
 
 def _between(at: int, side: int, count: int, step: int) -> tuple[Float, int]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.lines import medians
 from storage.formats.geometry import CELL, TILE
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
     """Standard deviation of noise per block: the lower median of the 3 x 3 blocks' own, of those with breast."""
     count = TILE // CELL
     sizes = np.abs(values).reshape(count, CELL, count, CELL).transpose(0, 2, 1, 3)
-    own = np.median(sizes.reshape(count, count, -1), axis=2)
+    own = medians(sizes.reshape(count, count, -1))
     padded = np.pad(np.where(blocks, own, np.nan), 1, constant_values=np.nan)
     around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(count, count, 9), axis=2)
     some = (~np.isnan(around)).sum(axis=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from node.codec.encode.quantiser_walk import AIM, Walk
@@ -25,6 +25,9 @@ DEARER = 1.25
 _COMPANDED = 0.95
 """Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
 images with 0.98 took 13% and 41% more bytes on the whole when companded."""
+_COMPANDING_SAVES = 0.8
+"""Least share of the bytes that companding has left of any image: a scale that would not be the cheapest even so is not
+tried with it."""
 
 CodeAndMeasure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
 """Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
@@ -58,18 +61,27 @@ class SampleSearch:
 
         ``area``: pixels of breast in the image, over those in the sample.
         """
-        starts = [self._with_and_without_companding(scale) for scale in scales]
+        plain = [self._begun(scale, companded=False) for scale in scales]
+        least = min(candidate.forecast for candidate in plain)
+        starts = [[candidate, *self._companded_too(candidate, least)] for candidate in plain]
         self._search_cheapest([candidate for start in starts for candidate in start])
         found = [min(start, key=lambda each: each.forecast) for start in starts]
         return [candidate.result(area, self.upscaler) for candidate in found]
 
-    def _with_and_without_companding(self, scale: int) -> list[_Candidate]:
-        """A candidate without companded samples, and one with them where they promise enough."""
-        points = (OperatingPoint(scale, "jpegxl", START[scale], self.effort, each) for each in (False, True))
-        plain, companded = (_Candidate(point, Walk(point.distance)) for point in points)
-        plain.refine(self.code_and_measure)
-        companded.refine(self.code_and_measure)
-        return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
+    def _begun(self, scale: int, *, companded: bool) -> _Candidate:
+        """A candidate whose sample was coded once."""
+        point = OperatingPoint(scale, "jpegxl", START[scale], self.effort, companded)
+        candidate = _Candidate(point, Walk(point.distance))
+        candidate.refine(self.code_and_measure)
+        return candidate
+
+    def _companded_too(self, plain: _Candidate, least: float) -> Iterator[_Candidate]:
+        """The same scale with companded samples, where they promise enough. ``least``: the lowest forecast so far."""
+        if plain.forecast * _COMPANDING_SAVES > least:
+            return
+        companded = self._begun(plain.point.scale, companded=True)
+        if companded.forecast <= _COMPANDED * plain.forecast:
+            yield companded
 
     def _search_cheapest(self, candidates: Sequence[_Candidate]) -> None:
         """Refine whichever candidate is the cheapest, until the cheapest one has ended."""

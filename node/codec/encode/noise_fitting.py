@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -39,6 +38,10 @@ without such an edge none exceeded 3.7; those with a dead line reached 12."""
 _MATCHING = 6
 """Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
 _MAD = 0.6745
+_STRIP = 4 * PLACE
+"""Rows that one thread measures at once."""
+_MARGIN = 4
+"""Rows around them that the finest octave sees."""
 
 
 def measure_deviation(
@@ -53,16 +56,22 @@ def measure_deviation(
     than noise has. The curve is therefore that of the finest octave, and the map has the smaller ratio of both.
     """
     rows, columns = original.shape
-    low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
+    low, high = _range(original, counted)
     counted = counted if held is None else counted & ~held
-    residual = np.where(counted, original - structure, np.float32(0))
-    energy, fine = (_noise_energy(part, counted) for part in (residual, finest_octave(residual)))
-    measured = counted & breast
-    fine *= np.float32(_mean(energy, measured) / max(_mean(fine, measured), 1e-12))
-    curve = _curve(structure, fine, measured, float(low), float(high))
+    parts = [slice(row, row + _STRIP) for row in range(0, rows, _STRIP)]
+    strips = on_all_cores(lambda part: _Strip.of(original, structure, breast, counted, part, (low, high)), parts)
+    whole, fine = np.sum([strip.energies for strip in strips], axis=0)
+    counts, sums = np.sum([strip.knots for strip in strips], axis=0)
+    factor = whole / max(fine, 1e-12)
     empty = np.zeros(SPECTRUM, dtype=np.uint8)
-    model = NoiseModel(rows, columns, float(low), float(high), curve, np.zeros((0, 0), np.uint8), empty)
-    return replace(model, place=_place((energy, fine), model, structure, counted))
+    curve = _curve(counts, sums * factor)
+    model = NoiseModel(rows, columns, low, high, curve, np.zeros((0, 0), np.uint8), empty)
+
+    def expected(part: slice) -> Float:
+        return reduced(np.square(model.without_map(structure[part])) * counted[part], PLACE, np.add)
+
+    cells = np.concatenate([strip.cells for strip in strips], axis=1) * np.array([1, factor], np.float32)[:, None, None]
+    return replace(model, place=_place(cells, np.concatenate(on_all_cores(expected, parts))))
 
 
 def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask, deviation: Float) -> NoiseModel:
@@ -79,16 +88,49 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
     )
 
 
-def _noise_energy(residual: Float, counted: Mask) -> Float:
-    """Squares of the residual, clipped to the noise of its place: float32, the residual's shape."""
-    energy = np.empty_like(residual)
+def _range(image: Float, counted: Mask) -> tuple[float, float]:
+    """The smallest and the greatest value of the pixels that count."""
+    if counted.all():
+        return float(image.min()), float(image.max())
+    return float(image.min(where=counted, initial=np.inf)), float(image.max(where=counted, initial=-np.inf))
 
-    def one(row: int) -> None:
-        strip = slice(row, row + PLACE)
-        np.square(_without_structure(residual[strip], counted[strip]), out=energy[strip])
 
-    on_all_cores(one, range(0, len(residual), PLACE))
-    return energy
+@dataclass(frozen=True)
+class _Strip:
+    """What one strip of rows lacks: the energy of the residual first, then that of its finest octave.
+
+    ``cells``: float32 (2, rows / PLACE, columns / PLACE), sums over cells. ``energies``: float64 (2,), sums over the
+    pixels of breast. ``knots``: float64 (2, LEVELS), the pixels of breast per knot of the curve, and the energy of
+    their finest octave, both divided linearly between neighbours.
+    """
+
+    cells: Float
+    energies: NDArray[np.float64]
+    knots: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, original: Float, structure: Float, breast: Mask, counted: Mask, rows: slice, ends: tuple[float, float]
+    ) -> _Strip:
+        top = max(rows.start - _MARGIN, 0)
+        near = slice(top, rows.stop + _MARGIN)
+        residual = np.where(counted[near], original[near] - structure[near], np.float32(0))
+        seen, own = counted[rows], slice(rows.start - top, rows.start - top + len(counted[rows]))
+        clipped = (_without_structure(part[own], seen) for part in (residual, finest_octave(residual)))
+        energies = [np.square(part) for part in clipped]
+        measured = seen & breast[rows]
+        low, high = ends
+        level = (structure[rows][measured] - np.float32(low)) * np.float32((LEVELS - 1) / max(high - low, 1e-6))
+        level = np.clip(level, 0, LEVELS - 1)
+        lower = np.minimum(level.astype(np.int32), LEVELS - 2)
+        share, (whole, fine) = level - lower, (each[measured] for each in energies)
+        weighed = [(1 - share, share), ((1 - share) * fine, share * fine)]
+        knots = [np.bincount(lower, near, LEVELS) + np.bincount(lower + 1, far, LEVELS) for near, far in weighed]
+        return cls(
+            cells=np.stack([reduced(each, PLACE, np.add) for each in energies]),
+            energies=np.array([whole.sum(dtype=np.float64), fine.sum(dtype=np.float64)]),
+            knots=np.array(knots),
+        )
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
@@ -107,14 +149,8 @@ def _without_structure(residual: Float, counted: Mask) -> Float:
     return np.where(counted, np.minimum(np.maximum(residual, -bound), bound), np.float32(0))
 
 
-def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: float) -> Codes:
+def _curve(counts: NDArray[np.float64], sums: NDArray[np.float64]) -> Codes:
     """Standard deviation per knot, from linearly weighted means of squares; knots without pixels take a neighbour's."""
-    level = np.clip((structure[counted] - low) * ((LEVELS - 1) / max(high - low, 1e-6)), 0, LEVELS - 1)
-    squares = energy[counted]
-    lower = np.minimum(level.astype(np.int32), LEVELS - 2)
-    share = level - lower
-    counts = np.bincount(lower, 1 - share, LEVELS) + np.bincount(lower + 1, share, LEVELS)
-    sums = np.bincount(lower, (1 - share) * squares, LEVELS) + np.bincount(lower + 1, share * squares, LEVELS)
     known = counts > 200
     if not known.any():
         return np.zeros(LEVELS, dtype=np.uint8)
@@ -122,32 +158,15 @@ def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: flo
     return deviation_codes(np.sqrt(means))
 
 
-def _mean(energy: Float, measured: Mask) -> float:
-    return float(energy[measured].mean(dtype=np.float64)) if measured.any() else 0.0
-
-
-def _place(energies: Sequence[Float], model: NoiseModel, structure: Float, counted: Mask) -> Codes:
-    """The ratio of each cell's standard deviation to the one that the curve gives, from slightly blurred cells. The
-    smallest of the ``energies`` of a cell counts."""
+def _place(energies: Float, expected: Float) -> Codes:
+    """The ratio of each cell's standard deviation to the ``expected`` one, from slightly blurred cells. The smallest of
+    the ``energies`` of a cell counts."""
     from scipy.ndimage import gaussian_filter
 
-    flat = NoiseModel(
-        *(model.rows, model.columns, model.low, model.high, model.curve),
-        np.full((-(-model.rows // PLACE), -(-model.columns // PLACE)), deviation_codes(np.array([256.0]))[0]),
-        model.spectrum,
-    )
-    expected = np.square(flat.deviation(structure)) * counted
-    wanted, *sizes = (gaussian_filter(_cell_means(values), 0.4) for values in (expected, *energies))
+    wanted, *sizes = (gaussian_filter(values, 0.4) for values in (expected, *energies))
     found = np.minimum.reduce(sizes)
     ratio = np.sqrt(np.divide(found, wanted, out=np.zeros_like(found), where=wanted > 0))
     return deviation_codes(np.clip(ratio * 256.0, 0, 256.0 * 16))
-
-
-def _cell_means(values: Float) -> Float:
-    rows, columns = (-(-length // PLACE) for length in values.shape)
-    pad = ((0, rows * PLACE - values.shape[0]), (0, columns * PLACE - values.shape[1]))
-    whole = np.pad(values, pad, mode="symmetric" if min(values.shape) > PLACE else "edge")
-    return (reduced(whole, PLACE, np.add) / np.float32(PLACE**2)).astype(np.float32)
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
