@@ -267,17 +267,18 @@ class Index:
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         purged = select(original.c.instance_key).where(original.c.form == OriginalForm.PURGED)
+        failed = instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN])
+        return self._retry(failed, ~flagged, instance.c.key.not_in(purged))
+
+    def retry_exact(self, code: ReasonCode) -> int:
+        """Set every EXACT instance with that reason back to RECEIVED if its pixels are trusted; how many."""
+        exact = instance.c.state == InstanceState.EXACT
+        return self._retry(exact, instance.c.reason_code == code, instance.c.pixel_warning == "")
+
+    def _retry(self, *which: ColumnElement[bool]) -> int:
+        again = _state(InstanceState.RECEIVED, ReasonCode.NONE, "")
         with writing(self.engine) as connection:
-            result = connection.execute(
-                update(instance)
-                .where(
-                    instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]),
-                    ~flagged,
-                    instance.c.key.not_in(purged),
-                )
-                .values(**_state(InstanceState.RECEIVED, ReasonCode.NONE, ""), **FREE, attempts=0)
-            )
-            return int(result.rowcount)
+            return int(connection.execute(update(instance).where(*which).values(**again, **FREE, attempts=0)).rowcount)
 
     # --- counting ---
 

@@ -172,6 +172,8 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     assert "padding" in invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config)).stdout
     assert isinstance(invoke("study", "show", "1.2.3", "-c", str(config)).exception, exit_codes.UsageError)
     assert isinstance(invoke("study", "list", "--date", "soon", "-c", str(config)).exception, exit_codes.UsageError)
+    assert json.loads(invoke("retry", "--reason", "pixels", "-c", str(config), "--json").stdout) == {"retried": 1}
+    assert uids("--state", "exact") == []
 
 
 def test_times() -> None:
@@ -360,3 +362,10 @@ def test_a_date_of_the_trail_that_is_none_is_refused(since: str) -> None:
     done = CliRunner().invoke(app, ["trail", "--since", since])
     assert done.exit_code == 2
     assert "2026-01-31" in done.output
+
+
+@pytest.mark.parametrize("reason", ["sopclass", ""])
+def test_a_reason_that_is_no_code_is_not_tried_again(reason: str) -> None:
+    done = run("retry", "--reason", reason)
+    assert done.returncode == 2
+    assert "sop-class, no-pixels" in done.stderr
