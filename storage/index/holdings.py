@@ -259,6 +259,12 @@ class Index:
                 changes = _state(state, ReasonCode.NONE, "") | {"rendition_key": key}
             return lease.change_and_release(connection, instance, _owned(claim), **changes)
 
+    def end_claims(self) -> None:
+        """End all claims on images and originals, for a node that knows that no other runs. The attempts count."""
+        with writing(self.engine) as connection:
+            for table in (instance, original):
+                connection.execute(update(table).where(table.c.lease_owner.is_not(None)).values(**FREE))
+
     def retry_failed(self) -> int:
         """Set every FAILED or WITHDRAWN instance back to RECEIVED; how many there were.
 
