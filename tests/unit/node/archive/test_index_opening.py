@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from node.archive.index_opening import open_for_command, open_for_node
 from node.config import parse
 from storage.records import InstanceState
 from tests.support.index_rows import new_instance
+
+
+def test_a_new_archive_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A spelling mistake in storage.root begins one, and the images seem to be lost."""
+    settings = parse({"storage": {"root": str(tmp_path)}}, "test")
+    for _ in range(2):
+        open_for_node(settings, accept_empty=False).close()
+    (told,) = caplog.messages
+    assert told.startswith(f"a new archive begins in {tmp_path}, which held none")
 
 
 def test_claims_of_a_killed_node_end_at_the_next_start(tmp_path: Path) -> None:
