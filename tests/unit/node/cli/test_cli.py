@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from runpy import run_path
@@ -29,9 +30,11 @@ from node.config import load
 from node.dimse import client
 from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
+from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import instance
 from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
+from tests.support.archive_parts import ArchiveParts
 from tests.support.commands import invoke, run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
@@ -238,6 +241,25 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     assert report["ratio_everything"] == pytest.approx(everything)
     assert "verified" in text
     assert f"{report['ratio_reconstructable']:.1f} : 1" in text
+
+
+def test_status_tells_of_damage_until_it_is_repaired(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
+    parts = ArchiveParts(tmp_path / "a")
+    parts.receive("1.2.3.1")
+    integrity = Integrity(parts.index.engine)
+    one = asdict(integrity.expected()[0])
+    integrity.note(NewDamage(**one, condition="missing", detail="", moved_to="", action="flagged"))
+
+    def told() -> tuple[int, bool]:
+        damaged = json.loads(run("status", "-c", str(config), "--json").stdout)["damaged"]
+        return damaged, "scrub --full` names the damaged objects" in run("status", "-c", str(config)).stdout
+
+    assert told() == (1, True)
+    integrity.close(integrity.open_damage()[0].key, "whole again")
+    assert told() == (0, False)
+    parts.index.close()
 
 
 @pytest.mark.slow
