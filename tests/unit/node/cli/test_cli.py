@@ -391,3 +391,25 @@ def test_a_reason_that_is_no_code_is_not_tried_again(reason: str) -> None:
     done = run("retry", "--reason", reason)
     assert done.returncode == 2
     assert "sop-class, no-pixels" in done.stderr
+
+
+@pytest.mark.parametrize("study", ["P0001", "1.2.3.", "1.2 3", "1." * 40])
+def test_a_hold_on_what_is_no_uid_is_refused(study: str) -> None:
+    done = run("hold", "add", "--study", study, "--reason", "court case 17")
+    assert done.returncode == 2
+    assert "value of --study is no valid UID" in done.stderr
+
+
+def test_a_hold_that_covers_nothing_says_so(tmp_path: Path) -> None:
+    """As with the UID of a series, or of a study that is held elsewhere; the images may still be to come."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
+    parts = ArchiveParts(tmp_path / "a")
+    parts.receive("1.2.3.1")
+    study = parts.index.by_uid("1.2.3.1").study_instance_uid  # type: ignore[union-attr]
+    parts.index.close()
+    told = [run("hold", "add", "--study", uid, "--reason", "court", "-c", str(config)) for uid in (f" {study}", "1.9")]
+    assert [done.returncode for done in told] == [0, 0]
+    assert "covers 1 originals" in told[0].stdout
+    assert "covers 0 originals" in told[1].stdout
+    assert [f"hold release {number}" in done.stderr for number, done in enumerate(told, 1)] == [False, True]
