@@ -5,17 +5,22 @@ from __future__ import annotations
 import fcntl
 import logging
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from node.config import Settings
 from storage.backup.restore import MARK
 from storage.errors import ConfigError, StoreFull
 from storage.index import Index
+from storage.index.connection import now
 from storage.index.index_trust import quick_check, sqlite_file
 from storage.index.opening import open_checked_index
 from storage.objects.inspection import holds_any
 
 LOGGER = logging.getLogger(__name__)
+
+_CLOCKS_DIFFER = timedelta(hours=1)
+"""Largest difference between the clocks of machines, and of one machine before and after a correction. Chosen."""
 
 
 def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
@@ -28,6 +33,10 @@ def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
     if file is not None:  # another database may have several nodes
         with suppress(StoreFull):  # they end with their leases then
             index.end_claims()
+    received = index.last_received_at()
+    if received is not None and received > now() + _CLOCKS_DIFFER:
+        text = "the clock is wrong, or was: it is %s, and the last image was received at %s (UTC); correct the clock"
+        LOGGER.error(text, *(f"{at:%Y-%m-%d %H:%M}" for at in (now(), received)))
     return index
 
 

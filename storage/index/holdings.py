@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -197,6 +198,11 @@ class Index:
         """State by original SOP Instance UID, for those that are held."""
         query = select(instance.c.sop_instance_uid, instance.c.state).where(instance.c.sop_instance_uid.in_(uids))
         return {uid: InstanceState(state) for uid, state in rows_of(self.engine, query)}
+
+    def last_received_at(self) -> datetime | None:
+        """When the newest instance was received, by the clock of then; None if there is none."""
+        newest = first_of(self.engine, select(instance.c.received_at).order_by(instance.c.key.desc()).limit(1))
+        return newest and newest.received_at
 
     # --- claims of the encoder ---
 

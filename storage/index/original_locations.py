@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, or_, select, update
 
+from storage.clock import EARLIEST
 from storage.index import lease
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
@@ -39,9 +40,8 @@ from storage.records import (
 STAYS_RESTORED = timedelta(days=7)
 """How long a restored original stays in the hot store."""
 
-_EARLIEST = datetime(2026, 1, 1)
-"""No archive is older than this program: a time before was written while the clock was wrong."""
-
+_BEYOND = 2**63 - 1
+"""More than any key."""
 _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
 
 
@@ -280,10 +280,10 @@ def _to_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bo
     Renditions get their keys in the order in which they are made, so none that follows a younger one is older.
     """
     younger = (rendition.c.verified_at > held_before, rendition.c.verified_at <= now())
-    first_younger = select(func.min(rendition.c.key)).where(*younger).scalar_subquery()
+    first_younger = select(func.coalesce(func.min(rendition.c.key), _BEYOND)).where(*younger).scalar_subquery()
     mine = rendition.alias()
     first = select(func.min(mine.c.key)).where(mine.c.instance_key == instance.c.key).scalar_subquery()
-    return *_may_be_purged(held_before, reserve), or_(first_younger.is_(None), first < first_younger)
+    return *_may_be_purged(held_before, reserve), first < first_younger
 
 
 def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
@@ -292,7 +292,7 @@ def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[b
         instance.c.state == InstanceState.VERIFIED,
         instance.c.rendition_key.is_not(None),
         original.c.form != OriginalForm.PURGED,
-        original.c.held_since.between(_EARLIEST, held_before),
+        original.c.held_since.between(EARLIEST, held_before),
         ~is_pinned(),
         ~on_hold(),
     )

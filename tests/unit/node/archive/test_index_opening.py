@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from node.archive.index_opening import open_for_command, open_for_node
 from node.config import parse
+from storage.index.connection import now, writing
+from storage.index.tables import instance
 from storage.records import InstanceState
 from tests.support.index_rows import new_instance
 
@@ -19,6 +23,21 @@ def test_a_new_archive_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFix
         open_for_node(settings, accept_empty=False).close()
     (told,) = caplog.messages
     assert told.startswith(f"a new archive begins in {tmp_path}, which held none")
+
+
+@pytest.mark.parametrize(("ahead", "told"), [(timedelta(minutes=50), 0), (timedelta(days=9), 1)])
+def test_a_clock_that_is_behind_the_archive_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ahead: timedelta, told: int
+) -> None:
+    settings = parse({"storage": {"root": str(tmp_path)}}, "test")
+    index = open_for_node(settings, accept_empty=False)
+    index.add(new_instance())
+    with writing(index.engine) as connection:
+        connection.execute(update(instance).values(received_at=now() + ahead))
+    index.close()
+    caplog.clear()
+    open_for_node(settings, accept_empty=False).close()
+    assert sum("correct the clock" in message for message in caplog.messages) == told
 
 
 def test_claims_of_a_killed_node_end_at_the_next_start(tmp_path: Path) -> None:
