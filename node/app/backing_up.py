@@ -67,10 +67,8 @@ def make_replication(archive: Services, to: Path | None = None) -> Job:
         made = make_backup(settings, archive.index, stores, folder, progress, cancelled)
         if made.finished:
             rows.remember("replicate", {**rows.memory("replicate"), str(folder): made.archive})
-        if made.missing:
-            LOGGER.error(
-                "%d objects are missing or damaged in the archive; run latent-pacs scrub --full", len(made.missing)
-            )
+        if lost := len(made.missing) + len(made.only_here):
+            LOGGER.error("%d objects are missing or damaged in the archive; run latent-pacs scrub --full", lost)
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
     return Job("replicate", "copies new objects to the backup in jobs.replicate.to", work)

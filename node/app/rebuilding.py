@@ -28,10 +28,8 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
     """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
     root = settings.storage.root
     file = index_file(settings, "; restore it with the tools of that database")
-    if not has_objects(settings) and not (root / "journal").is_dir():
-        raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
+    store = _store_of_an_archive(settings)
     accept_odd_values()
-    store = ObjectStore(root)
     with lock_root(store):
         return rebuild(file, root, take_in_objects=taking_in(settings, store), progress=progress)
 
@@ -39,13 +37,24 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
 def compact_journal(settings: Settings) -> tuple[int, int]:
     """Rewrite the change journal without outdated changes; return its bytes before and after.
 
-    Raises NodeRunning, ConfigError if the index is not SQLite, IndexRefused if the index cannot be trusted.
+    Raises NodeRunning, ConfigError if nothing is here or the index is not SQLite, IndexRefused if the index cannot be
+    trusted.
     """
     file = index_file(settings, ", so there is no change journal")
-    with lock_root(ObjectStore(settings.storage.root)):
+    with lock_root(_store_of_an_archive(settings)):
         quick_check(file)
         open_for_command(settings).close()
         return compacted(settings.storage.database_url, settings.storage.root)
+
+
+def _store_of_an_archive(settings: Settings) -> ObjectStore:
+    """The store in ``storage.root``, which is not made. Raises ConfigError if it holds no archive."""
+    root = settings.storage.root
+    if not root.is_dir():
+        raise ConfigError(f"storage.root {root} is not there: is it right, and is its disk mounted? If so, create it")
+    if not has_objects(settings) and not (root / "journal").is_dir():
+        raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
+    return ObjectStore(root)
 
 
 def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import fcntl
 import logging
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from node.config import Settings
 from storage.backup.restore import MARK
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoreFull
 from storage.index import Index
+from storage.index.connection import now
 from storage.index.index_trust import quick_check, sqlite_file
 from storage.index.opening import open_checked_index
 from storage.objects.inspection import holds_any
 
 LOGGER = logging.getLogger(__name__)
 
+_CLOCKS_DIFFER = timedelta(hours=1)
+"""Largest difference between the clocks of machines, and of one machine before and after a correction. Chosen."""
+
 
 def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
-    """Open it for a node, the only one on its storage root: check for damaged pages, and update an older index from the
-    journal. Raises IndexRefused, NewerFormat."""
+    """Open it for a node, the only one on its storage root: check for damaged pages, update an older index from the
+    journal, and end the claims of a node that was killed. Raises IndexRefused, NewerFormat."""
     file = sqlite_file(settings.storage.database_url)
     if file is not None and not accept_empty:
         quick_check(file)
-    return _opened(settings, accept_empty=accept_empty, replay=True)
+    index = _opened(settings, accept_empty=accept_empty, replay=True)
+    if file is not None:  # another database may have several nodes
+        with suppress(StoreFull):  # they end with their leases then
+            index.end_claims()
+    received = index.last_received_at()
+    if received is not None and received > now() + _CLOCKS_DIFFER:
+        text = "the clock is wrong, or was: it is %s, and the last image was received at %s (UTC); correct the clock"
+        LOGGER.error(text, *(f"{at:%Y-%m-%d %H:%M}" for at in (now(), received)))
+    return index
 
 
 def open_for_command(settings: Settings) -> Index:

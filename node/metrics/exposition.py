@@ -93,7 +93,7 @@ def _holdings(held: MonitoringCounts) -> Iterator[Any]:
     yield _plain("backlog", "Instances that have not been encoded yet", counts.backlog)
     yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
     yield _plain("gate_failures", "Images of which no operating point passed the gate", held.gate_failures)
-    yield _plain("damage_open", "Damaged or missing objects that have not been repaired", held.damage)
+    yield _plain("damage_open", "Damaged or missing objects that have not been repaired", counts.damaged)
 
 
 def _jobs(rows: list[StoredJob]) -> Iterator[Any]:

@@ -50,7 +50,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class BackupReport:
-    """The result of a backup. ``missing``: digests of objects that the index refers to and no store holds whole."""
+    """The result of a backup. ``missing``: digests of objects that the index refers to and no store holds whole.
+
+    ``only_here``: those that no store holds whole either, and that the backup has from before.
+    """
 
     archive: str = ""
     objects: int = 0
@@ -59,11 +62,13 @@ class BackupReport:
     copied: int = 0
     bytes_copied: int = 0
     missing: list[str] = field(default_factory=list)
+    only_here: list[str] = field(default_factory=list)
     finished: bool = False
 
     @property
     def clean(self) -> bool:
-        return self.finished and not self.missing
+        """Whether backup and archive have every object."""
+        return self.finished and not self.missing and not self.only_here
 
 
 @dataclass
@@ -99,6 +104,10 @@ class Backup:
 
         ``promised``: whether the index still refers to an object. Raises BackupRefused, StoreFull.
         """
+
+        def is_lost(one: NamedObject) -> bool:
+            return promised(one) and not examine(stores[one.store], one.digest).whole
+
         self._refuse_another_folder()
         with self._locked() as (objects, state), ExitStack() as stack:
             kept = {name: stack.enter_context(store.keeping()) for name, store in stores.items()}
@@ -107,16 +116,17 @@ class Backup:
                 with snapshot_of(file, root, state.spool) as taken:
                     self._refuse_another_archive(taken, state)
                     files = [_kept(state, name, path) for name, path in taken.files.items()]
-                held, lost = self._copy(objects, stores, kept, taken, made, progress, cancelled)
+                held, former, lost = self._copy(objects, stores, kept, taken, made, progress, cancelled)
                 if cancelled():
                     return made
-                if all(promised(one) and not examine(stores[one.store], one.digest).whole for one in lost):
+                if all(map(is_lost, lost)):
                     break
             else:
                 raise BackupRefused(
                     "objects were deleted faster than they were copied; make the backup at a quieter time"
                 )
             made.missing = [one.digest for one in lost]
+            made.only_here = [one.digest for one in former if is_lost(one)]
             self._commit(state, taken, files, held, made)
             return made
 
@@ -161,9 +171,11 @@ class Backup:
         made: BackupReport,
         progress: Progress,
         cancelled: Callable[[], bool],
-    ) -> tuple[list[Entry], list[NamedObject]]:
-        """Copy missing objects. Returns what the backup holds then, and the objects that could not be copied."""
+    ) -> tuple[list[Entry], list[NamedObject], list[NamedObject]]:
+        """Copy missing objects. Returns what the backup holds then, and the objects that no store has: those of them
+        that a former backup has copied, and the others."""
         held: list[Entry] = []
+        former: list[NamedObject] = []
         lost: list[NamedObject] = []
         for done, one in enumerate(taken.objects):
             progress(done, len(taken.objects))
@@ -179,10 +191,11 @@ class Backup:
                 if not has_digest(objects.path(one.digest), one.digest):
                     lost.append(one)
                     continue
-                size = objects.path(one.digest).stat().st_size  # an earlier backup has it
+                former.append(one)
+                size = objects.path(one.digest).stat().st_size
             held.append(Entry(one.digest, size, one.store))
         progress(len(taken.objects), len(taken.objects))
-        return held, lost
+        return held, former, lost
 
     def _commit(
         self, state: ObjectStore, taken: Snapshot, files: list[Entry], held: list[Entry], made: BackupReport

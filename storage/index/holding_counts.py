@@ -13,11 +13,10 @@ from storage.records import HoldingCounts, InstanceState, ReasonCode
 
 @dataclass(frozen=True)
 class MonitoringCounts:
-    """``gate_failures``: images for which nothing passed the gate; ``damage``: objects damaged and not whole again."""
+    """``gate_failures``: images for which nothing passed the gate."""
 
     counts: HoldingCounts
     gate_failures: int
-    damage: int
 
 
 def monitoring_counts(engine: Engine) -> MonitoringCounts:
@@ -25,8 +24,7 @@ def monitoring_counts(engine: Engine) -> MonitoringCounts:
     failed = (instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE)
     with engine.connect() as connection:
         gate_failures = _total(connection, select(func.count()).select_from(instance).where(*failed))
-        open_damage = _total(connection, select(func.count()).select_from(damage).where(damage.c.closed_at.is_(None)))
-        return MonitoringCounts(holding_counts(connection), gate_failures, open_damage)
+        return MonitoringCounts(holding_counts(connection), gate_failures)
 
 
 def holding_counts(connection: Connection) -> HoldingCounts:
@@ -53,6 +51,7 @@ def holding_counts(connection: Connection) -> HoldingCounts:
         },
         backlog=by_state.get(InstanceState.RECEIVED.value, 0),
         quarantined=_total(connection, select(func.count()).select_from(quarantine)),
+        damaged=_total(connection, select(func.count()).select_from(damage).where(damage.c.closed_at.is_(None))),
         reconstructable_pixel_bytes=_total(connection, pixels),
         reconstructable_payload_bytes=reconstructable_payloads,
         all_pixel_bytes=_total(connection, select(func.sum(uncompressed))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -198,6 +199,11 @@ class Index:
         query = select(instance.c.sop_instance_uid, instance.c.state).where(instance.c.sop_instance_uid.in_(uids))
         return {uid: InstanceState(state) for uid, state in rows_of(self.engine, query)}
 
+    def last_received_at(self) -> datetime | None:
+        """When the newest instance was received, by the clock of then; None if there is none."""
+        newest = first_of(self.engine, select(instance.c.received_at).order_by(instance.c.key.desc()).limit(1))
+        return newest and newest.received_at
+
     # --- claims of the encoder ---
 
     def claim(self, owner: str, lease_seconds: float) -> Claim | None:
@@ -259,6 +265,12 @@ class Index:
                 changes = _state(state, ReasonCode.NONE, "") | {"rendition_key": key}
             return lease.change_and_release(connection, instance, _owned(claim), **changes)
 
+    def end_claims(self) -> None:
+        """End all claims on images and originals, for a node that knows that no other runs. The attempts count."""
+        with writing(self.engine) as connection:
+            for table in (instance, original):
+                connection.execute(update(table).where(table.c.lease_owner.is_not(None)).values(**FREE))
+
     def retry_failed(self) -> int:
         """Set every FAILED or WITHDRAWN instance back to RECEIVED; how many there were.
 
@@ -267,17 +279,18 @@ class Index:
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         purged = select(original.c.instance_key).where(original.c.form == OriginalForm.PURGED)
+        failed = instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN])
+        return self._retry(failed, ~flagged, instance.c.key.not_in(purged))
+
+    def retry_exact(self, code: ReasonCode) -> int:
+        """Set every EXACT instance with that reason back to RECEIVED if its pixels are trusted; how many."""
+        exact = instance.c.state == InstanceState.EXACT
+        return self._retry(exact, instance.c.reason_code == code, instance.c.pixel_warning == "")
+
+    def _retry(self, *which: ColumnElement[bool]) -> int:
+        again = _state(InstanceState.RECEIVED, ReasonCode.NONE, "")
         with writing(self.engine) as connection:
-            result = connection.execute(
-                update(instance)
-                .where(
-                    instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]),
-                    ~flagged,
-                    instance.c.key.not_in(purged),
-                )
-                .values(**_state(InstanceState.RECEIVED, ReasonCode.NONE, ""), **FREE, attempts=0)
-            )
-            return int(result.rowcount)
+            return int(connection.execute(update(instance).where(*which).values(**again, **FREE, attempts=0)).rowcount)
 
     # --- counting ---
 

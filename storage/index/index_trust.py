@@ -17,6 +17,8 @@ from storage.objects.change_journal import ChangeJournal
 
 _ROOM = 1 << 20
 """Bytes that SQLite needs at most next to an index to open it."""
+_NOT_OPENED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+"""SQLite's result codes, without their extensions, of an index that was not read."""
 REBUILD = "run `latent-pacs index rebuild`, which makes it again from the objects and the journal"
 
 
@@ -46,7 +48,7 @@ def damage_of(file: Path, check: str) -> list[str]:
         finally:
             connection.close()
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN):
+        if error.sqlite_errorcode & 0xFF in _NOT_OPENED:
             raise
         if shutil.disk_usage(file.parent).free < _ROOM:  # SQLite reports an I/O error then
             raise StoreFull(f"the disk of the index {file} is too full to open it") from error

@@ -123,7 +123,11 @@ def _reconcile(
         begin_journal(index, journal, identity)
         with index.engine.connect().execution_options(write=True) as connection, connection.begin():
             connection.execute(insert(archive).values(identity=identity))
-        return ["the archive begins with an empty index, as accepted"] if blank and has_past else []
+        if not blank:
+            return []
+        accepted = "the archive begins with an empty index, as accepted"
+        new = f"a new archive begins in {root}, which held none; if you expect images there, correct storage.root"
+        return [accepted if has_past else new]
     if recorded and recorded != identity:
         if not accept_empty:
             raise IndexRefused(

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, or_, select, update
 
+from storage.clock import EARLIEST
 from storage.index import lease
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
@@ -39,6 +40,8 @@ from storage.records import (
 STAYS_RESTORED = timedelta(days=7)
 """How long a restored original stays in the hot store."""
 
+_BEYOND = 2**63 - 1
+"""More than any key."""
 _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
 
 
@@ -167,7 +170,7 @@ class OriginalLocations(IndexPart):
         """
         query = with_patient(
             _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
-        ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
+        ).where(*_to_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             renditions = current_renditions(connection, rows)
@@ -178,11 +181,11 @@ class OriginalLocations(IndexPart):
 
     def purgeable_totals(self, held_before: datetime, reserve: str = "") -> tuple[int, int]:
         """How many originals may be removed, and their bytes on disk."""
-        return self._totals(_may_be_purged(held_before, reserve))
+        return self._totals(_to_be_purged(held_before, reserve))
 
     def reserved_totals(self, held_before: datetime, reserve: str) -> tuple[int, int]:
         """How many originals stay for the audit reserve alone, and their bytes on disk."""
-        return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
+        return self._totals((*_to_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
     def commit_purge(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
         """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
@@ -271,13 +274,25 @@ def _held(*more: ColumnElement[Any]) -> Select[Any]:
     return select(*columns).select_from(original).join(instance, original.c.instance_key == instance.c.key)
 
 
+def _to_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
+    """``_may_be_purged``, and the image was first verified before that time too, also if the clock was wrong then.
+
+    Renditions get their keys in the order in which they are made, so none that follows a younger one is older.
+    """
+    younger = (rendition.c.verified_at > held_before, rendition.c.verified_at <= now())
+    first_younger = select(func.coalesce(func.min(rendition.c.key), _BEYOND)).where(*younger).scalar_subquery()
+    mine = rendition.alias()
+    first = select(func.min(mine.c.key)).where(mine.c.instance_key == instance.c.key).scalar_subquery()
+    return *_may_be_purged(held_before, reserve), first < first_younger
+
+
 def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
     return (
         instance.c.original_digest >= reserve,
         instance.c.state == InstanceState.VERIFIED,
         instance.c.rendition_key.is_not(None),
         original.c.form != OriginalForm.PURGED,
-        original.c.held_since <= held_before,
+        original.c.held_since.between(EARLIEST, held_before),
         ~is_pinned(),
         ~on_hold(),
     )

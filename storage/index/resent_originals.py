@@ -58,6 +58,23 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
     return True
 
 
+def insert_lost_row(engine: Engine, new: NewInstance, present: Present) -> bool:
+    """Insert the row of an original whose instance is held, and which a damaged journal had lost. False if the row is
+    there, or if the instance was deleted or the new object unlinked meanwhile."""
+    mine = (instance.c.sop_instance_uid == new.sop_instance_uid, instance.c.original_digest == new.original_digest)
+    row = select(original.c.instance_key).where(original.c.instance_key == instance.c.key)
+    with writing(engine) as connection:
+        key = connection.execute(select(instance.c.key).where(*mine, ~row.exists())).scalar()
+        if key is None or not unmark_garbage(connection, new.original_digest, present):
+            return False
+        insert_original(connection, key, new.original_digest, new.original_bytes)
+        _encode_again(connection, key)
+        detail = "the row of the original was missing"
+        uids = (new.sop_instance_uid,)
+        append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
+    return True
+
+
 def _encode_again(connection: Connection, instance_key: int) -> None:
     """Give an instance back to the archivist whose encoding failed, perhaps because its original was damaged."""
     failed = and_(

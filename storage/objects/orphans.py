@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
+from storage.clock import EARLIEST
 from storage.objects.durability import fsync_folders
 from storage.objects.file_modes import give_to_owner
 from storage.objects.inspection import Condition, examine, put_back
@@ -69,8 +70,9 @@ def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool
 
 
 def _date_of(name: str) -> date:
-    """The date in a folder's name; the latest possible date if the name is not a date."""
+    """The date in a folder's name; the latest possible date if the name is none, or one by a wrong clock."""
     try:
-        return date.fromisoformat(name)
+        found = date.fromisoformat(name)
     except ValueError:
         return date.max
+    return found if found >= EARLIEST.date() else date.max

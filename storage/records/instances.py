@@ -141,13 +141,15 @@ class HoldingCounts:
     """The figures of ``latent-pacs status``. Bytes are of objects on disk; pixel bytes are uncompressed.
 
     ``all_hot_bytes``: payload bytes of reconstructable images plus original bytes of all images that are only held
-    exact. ``left_out``: EXACT instances by the sentence of their ReasonCode, most first; ``other``: those without one.
+    exact. ``damaged``: objects found damaged or missing, and not whole again. ``left_out``: EXACT instances by the
+    sentence of their ReasonCode, most first; ``other``: those without one.
     """
 
     by_state: dict[str, int]
     bytes_by_kind: dict[str, int]
     backlog: int
     quarantined: int
+    damaged: int
     reconstructable_pixel_bytes: int
     reconstructable_payload_bytes: int
     all_pixel_bytes: int

@@ -44,7 +44,7 @@ from storage.index import Index
 from storage.index.hierarchy import states_another_patient
 from storage.index.holdings import Added
 from storage.index.quarantined import REPLACED
-from storage.index.resent_originals import drop_copy, replace_lost
+from storage.index.resent_originals import drop_copy, insert_lost_row, replace_lost
 from storage.index.rewritten_annotations import copy_of_uid
 from storage.objects.inspection import examine as examine_object
 from storage.objects.store import ObjectStore
@@ -139,9 +139,13 @@ class Ingest:
         engine, present = self._index.engine, self._store.has
         for _ in range(_ATTEMPTS):
             added = self._index.add(new, present=present)
-            held = self._index.originals.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
-            if held is None:
+            if added is not Added.SAME_BYTES:
                 return added, False
+            held = self._index.originals.of_digest(new.original_digest)
+            if held is None:
+                if insert_lost_row(engine, new, present):
+                    return added, True
+                continue
             if held.purged:
                 continue
             if self._originals.whole(held):

@@ -107,3 +107,11 @@ def print_backup(report: dict[str, Any]) -> None:
     copied = f"{report['copied']} objects copied, {size_text(report['bytes_copied'])}"
     console.print(f"{copied}; the others were there already")
     print_some(console, [f"object {digest} is missing or damaged in the archive" for digest in report["missing"]])
+    print_some(
+        console,
+        [
+            f"object {digest} is missing or damaged in the archive, and this backup has it: `latent-pacs scrub --full` "
+            "copies it back if jobs.replicate.to names this folder"
+            for digest in report["only_here"]
+        ],
+    )

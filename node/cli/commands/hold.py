@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.options import (
     DEFAULT_CONFIG,
@@ -20,6 +21,7 @@ from node.cli.options import (
     say,
 )
 from node.cli.times import time_text
+from storage.errors import InvalidUid
 from storage.records import HoldKind
 
 holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
@@ -35,14 +37,29 @@ def add_hold(
     as_json: JsonOption = False,
 ) -> None:
     """Place a hold on a study, a patient, or all studies with a hold label. It also covers images that arrive later."""
-    named = [(kind, value) for kind, value in zip(HoldKind, (study, patient, label), strict=True) if value]
+    from node.archive.intake.ingest import check_uid
+
+    values = (study.strip(), patient.strip(), label)
+    named = [(kind, value) for kind, value in zip(HoldKind, values, strict=True) if value]
     if len(named) != 1:
         raise UsageError("name exactly one of --study, --patient and --label")
+    if study:
+        try:
+            check_uid("value of --study", study.strip())
+        except InvalidUid as error:
+            raise UsageError(f"{error}; nothing was held") from error
     with archive(config) as services:
         placed = services.index.holds.add(*named[0], reason=reason, who=current_user())
         covered = services.index.holds.covered(placed)
     text = f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today"
     say({**asdict(placed), "originals": covered}, text, as_json=as_json)
+    if not covered:
+        Console(stderr=True).print(
+            f"no original that is held now is under this hold: unless its images are still to come, check the "
+            f"{placed.kind}, and release the hold with `latent-pacs hold release {placed.key}`",
+            style="bold red",
+            soft_wrap=True,
+        )
 
 
 @holds.command("list")

@@ -48,7 +48,11 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     for name, (count, size) in free.items():
         frees = f"would remove {count} originals and free {size_text(size)}" if name != "forever" else "removes nothing"
         console.print(f"a purge with originals.retain_for {name} {frees}")
-    console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
+    console.print(
+        f"backlog: {counts.backlog}   quarantined: {counts.quarantined}   damaged or missing objects: {counts.damaged}"
+    )
+    if counts.damaged:
+        console.print("`latent-pacs scrub --full` names the damaged objects, and repairs what it can", style="bold red")
     console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
 

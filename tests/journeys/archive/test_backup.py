@@ -290,7 +290,11 @@ def test_damage_in_the_archive_is_told_and_an_earlier_copy_is_kept(made: FilledA
     first, second = sorted({one.digest for one in read_manifest(dest).objects})[:2]
     store.delete(first)
     store.path(second).write_bytes(b"short")
-    assert back_up(made, dest).clean
+    again = back_up(made, dest)
+    assert (again.missing, sorted(again.only_here), again.clean, again.finished) == ([], [first, second], False, True)
+    told = run("backup", "create", str(dest), "-c", str(made.config))
+    assert told.returncode == 1
+    assert f"object {first} is missing or damaged in the archive, and this backup has it" in told.stdout
     assert Backup(dest).verify().clean
     other = back_up(made, tmp_path / "other")
     assert (sorted(other.missing), other.clean, other.finished) == ([first, second], False, True)

@@ -16,6 +16,7 @@ from node.config import ScrubSettings, Settings, parse
 from node.jobs.scrub_job import Extent, ScrubPlan
 from storage.errors import BackupRefused, ConfigError, ObjectMissing
 from storage.index.job_runs import JobRows
+from storage.objects.store import ObjectStore
 from storage.records import OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, in_the_cold_store
 from tests.support.job_runs import CountedRun, scrub_in
@@ -96,9 +97,20 @@ def test_an_index_in_another_database_is_left_to_its_own_tools(what: str, tmp_pa
     assert not (tmp_path / "archive").exists()
 
 
-def test_an_index_is_not_rebuilt_from_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no objects and no journal: is it right, and is its disk mounted"):
-        rebuild_index(settings_of(tmp_path / "archive"), lambda *_: None)
+@pytest.mark.parametrize("act", [lambda settings: rebuild_index(settings, lambda *_: None), compact_journal])
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "empty folder"])
+def test_no_archive_is_made_where_none_is(act: Callable[[Settings], object], there: bool, tmp_path: Path) -> None:
+    """As after a spelling mistake in storage.root, also if the cold store of the real archive is found."""
+    root, cold = tmp_path / "archive", tmp_path / "cold"
+    if there:
+        root.mkdir()
+    else:
+        ObjectStore(cold).put(b"original")
+    settings = parse({"storage": {"root": str(root)}, "originals": {"path": str(cold)}}, "test")
+    says = "has no objects and no journal" if there else "is not there"
+    with pytest.raises(ConfigError, match=f"storage.root {root} {says}: is it right, and is its disk mounted"):
+        act(settings)
+    assert not list(tmp_path.glob("archive/*"))
 
 
 # --- the job replicate ---

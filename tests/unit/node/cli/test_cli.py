@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from runpy import run_path
@@ -29,9 +30,11 @@ from node.config import load
 from node.dimse import client
 from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
+from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import instance
 from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
+from tests.support.archive_parts import ArchiveParts
 from tests.support.commands import invoke, run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
@@ -172,6 +175,8 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     assert "padding" in invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config)).stdout
     assert isinstance(invoke("study", "show", "1.2.3", "-c", str(config)).exception, exit_codes.UsageError)
     assert isinstance(invoke("study", "list", "--date", "soon", "-c", str(config)).exception, exit_codes.UsageError)
+    assert json.loads(invoke("retry", "--reason", "pixels", "-c", str(config), "--json").stdout) == {"retried": 1}
+    assert uids("--state", "exact") == []
 
 
 def test_times() -> None:
@@ -236,6 +241,25 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     assert report["ratio_everything"] == pytest.approx(everything)
     assert "verified" in text
     assert f"{report['ratio_reconstructable']:.1f} : 1" in text
+
+
+def test_status_tells_of_damage_until_it_is_repaired(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
+    parts = ArchiveParts(tmp_path / "a")
+    parts.receive("1.2.3.1")
+    integrity = Integrity(parts.index.engine)
+    one = asdict(integrity.expected()[0])
+    integrity.note(NewDamage(**one, condition="missing", detail="", moved_to="", action="flagged"))
+
+    def told() -> tuple[int, bool]:
+        damaged = json.loads(run("status", "-c", str(config), "--json").stdout)["damaged"]
+        return damaged, "scrub --full` names the damaged objects" in run("status", "-c", str(config)).stdout
+
+    assert told() == (1, True)
+    integrity.close(integrity.open_damage()[0].key, "whole again")
+    assert told() == (0, False)
+    parts.index.close()
 
 
 @pytest.mark.slow
@@ -360,3 +384,32 @@ def test_a_date_of_the_trail_that_is_none_is_refused(since: str) -> None:
     done = CliRunner().invoke(app, ["trail", "--since", since])
     assert done.exit_code == 2
     assert "2026-01-31" in done.output
+
+
+@pytest.mark.parametrize("reason", ["sopclass", ""])
+def test_a_reason_that_is_no_code_is_not_tried_again(reason: str) -> None:
+    done = run("retry", "--reason", reason)
+    assert done.returncode == 2
+    assert "sop-class, no-pixels" in done.stderr
+
+
+@pytest.mark.parametrize("study", ["P0001", "1.2.3.", "1.2 3", "1." * 40])
+def test_a_hold_on_what_is_no_uid_is_refused(study: str) -> None:
+    done = run("hold", "add", "--study", study, "--reason", "court case 17")
+    assert done.returncode == 2
+    assert "value of --study is no valid UID" in done.stderr
+
+
+def test_a_hold_that_covers_nothing_says_so(tmp_path: Path) -> None:
+    """As with the UID of a series, or of a study that is held elsewhere; the images may still be to come."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
+    parts = ArchiveParts(tmp_path / "a")
+    parts.receive("1.2.3.1")
+    study = parts.index.by_uid("1.2.3.1").study_instance_uid  # type: ignore[union-attr]
+    parts.index.close()
+    told = [run("hold", "add", "--study", uid, "--reason", "court", "-c", str(config)) for uid in (f" {study}", "1.9")]
+    assert [done.returncode for done in told] == [0, 0]
+    assert "covers 1 originals" in told[0].stdout
+    assert "covers 0 originals" in told[1].stdout
+    assert [f"hold release {number}" in done.stderr for number, done in enumerate(told, 1)] == [False, True]

@@ -75,17 +75,26 @@ def test_an_index_that_is_not_there_is_no_damaged_one(file: Path) -> None:
         damage_of(file, "quick_check")
 
 
-def test_an_index_that_cannot_be_opened_is_one_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As without the right to read it, which the user of the tests may have all the same."""
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, "look whether .* at their rights"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "look at the rights of its file and folder"),
+    ],
+)
+def test_an_index_that_cannot_be_opened_is_one_sentence(
+    file: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    """As without the right to read it or to write its folder, which the user of the tests may have all the same."""
 
     def forbidden(*_: Any, **__: Any) -> None:
         failure = sqlite3.OperationalError("unable to open database file")
-        failure.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        failure.sqlite_errorcode = code
         raise failure
 
     file.write_bytes(b"x")
     monkeypatch.setattr(sqlite3, "connect", forbidden)
-    with pytest.raises(IndexFault, match=f"the index {file} cannot be used .*: look whether .* at their rights"):
+    with pytest.raises(IndexFault, match=f"the index {file} cannot be used .*: {advice}"):
         quick_check(file)
 
 

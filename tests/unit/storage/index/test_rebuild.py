@@ -396,7 +396,7 @@ def test_nothing_is_refused_where_nothing_is(tmp_path: Path) -> None:
     settings = load(configured(tmp_path))
     with pytest.raises(ConfigError, match="no index"):
         open_for_command(settings)
-    with pytest.raises(ConfigError, match="no objects and no journal"):
+    with pytest.raises(ConfigError, match="is not there: is it right"):
         rebuild_index(settings, lambda *_: None)
     with Node(settings):
         pass

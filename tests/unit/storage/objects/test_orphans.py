@@ -47,9 +47,9 @@ def test_of_old_orphans_those_that_a_row_needs_are_put_back(store: ObjectStore) 
     assert not (needed.exists() or forgotten.exists())
 
 
-@pytest.mark.parametrize("moved", [30, 29, "2000-13-01", "not-a-date"])
+@pytest.mark.parametrize("moved", [30, 29, "2000-13-01", "not-a-date", "2000-01-01"])
 def test_an_orphan_stays_until_its_days_are_over(store: ObjectStore, moved: str | int) -> None:
-    """A folder whose name is no date was not made here, and nobody knows how old it is."""
+    """A folder whose name is no date, or one by a wrong clock: nobody knows how old it is."""
     aside = orphan(store, DATA, day(moved) if isinstance(moved, int) else moved)
     assert forget_orphans(store, 30 * DAY, lambda _: False) == (0, 0)
     assert aside.read_bytes() == DATA

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
+from sqlalchemy import delete as sql_delete
 
 from node.archive.intake.ingest import ANOTHER_PATIENT, check_uid, examine
 from storage.dicom.dicomfile import encode
 from storage.dicom.header_amendments import AmendmentKind
 from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
-from storage.index.connection import now
+from storage.index.connection import now, writing
+from storage.index.tables import original
 from storage.records import InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import FailingDecoders, hold_image, just_before, receive, small
@@ -155,6 +157,19 @@ def test_a_verbatim_original_that_is_purged_while_it_arrives_again_is_not_acknow
         receive(bench, data, ds)
     assert receive(bench, data, ds).new
     assert bench.read(data) == data
+
+
+def test_an_original_whose_row_was_lost_is_held_again(bench: ArchiveParts) -> None:
+    """A damaged line of the change journal takes the row of an original, and leaves that of its instance."""
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    with writing(bench.index.engine) as connection:
+        connection.execute(sql_delete(original))
+    bench.hot.delete(sha256(data))
+    assert not receive(bench, data, ds).new
+    bench.check_promises()
+    assert [held.original_digest for _, held in bench.index.originals.below("image", UID)] == [sha256(data)]
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from node.archive.originals.retention import RestoreStep, Retention, would_free
 from node.config import parse
 from storage.errors import PurgeRefused
 from storage.index.connection import now, writing
-from storage.index.tables import original
+from storage.index.tables import instance, original, rendition
 from storage.records import HeldOriginal, StoredRendition, Tier
 from tests.support.archive_parts import ArchiveParts, in_the_cold_store
 from tests.support.coded_images import just_before
@@ -139,3 +139,33 @@ def test_a_damaged_original_is_not_restored_and_the_failure_is_in_the_trail(benc
     assert (newest.entry.action, newest.entry.outcome, newest.entry.detail) == ("original.restore", "failure", reason)
     assert held(bench).tier is Tier.COLD
     assert not bench.hot.has(path.name)
+
+
+LONG_AGO = now() - timedelta(days=90)
+WRONG = datetime(2000, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("held_since", "verified_at", "purged"),
+    [
+        ((LONG_AGO, LONG_AGO), (LONG_AGO, LONG_AGO), [1, 2]),
+        ((now(), LONG_AGO), (now(), LONG_AGO), []),
+        ((LONG_AGO, LONG_AGO), (LONG_AGO, now()), [1]),
+        ((WRONG, LONG_AGO), (WRONG, LONG_AGO), [2]),
+        ((now() + timedelta(days=9), LONG_AGO), (now() + timedelta(days=9), LONG_AGO), [2]),
+    ],
+    ids=["right", "back for the second", "right again when verified", "no battery", "ahead for the first"],
+)
+def test_an_original_that_was_received_by_a_wrong_clock_is_not_purged_early(
+    tmp_path: Path, held_since: tuple[datetime, datetime], verified_at: tuple[datetime, datetime], purged: list[int]
+) -> None:
+    bench = ArchiveParts(tmp_path, retain_for="30d")
+    for number in (1, 2):
+        bench.receive(f"1.2.3.{number}")
+        with writing(bench.index.engine) as connection:
+            key = connection.execute(select(func.max(instance.c.key))).scalar_one()
+            times = {"held_since": held_since[number - 1]}
+            connection.execute(update(original).where(original.c.instance_key == key).values(times))
+            times = {"verified_at": verified_at[number - 1]}
+            connection.execute(update(rendition).where(rendition.c.instance_key == key).values(times))
+    assert [step.sop_instance_uid for step in bench.retention.purge().purged] == [f"1.2.3.{one}" for one in purged]
