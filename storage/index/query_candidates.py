@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select
 
-from storage.dicom.query_keys import COMPUTED_KEYS, Key, Level
+from storage.dicom.query_keys import COMPUTED_KEYS, OFFSET_FROM_UTC, Key, Level, offset_name
 from storage.index.original_locations import is_gone
 from storage.index.query_pages import (
     LEVEL_TABLES,
@@ -31,8 +31,8 @@ from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
-    """One entity with the attributes of its level and of those above. ``derived_uid``: of the reconstruction that is
-    served, with drawn noise or without, if the search wants it.
+    """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
+    ``derived_uid``: of the reconstruction that is served, with drawn noise or without, if the search wants it.
 
     Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
     """
@@ -113,9 +113,7 @@ def _with_attributes(
     gone = _without_original(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
     for row in rows:
-        attributes: DicomJson = {}
-        for level, of_key in stored.items():
-            attributes.update(of_key.get(row[f"{level}_key"], {}))
+        attributes = _merged({level: of_key.get(row[f"{level}_key"], {}) for level, of_key in stored.items()})
         if row[own] in gone:
             attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
         key = row.get("IMAGE_key", 0)
@@ -131,6 +129,16 @@ def _with_attributes(
                 for row, candidate in found:
                     candidate.attributes.update(values.get(row[f"{level}_key"], {}))
     return [candidate for _, candidate in found]
+
+
+def _merged(levels: dict[Level, DicomJson]) -> DicomJson:
+    """The attributes of several levels, the time zone of each among them; the last level wins."""
+    merged: DicomJson = {}
+    for level, attributes in levels.items():
+        merged.update(attributes)
+        if OFFSET_FROM_UTC.json_tag in attributes:
+            merged[offset_name(level)] = attributes[OFFSET_FROM_UTC.json_tag]
+    return merged
 
 
 def _one_of_each_patient(

@@ -34,7 +34,7 @@ from node.archive.query.timezones import Adjustment, fixed_zone, stated_zone
 from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import fill_time
-from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level
+from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, offset_name
 from storage.index import Index
 from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
@@ -155,8 +155,11 @@ class Query:
             (_RETRIEVE_AE_TITLE, [retrieve_ae_title]),
             (_AVAILABILITY, stored(attributes, _AVAILABILITY) or ["ONLINE"]),
         ]
-        if _MOVED_VRS & {one.key.vr for one in self.keys if stored(attributes, one.key)} and stated_zone(attributes):
-            ours.append((OFFSET_FROM_UTC, stored(attributes, OFFSET_FROM_UTC)))
+        timed = {one.level for one in self.keys if one.key.vr in _MOVED_VRS and stored(attributes, one.key)}
+        timed.discard(Level.PATIENT)  # dates of birth have no zone
+        zones = {stated_zone(attributes, level) for level in timed}
+        if len(zones) == 1 and None not in zones:  # it would be wrong for the others if levels state different ones
+            ours.append((OFFSET_FROM_UTC, attributes[offset_name(timed.pop())]["Value"]))
         elements += [element(key, values, implicit) for key, values in ours]
         return identifier_of(elements, implicit, utf8=not all_ascii(attributes, returned))
 

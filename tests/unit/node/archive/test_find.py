@@ -576,6 +576,35 @@ def test_moments_in_another_zone(zoned: Archive) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("zone", "keys", "returned"),
+    [
+        (None, ("StudyTime", "ContentTime"), ("101500", "080000", None)),
+        (None, ("StudyTime",), ("101500", None, "+0100")),
+        (None, ("ContentTime",), (None, "080000", "-0500")),
+        ("+0000", ("StudyDate", "StudyTime", "ContentDate", "ContentTime"), ("091500", "130000", "+0000")),
+    ],
+    ids=["as stored", "of the study", "of the image", "in the zone of the request"],
+)
+def test_each_level_has_a_time_zone_of_its_own(
+    tmp_path: Path, zone: str | None, keys: tuple[str, ...], returned: tuple[str | None, ...]
+) -> None:
+    """A study has the times of the image that came first, and so their time zone; another image may state another."""
+    engine = created(tmp_path)
+    ids = {"StudyInstanceUID": "7.1", "SOPClassUID": MG, "StudyDate": "20240105", "ContentDate": "20240105"}
+    for number, (offset, study_time, content_time) in enumerate(
+        [("+0100", "101500", "101600"), ("-0500", "041500", "080000")]
+    ):
+        own = {"SeriesInstanceUID": f"7.1.{number}", "SOPInstanceUID": f"7.1.{number}.1"}
+        times = {"StudyTime": study_time, "ContentTime": content_time, "TimezoneOffsetFromUTC": offset}
+        add(engine, header(**ids, **own, **times))
+    unique = {"StudyInstanceUID": "7.1", "SeriesInstanceUID": "7.1.1", "SOPInstanceUID": ""}
+    asked = {**unique, **dict.fromkeys(keys, "")} | ({"TimezoneOffsetFromUTC": zone} if zone else {})
+    [answer] = ask(Archive(engine), "IMAGE", **asked, adjust_zones=zone is not None)
+    assert tuple(answer.get(key) for key in ("StudyTime", "ContentTime", "TimezoneOffsetFromUTC")) == returned
+    engine.dispose()
+
+
 @pytest.mark.parametrize("zone", ["+1", "+0160", "+1500", "Z", "\u0660"])
 def test_an_invalid_zone_is_an_error(zoned: Archive, zone: str) -> None:
     with pytest.raises(IdentifierError, match="0008,0201"):
