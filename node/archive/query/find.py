@@ -317,8 +317,11 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
 
     Attributes that derivation changes and the index does not hold have zero length (node.archive.serve.derived_header).
     """
-    if candidate.copy_uid is not None:
-        return {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
+    if candidate.copy_uid is not None:  # node.archive.serve.annotation_references
+        shown = {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
+        if "VERIFIED" in shown.get("0040A493", {}).get("Value", ()):
+            shown |= {"0040A493": {"vr": "CS", "Value": ["UNVERIFIED"]}, "0040A073": {"vr": "SQ", "Value": []}}
+        return shown
     if candidate.derived_uid is None:
         return candidate.attributes
     shown = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}
