@@ -32,13 +32,14 @@ from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
     """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
-    ``derived_uid``: of the reconstruction that is served, with drawn noise or without, if the search wants it.
+    ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether it has drawn noise.
 
     Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
     """
 
     attributes: DicomJson
     derived_uid: str | None = None
+    drawn: bool = False
     copy_uid: str | None = None
 
 
@@ -105,7 +106,7 @@ def _with_attributes(
             for level in (Level if rows else ())  # the lowest last: its attributes win
             if level in search.wants
         }
-    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
+    objects = _derived_objects(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
     copies: dict[int, ReferencingCopy] = {}
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
@@ -117,7 +118,9 @@ def _with_attributes(
         if row[own] in gone:
             attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
         key = row.get("IMAGE_key", 0)
-        candidate = QueryCandidate(attributes, uids.get(key), copies[key].uid if key in copies else None)
+        copy_uid = copies[key].uid if key in copies else None
+        derived_uid, drawn = objects.get(key, (None, False))
+        candidate = QueryCandidate(attributes, derived_uid, drawn, copy_uid)
         if may_match(candidate):
             found.append((row, candidate))
     if patients:
@@ -179,8 +182,9 @@ def _without_original(connection: Connection, level: Level, keys: Iterable[int])
     return set(connection.execute(select(own).select_from(source).where(own.in_(keys), is_gone())).scalars())
 
 
-def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, str]:
-    """The UID of the reconstruction that is served, by instance; instances without one are absent.
+def _derived_objects(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, tuple[str, bool]]:
+    """The UID of the reconstruction that is served, and whether its noise is drawn, by instance; instances without one
+    are absent.
 
     If the search names only an older rendition, or one of the other texture, that one is used: its UID still leads to
     its own pixels.
@@ -195,19 +199,22 @@ def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -
     )
     if search.only_gone:
         query = query.join(original, original.c.instance_key == instance.c.key).where(is_gone())
-    current = {row.key: row.uid for row in connection.execute(query)}
-    return {**current, **_other_uids(connection, keys, search, current)} if search.uids else current
+    current = {row.key: (row.uid, search.draw) for row in connection.execute(query)}
+    return {**current, **_other_objects(connection, keys, search, current)} if search.uids else current
 
 
 def _object_uid(draw: bool) -> Any:
     return rendition.c.derived_uid if draw else rendition.c.structure_uid
 
 
-def _other_uids(connection: Connection, keys: Sequence[int], search: Search, current: dict[int, str]) -> dict[int, str]:
+def _other_objects(
+    connection: Connection, keys: Sequence[int], search: Search, current: dict[int, tuple[str, bool]]
+) -> dict[int, tuple[str, bool]]:
     """The newest of the named reconstructions by instance, of either texture, the peer's own first; none if the
     current one or the original is named."""
-    found: dict[int, str] = {}
-    for uid in (_object_uid(not search.draw), _object_uid(search.draw)):
+    found: dict[int, tuple[str, bool]] = {}
+    for drawn in (not search.draw, search.draw):
+        uid = _object_uid(drawn)
         query = (
             select(rendition.c.instance_key, uid.label("uid"))
             .join(instance, rendition.c.instance_key == instance.c.key)
@@ -219,8 +226,8 @@ def _other_uids(connection: Connection, keys: Sequence[int], search: Search, cur
             )
             .order_by(rendition.c.key)
         )
-        found |= {row.instance_key: row.uid for row in connection.execute(query)}
-    return {key: uid for key, uid in found.items() if current.get(key) not in search.uids}
+        found |= {row.instance_key: (row.uid, drawn) for row in connection.execute(query)}
+    return {key: one for key, one in found.items() if current.get(key, ("",))[0] not in search.uids}
 
 
 # --- computed keys (PS3.4 C.3.4) ---

@@ -329,11 +329,13 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
     shown["00080008"] = {"vr": "CS", "Value": ["DERIVED", *image_type[1:]]}
     shown["00080018"] = {"vr": "UI", "Value": [candidate.derived_uid]}
     shown["00282110"] = {"vr": "CS", "Value": ["01"]}
+    if candidate.drawn:
+        shown["0008001C"] = {"vr": "CS", "Value": ["YES"]}
     return shown
 
 
 _NOT_OF_THE_ORIGINAL = {
-    "0008001C",  # Synthetic Data
+    "0008001C",  # Synthetic Data; it also depends on the upscaler if no noise is drawn
     "00082111",  # Derivation Description
     "00089215",  # Derivation Code Sequence
     "00204000",  # Image Comments

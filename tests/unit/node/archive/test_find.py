@@ -847,7 +847,9 @@ def test_reconstructed_peers_see_one_encoding_per_image(archive: Archive) -> Non
     assert uids(found, "SOPInstanceUID") == ["2.25.1", "2.25.2", "1.1.1.3", "1.1.1.4"]
     assert [answer.ImageType[0] for answer in found] == ["DERIVED", "DERIVED", "ORIGINAL", "ORIGINAL"]
     assert [answer.LossyImageCompression for answer in found] == ["01", "01", "00", "00"]
-    assert [answer.SyntheticData for answer in found] == ["", "", "NO", "NO"]
+    assert [answer.SyntheticData for answer in found] == ["YES", "YES", "NO", "NO"]
+    assert uids(seen(SOPInstanceUID="", SyntheticData="YES"), "SOPInstanceUID") == ["2.25.1", "2.25.2"]
+    assert [answer.SyntheticData for answer in seen(SOPInstanceUID="2.25.1.9", SyntheticData="")] == [""], "not drawn"
     assert [answer.ImageComments for answer in found] == ["", "", "repeated", "repeated"], "they have a note of ours"
     assert [answer.KVP for answer in found] == [29.5] * 4
     for uid in ("2.25.1", "1.1.1.1"):
