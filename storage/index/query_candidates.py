@@ -32,7 +32,7 @@ from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
     """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
-    ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether it has drawn noise.
+    ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether noise is drawn.
 
     Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
     """
@@ -44,16 +44,19 @@ class QueryCandidate:
 
 
 def candidates(
-    engine: Engine, search: Search, may_match: Callable[[QueryCandidate], bool] = lambda _: True
+    engine: Engine,
+    search: Search,
+    may_match: Callable[[QueryCandidate], bool] = lambda _: True,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[QueryCandidate]:
-    """Every entity that may match, in a fixed order, in bounded memory.
+    """Every entity that may match, in a fixed order, in bounded memory; no more once ``is_over``, which each page asks.
 
     ``may_match`` gets a candidate without its computed keys; they are computed only if it returns True. It must not
     return True for what the search excludes.
     """
     order = order_of(search)
     last: Sequence[Any] | None = None
-    while True:
+    while not is_over():
         with engine.connect() as connection:
             rows = connection.execute(page_after(search, order, last)).all()
             found = _with_attributes(connection, search, [row._mapping for row in rows], may_match)

@@ -55,13 +55,15 @@ def find(
     adjust_zones: bool = False,
     home: tzinfo | None = None,
     implicit: bool | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Dataset]:
     """The responses to a query, as a stream. Raises IdentifierError before the first one.
 
     ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
     shown under the UIDs with drawn noise, else under those without. ``adjust_zones``: dates and times are compared
     and returned in the time zone of the request; ``home`` is the zone of images that state none. ``implicit``:
-    whether the responses will be sent in implicit VR little endian; None if the encoding is not known.
+    whether the responses will be sent in implicit VR little endian; None if the encoding is not known. ``is_over``:
+    whether nobody wants more of them, which is asked also while nothing matches.
     """
     adjustment = _adjustment(identifier, home) if adjust_zones else None
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
@@ -71,7 +73,7 @@ def find(
         attributes = _as_shown(candidate)
         return adjustment.adjusted(attributes) if adjustment else attributes
 
-    found = candidates(index.engine, search, lambda one: query.matches(as_shown(one)))
+    found = candidates(index.engine, search, lambda one: query.matches(as_shown(one)), is_over)
     return (
         query.answer(attributes, retrieve_ae_title, implicit)
         for attributes in map(as_shown, found)

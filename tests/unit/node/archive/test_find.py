@@ -8,7 +8,7 @@ import gc
 import re
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -1071,9 +1071,11 @@ class FakePeers:
 
 
 def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | None]]:
-    def search(identifier: Dataset, root: Root, calling: str, _agreed: Agreed) -> Iterator[Dataset]:
+    def search(
+        identifier: Dataset, root: Root, calling: str, _agreed: Agreed, is_over: Callable[[], bool]
+    ) -> Iterator[Dataset]:
         assert calling == "VIEWER"
-        return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
+        return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS", is_over=is_over)
 
     return list(handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None)))  # type: ignore[arg-type]
 
@@ -1093,9 +1095,15 @@ def test_the_handler_answers_pending(archive: Archive) -> None:
 
 
 def test_the_handler_stops_when_cancelled(archive: Archive) -> None:
-    found = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), cancel_after=2), archive)
+    found = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), cancel_after=3), archive)
     assert [status for status, _ in found] == [0xFF00, 0xFF00, 0xFE00]
     assert found[-1][1] is None
+
+
+def test_the_handler_stops_when_cancelled_before_anything_matches(crowd: Archive) -> None:
+    """The description is no column: all 8,000 studies are looked at, 500 at a time."""
+    event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyDescription="none has it"), cancel_after=2)
+    assert handled(event, crowd) == [(0xFE00, None)]
 
 
 def test_the_handler_stops_when_the_peer_has_left(archive: Archive) -> None:
@@ -1134,7 +1142,7 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
     model = "1.2.840.10008.5.1.4.1.2.2.1"
     held = archive
 
-    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed) -> Iterator[Dataset]:
+    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed, _over: object) -> Iterator[Dataset]:
         return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
     def handle(event: evt.Event) -> Iterator[Any]:
