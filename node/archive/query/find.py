@@ -126,7 +126,7 @@ class Query:
             narrows=tuple(
                 narrow
                 for one in self.keys
-                if one.matches and (one.level is self.level or one.key.keyword not in _COMPUTED)
+                if one.level is self.level or one.key.keyword not in _COMPUTED
                 for narrow in narrows(one.key, one.values, any_zone=any_zone)
             ),
             uids=self.uids,

@@ -968,6 +968,14 @@ def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int
     assert pages <= limit_pages
 
 
+@pytest.mark.parametrize(("any_zone", "low", "high"), [(False, "20240401", "20240403"), (True, "20240330", "20240405")])
+def test_a_range_of_dates_and_times_is_narrowed_to_its_dates(any_zone: bool, low: str, high: str) -> None:
+    identifier = header(QueryRetrieveLevel="STUDY", StudyDate="20240401-20240403", StudyTime="2200-0600")
+    query = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=True)
+    search = query.search(RenditionPolicy.ORIGINAL, any_zone=any_zone)
+    assert search.narrows == (query_pages.Narrow("study.study_date", low=low, high=high),)
+
+
 @pytest.mark.parametrize("keys", [{"PatientName": "NAME*"}, {"StudyDate": "20240101-20241231"}, {}])
 def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
     """SQLite reads the index in order; sorting every page would take quadratic time."""
@@ -1101,7 +1109,7 @@ def test_the_handler_stops_when_cancelled(archive: Archive) -> None:
 
 
 def test_the_handler_stops_when_cancelled_before_anything_matches(crowd: Archive) -> None:
-    """The description is no column: all 8,000 studies are looked at, 500 at a time."""
+    """The description is no column: every study is looked at, 500 at a time."""
     event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyDescription="none has it"), cancel_after=2)
     assert handled(event, crowd) == [(0xFE00, None)]
 
