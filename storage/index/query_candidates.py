@@ -34,7 +34,7 @@ class QueryCandidate:
     """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
     ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether noise is drawn.
 
-    Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
+    Instance Availability (0008,0056) is set if the search wants it and an image cannot be served.
     """
 
     attributes: DicomJson
@@ -114,7 +114,7 @@ def _with_attributes(
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
     own = f"{search.level}_key"
-    gone = _without_original(connection, search.level, {row[own] for row in rows}) if search.availability else set()
+    gone = _unavailable(connection, search, {row[own] for row in rows}) if search.availability else set()
     found = []
     for row in rows:
         attributes = _merged({level: of_key.get(row[f"{level}_key"], {}) for level, of_key in stored.items()})
@@ -169,8 +169,9 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
-def _without_original(connection: Connection, level: Level, keys: Iterable[int]) -> set[int]:
-    """Those of the entities below which an original was purged or lost."""
+def _unavailable(connection: Connection, search: Search, keys: Iterable[int]) -> set[int]:
+    """Those of the entities below which an original was purged or lost, and nothing is served instead."""
+    level = search.level
     # two quick looks come first, since there is usually none: by ix_original_tier_form, and in a short table
     purged = select(original.c.instance_key).where(original.c.tier == Tier.HOT, original.c.form == OriginalForm.PURGED)
     lost = select(damage.c.key).where(damage.c.kind == "original", damage.c.closed_at.is_(None))
@@ -182,7 +183,9 @@ def _without_original(connection: Connection, level: Level, keys: Iterable[int])
     own = LEVEL_TABLES[level].c.key
     if level is Level.PATIENT:
         source, own = _with_every_row(source)
-    return set(connection.execute(select(own).select_from(source).where(own.in_(keys), is_gone())).scalars())
+    nothing_else = [~is_served()] if search.renditions else []
+    query = select(own).select_from(source).where(own.in_(keys), is_gone(), *nothing_else)
+    return set(connection.execute(query).scalars())
 
 
 def _derived_objects(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, tuple[str, bool]]:
