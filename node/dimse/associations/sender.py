@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGLossless, JPEGLosslessSV1
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -227,6 +227,8 @@ def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, 
     """
     held = (choice.transfer_syntax_uid, choice.instance.transfer_syntax_uid)
     syntaxes = dict.fromkeys(syntax for original in held for syntax in in_order(prefers, original))
+    if JPEGLossless in syntaxes:
+        syntaxes[str(JPEGLosslessSV1)] = None  # the default of lossless JPEG is proposed beside the others (PS3.5 10.2)
     return [(choice.sop_class_uid, syntax) for syntax in syntaxes]
 
 
