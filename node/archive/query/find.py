@@ -321,7 +321,8 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
     Attributes that derivation changes and the index does not hold have zero length (node.archive.serve.derived_header).
     """
     if candidate.copy_uid is not None:  # node.archive.serve.annotation_references
-        shown = {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
+        shown = {tag: element for tag, element in candidate.attributes.items() if tag not in _CREATION}
+        shown["00080018"] = {"vr": "UI", "Value": [candidate.copy_uid]}
         if "VERIFIED" in shown.get("0040A493", {}).get("Value", ()):
             shown |= {"0040A493": {"vr": "CS", "Value": ["UNVERIFIED"]}, "0040A073": {"vr": "SQ", "Value": []}}
         return shown
@@ -337,7 +338,10 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
     return shown
 
 
+_CREATION = {"00080012", "00080013"}
+"""Instance Creation Date and Time."""
 _NOT_OF_THE_ORIGINAL = {
+    *_CREATION,
     "0008001C",  # Synthetic Data; it also depends on the upscaler if no noise is drawn
     "00082111",  # Derivation Description
     "00089215",  # Derivation Code Sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
-from node.archive.serve.amended_header import amend, note_former, write_edited
+from node.archive.serve.amended_header import CREATION, amend, note_former, write_edited
 from storage.dicom.elements import append_item, codecs_of, readable_items, set_items, values_of
 from storage.dicom.writing import vr_of
 from storage.records import Applied, ReferencingCopy
@@ -45,6 +45,7 @@ def write_copy(source: Path, target: Path, copy: ReferencingCopy, applied: Seque
                 item.add_new(_REFERENCED, "UI", UID(uid))
         former = Dataset()
         former.SOPInstanceUID = header.SOPInstanceUID
+        _move(header, former, CREATION)
         if header.SOPClassUID.startswith(_CLASSES[1]) and header.SOPClassUID != _KEY_OBJECTS:
             _mark_as_changed_report(header, former)
         note_former(header, former, copy.made_at.strftime("%Y%m%d%H%M%S.%f") + "+0000", "COERCE")
@@ -56,10 +57,7 @@ def write_copy(source: Path, target: Path, copy: ReferencingCopy, applied: Seque
 def _mark_as_changed_report(header: Dataset, former: Dataset) -> None:
     """Name the predecessor, and take the verification away: the observer did not see this content (PS3.3 C.17.2)."""
     if values_of(header, _FLAG, "CS", ("ascii",)) == ["VERIFIED"]:
-        for tag in (_FLAG, _OBSERVERS):
-            if tag in header:
-                former[tag] = header.get_item(tag, keep_deferred=True)
-                del header[tag]
+        _move(header, former, (_FLAG, _OBSERVERS))
         header.add_new(_FLAG, "CS", "UNVERIFIED")
     predecessor = Dataset()
     predecessor.ReferencedSOPClassUID, predecessor.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
@@ -70,6 +68,13 @@ def _mark_as_changed_report(header: Dataset, former: Dataset) -> None:
     of_study.StudyInstanceUID = header.StudyInstanceUID
     of_study.ReferencedSeriesSequence = Items([of_series])
     append_item(header, "PredecessorDocumentsSequence", of_study)
+
+
+def _move(header: Dataset, former: Dataset, tags: Iterable[int]) -> None:
+    for tag in tags:
+        if tag in header:
+            former[tag] = header.get_item(tag, keep_deferred=True)
+            del header[tag]
 
 
 _FLAG, _OBSERVERS = BaseTag(0x0040A493), BaseTag(0x0040A073)

@@ -200,6 +200,7 @@ def predecessors(ds: Dataset) -> list[Any]:
 def test_the_copy_of_a_verified_report_is_unverified_and_names_the_report(tmp_path: Path) -> None:
     report = cad_report("1.2.3", ["1.2.3.99"])
     report.VerificationFlag = "VERIFIED"
+    report.InstanceCreationDate = "20260102"
     report.VerifyingObserverSequence = [item(VerifyingObserverName="Muster^Anna")]
     copy = copied(tmp_path, report)
     assert (copy.VerificationFlag, "VerifyingObserverSequence" in copy) == ("UNVERIFIED", False)
@@ -207,6 +208,7 @@ def test_the_copy_of_a_verified_report_is_unverified_and_names_the_report(tmp_pa
     assert predecessors(copy) == [own]
     former = copy.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
     assert (former.SOPInstanceUID, former.VerificationFlag) == (report.SOPInstanceUID, "VERIFIED")
+    assert ("InstanceCreationDate" in copy, former.InstanceCreationDate) == (False, "20260102")
     assert former.VerifyingObserverSequence[0].VerifyingObserverName == "Muster^Anna"
 
 

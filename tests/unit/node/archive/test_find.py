@@ -351,6 +351,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
                     KVP="29.5",
                     LossyImageCompression="00",
                     SyntheticData="NO",
+                    InstanceCreationDate="20240105",
                     ImageComments="repeated",
                 ),
                 derived=f"2.25.{number}" if number <= 2 else "",
@@ -843,7 +844,8 @@ def test_reconstructed_peers_see_one_encoding_per_image(archive: Archive) -> Non
     def seen(**keys: Any) -> list[Dataset]:
         return ask(archive, "IMAGE", policy=RenditionPolicy.RECONSTRUCTED, **IMAGE, **keys)
 
-    found = seen(SOPInstanceUID="", ImageType="", LossyImageCompression="", SyntheticData="", ImageComments="", KVP="")
+    keys = ("SOPInstanceUID", "ImageType", "LossyImageCompression", "SyntheticData", "ImageComments", "KVP")
+    found = seen(**dict.fromkeys((*keys, "InstanceCreationDate"), ""))
     assert uids(found, "SOPInstanceUID") == ["2.25.1", "2.25.2", "1.1.1.3", "1.1.1.4"]
     assert [answer.ImageType[0] for answer in found] == ["DERIVED", "DERIVED", "ORIGINAL", "ORIGINAL"]
     assert [answer.LossyImageCompression for answer in found] == ["01", "01", "00", "00"]
@@ -851,6 +853,7 @@ def test_reconstructed_peers_see_one_encoding_per_image(archive: Archive) -> Non
     assert uids(seen(SOPInstanceUID="", SyntheticData="YES"), "SOPInstanceUID") == ["2.25.1", "2.25.2"]
     assert [answer.SyntheticData for answer in seen(SOPInstanceUID="2.25.1.9", SyntheticData="")] == [""], "not drawn"
     assert [answer.ImageComments for answer in found] == ["", "", "repeated", "repeated"], "they have a note of ours"
+    assert [answer.InstanceCreationDate for answer in found] == ["", "", "20240105", "20240105"]
     assert [answer.KVP for answer in found] == [29.5] * 4
     for uid in ("2.25.1", "1.1.1.1"):
         assert uids(seen(SOPInstanceUID=uid), "SOPInstanceUID") == ["2.25.1"]
