@@ -960,7 +960,7 @@ def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int
 
     def count_pages(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         nonlocal pages
-        pages += "LIMIT" in statement
+        pages += "ORDER BY" in statement and "LIMIT" in statement
 
     event.listen(crowd.engine, "before_cursor_execute", count_pages)
     try:
