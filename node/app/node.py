@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
@@ -127,7 +127,7 @@ class Node:
         fault = functools.partial(original_fault, self.originals)
         return ServerDependencies(
             ingest=ingest,
-            search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
+            search=functools.partial(self._find, peers),
             services=RetrieveServices(
                 self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
             ),
@@ -159,7 +159,9 @@ class Node:
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
 
-    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str, agreed: Agreed) -> Iterator[Dataset]:
+    def _find(
+        self, peers: Peers, identifier: Dataset, root: Root, caller: str, agreed: Agreed, is_over: Callable[[], bool]
+    ) -> Iterator[Dataset]:
         return find(
             self.index,
             identifier,
@@ -173,6 +175,7 @@ class Node:
             adjust_zones=agreed.time_zones,
             home=self.settings.node.zone,
             implicit=agreed.implicit,
+            is_over=is_over,
         )
 
     def start(self) -> None:

@@ -32,6 +32,8 @@ _MOST_STUDIES = 100
 """Studies named in one record of the audit trail."""
 _BATCH = 500
 """Images for which one association is opened."""
+_LOW = 2
+"""The priority of images that nobody waits for (PS3.7 E.1)."""
 _POLL = 0.1
 """Seconds between two checks for a cancellation."""
 _MOST_UNANSWERED = 3
@@ -81,7 +83,9 @@ class Replication:
     ) -> None:
         unanswered = 0
         with (
-            Destination(self._outgoing, self._peer, choices, originator="", originator_id=0) as destination,
+            Destination(
+                self._outgoing, self._peer, choices, priority=_LOW, originator="", originator_id=0
+            ) as destination,
             closing(self._retrieve.prepare(choices, destination.expected)) as preparing,
         ):
             for done, (choice, made) in enumerate(preparing, 1):

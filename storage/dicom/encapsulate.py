@@ -143,6 +143,21 @@ def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
     return np.asarray(pixel_array(dataset, index=number, raw=True, **options))
 
 
+def _htj2k(frame: Frame, bits: int) -> bytes:
+    """HTJ2K of a precision of Bits Stored, as the header states it (PS3.5 8.2), unless a pixel has more bits.
+
+    OpenJPH takes the precision of the array, and subtracts half its range (ISO/IEC 15444-1 G.1). The offset leaves half
+    the range of ``bits`` to subtract, and byte 42, in the segment SIZ, states their number for decoders.
+    """
+    whole = frame.dtype.itemsize * 8
+    if not 0 < bits <= whole or int(frame.max()) >> bits:
+        bits = whole
+    offset = (1 << (whole - 1)) - (1 << (bits - 1))
+    codestream = bytearray(imagecodecs.htj2k_encode(frame + frame.dtype.type(offset), reversible=True))
+    codestream[42] = bits - 1
+    return bytes(codestream)
+
+
 def _rle(frame: Frame, bits: int) -> bytes:
     """RLE Lossless (PS3.5 Annex G): one segment per byte of a sample, high byte first, rows packed separately."""
     planes = frame[..., None].view(np.uint8)[..., ::-1] if frame.dtype.itemsize == 2 else frame[..., None]
@@ -164,7 +179,7 @@ _ENCODE: dict[str, Callable[[Frame, int], bytes | bytearray]] = {
     str(JPEG2000Lossless): lambda frame, bits: imagecodecs.jpeg2k_encode(
         frame, reversible=True, codecformat="j2k", bitspersample=bits
     ),
-    str(HTJ2KLossless): lambda frame, bits: imagecodecs.htj2k_encode(frame, reversible=True),
+    str(HTJ2KLossless): _htj2k,
     JPEG_XL_LOSSLESS: lambda frame, bits: imagecodecs.jpegxl_encode(frame, lossless=True, effort=3, usecontainer=False),
     str(RLELossless): _rle,
 }

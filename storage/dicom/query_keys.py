@@ -306,3 +306,8 @@ COMPUTED_KEYS = {
 
 OFFSET_FROM_UTC = Key("TimezoneOffsetFromUTC")
 """The time zone of the dates and times at a level. It is stored with the keys but is not itself matched."""
+
+
+def offset_name(level: Level) -> str:
+    """The name under which merged attributes of several levels have the time zone of that level."""
+    return f"{OFFSET_FROM_UTC.json_tag} {level}"

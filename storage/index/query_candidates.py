@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select
 
-from storage.dicom.query_keys import COMPUTED_KEYS, Key, Level
+from storage.dicom.query_keys import COMPUTED_KEYS, OFFSET_FROM_UTC, Key, Level, offset_name
 from storage.index.original_locations import is_gone
 from storage.index.query_pages import (
     LEVEL_TABLES,
@@ -31,28 +31,32 @@ from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
-    """One entity with the attributes of its level and of those above. ``derived_uid``: of the reconstruction that is
-    served, with drawn noise or without, if the search wants it.
+    """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
+    ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether noise is drawn.
 
-    Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
+    Instance Availability (0008,0056) is set if the search wants it and an image cannot be served.
     """
 
     attributes: DicomJson
     derived_uid: str | None = None
+    drawn: bool = False
     copy_uid: str | None = None
 
 
 def candidates(
-    engine: Engine, search: Search, may_match: Callable[[QueryCandidate], bool] = lambda _: True
+    engine: Engine,
+    search: Search,
+    may_match: Callable[[QueryCandidate], bool] = lambda _: True,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[QueryCandidate]:
-    """Every entity that may match, in a fixed order, in bounded memory.
+    """Every entity that may match, in a fixed order, in bounded memory; no more once ``is_over``, which each page asks.
 
     ``may_match`` gets a candidate without its computed keys; they are computed only if it returns True. It must not
     return True for what the search excludes.
     """
     order = order_of(search)
     last: Sequence[Any] | None = None
-    while True:
+    while not is_over():
         with engine.connect() as connection:
             rows = connection.execute(page_after(search, order, last)).all()
             found = _with_attributes(connection, search, [row._mapping for row in rows], may_match)
@@ -105,21 +109,21 @@ def _with_attributes(
             for level in (Level if rows else ())  # the lowest last: its attributes win
             if level in search.wants
         }
-    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
+    objects = _derived_objects(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
     copies: dict[int, ReferencingCopy] = {}
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
     own = f"{search.level}_key"
-    gone = _without_original(connection, search.level, {row[own] for row in rows}) if search.availability else set()
+    gone = _unavailable(connection, search, {row[own] for row in rows}) if search.availability else set()
     found = []
     for row in rows:
-        attributes: DicomJson = {}
-        for level, of_key in stored.items():
-            attributes.update(of_key.get(row[f"{level}_key"], {}))
+        attributes = _merged({level: of_key.get(row[f"{level}_key"], {}) for level, of_key in stored.items()})
         if row[own] in gone:
             attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
         key = row.get("IMAGE_key", 0)
-        candidate = QueryCandidate(attributes, uids.get(key), copies[key].uid if key in copies else None)
+        copy_uid = copies[key].uid if key in copies else None
+        derived_uid, drawn = objects.get(key, (None, False))
+        candidate = QueryCandidate(attributes, derived_uid, drawn, copy_uid)
         if may_match(candidate):
             found.append((row, candidate))
     if patients:
@@ -131,6 +135,16 @@ def _with_attributes(
                 for row, candidate in found:
                     candidate.attributes.update(values.get(row[f"{level}_key"], {}))
     return [candidate for _, candidate in found]
+
+
+def _merged(levels: dict[Level, DicomJson]) -> DicomJson:
+    """The attributes of several levels, the time zone of each among them; the last level wins."""
+    merged: DicomJson = {}
+    for level, attributes in levels.items():
+        merged.update(attributes)
+        if OFFSET_FROM_UTC.json_tag in attributes:
+            merged[offset_name(level)] = attributes[OFFSET_FROM_UTC.json_tag]
+    return merged
 
 
 def _one_of_each_patient(
@@ -155,8 +169,9 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
-def _without_original(connection: Connection, level: Level, keys: Iterable[int]) -> set[int]:
-    """Those of the entities below which an original was purged or lost."""
+def _unavailable(connection: Connection, search: Search, keys: Iterable[int]) -> set[int]:
+    """Those of the entities below which an original was purged or lost, and nothing is served instead."""
+    level = search.level
     # two quick looks come first, since there is usually none: by ix_original_tier_form, and in a short table
     purged = select(original.c.instance_key).where(original.c.tier == Tier.HOT, original.c.form == OriginalForm.PURGED)
     lost = select(damage.c.key).where(damage.c.kind == "original", damage.c.closed_at.is_(None))
@@ -168,11 +183,14 @@ def _without_original(connection: Connection, level: Level, keys: Iterable[int])
     own = LEVEL_TABLES[level].c.key
     if level is Level.PATIENT:
         source, own = _with_every_row(source)
-    return set(connection.execute(select(own).select_from(source).where(own.in_(keys), is_gone())).scalars())
+    nothing_else = [~is_served()] if search.renditions else []
+    query = select(own).select_from(source).where(own.in_(keys), is_gone(), *nothing_else)
+    return set(connection.execute(query).scalars())
 
 
-def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, str]:
-    """The UID of the reconstruction that is served, by instance; instances without one are absent.
+def _derived_objects(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, tuple[str, bool]]:
+    """The UID of the reconstruction that is served, and whether its noise is drawn, by instance; instances without one
+    are absent.
 
     If the search names only an older rendition, or one of the other texture, that one is used: its UID still leads to
     its own pixels.
@@ -187,19 +205,22 @@ def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -
     )
     if search.only_gone:
         query = query.join(original, original.c.instance_key == instance.c.key).where(is_gone())
-    current = {row.key: row.uid for row in connection.execute(query)}
-    return {**current, **_other_uids(connection, keys, search, current)} if search.uids else current
+    current = {row.key: (row.uid, search.draw) for row in connection.execute(query)}
+    return {**current, **_other_objects(connection, keys, search, current)} if search.uids else current
 
 
 def _object_uid(draw: bool) -> Any:
     return rendition.c.derived_uid if draw else rendition.c.structure_uid
 
 
-def _other_uids(connection: Connection, keys: Sequence[int], search: Search, current: dict[int, str]) -> dict[int, str]:
+def _other_objects(
+    connection: Connection, keys: Sequence[int], search: Search, current: dict[int, tuple[str, bool]]
+) -> dict[int, tuple[str, bool]]:
     """The newest of the named reconstructions by instance, of either texture, the peer's own first; none if the
     current one or the original is named."""
-    found: dict[int, str] = {}
-    for uid in (_object_uid(not search.draw), _object_uid(search.draw)):
+    found: dict[int, tuple[str, bool]] = {}
+    for drawn in (not search.draw, search.draw):
+        uid = _object_uid(drawn)
         query = (
             select(rendition.c.instance_key, uid.label("uid"))
             .join(instance, rendition.c.instance_key == instance.c.key)
@@ -211,8 +232,8 @@ def _other_uids(connection: Connection, keys: Sequence[int], search: Search, cur
             )
             .order_by(rendition.c.key)
         )
-        found |= {row.instance_key: row.uid for row in connection.execute(query)}
-    return {key: uid for key, uid in found.items() if current.get(key) not in search.uids}
+        found |= {row.instance_key: (row.uid, drawn) for row in connection.execute(query)}
+    return {key: one for key, one in found.items() if current.get(key, ("",))[0] not in search.uids}
 
 
 # --- computed keys (PS3.4 C.3.4) ---

@@ -43,7 +43,8 @@ class Search:
 
     ``wants``: the levels whose attributes the answers need. ``uids``: SOP Instance UIDs at IMAGE level; with
     ``derived`` they may be of reconstructions, and candidates have the UID of the one that is served; with
-    ``only_gone`` only if the original was purged or lost. ``availability``: mark entities with such an original.
+    ``only_gone`` only if the original was purged or lost. ``availability``: mark entities with such an original, with
+    ``renditions`` only if no reconstruction is served instead.
     ``copies``: annotations have the UIDs of their copies (storage.index.rewritten_annotations). ``draw``:
     reconstructions have the UIDs of the objects with drawn noise; False: without.
     """
@@ -55,6 +56,7 @@ class Search:
     derived: bool = False
     only_gone: bool = False
     availability: bool = False
+    renditions: bool = False
     copies: bool = False
     draw: bool = True
     computed: frozenset[str] = frozenset()

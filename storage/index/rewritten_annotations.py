@@ -2,14 +2,17 @@
 
 An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
 these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
-the content of the copy. Every UID that was announced is kept with its content.
+the content of the copy. So has an annotation that references such an annotation: its copy names the other copy. Every
+UID that was announced is kept with its content.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, insert, select
@@ -47,7 +50,7 @@ def copies(
             if rows:
                 connection.execute(insert(reference_copy), rows)
             known = _stored(connection, list(due))
-    current = {copy.instance_key: copy for copy in known.values()}
+    current = {copy.instance_key: copy for copy in known.values() if copy.instance_key in keys}
     if wanted:
         with engine.connect() as connection:
             older = _stored(connection, list(wanted))
@@ -66,8 +69,27 @@ def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
 
 
 def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
-    """SOP Instance UIDs of the annotations by key, and the copies for the current reconstructions by UID."""
-    image = instance.alias()
+    """SOP Instance UIDs of the annotations by key, and the copies for the current reconstructions by UID; both also for
+    the annotations that they reference."""
+    references = _all_references(connection, keys, draw)
+    due: dict[str, dict[str, Any]] = {}
+    copied: dict[int, str] = {}
+    ordered = dict.fromkeys(_ordered({key: {row.target_key for row in rows} for key, rows in references.items()}))
+    for key in [*ordered, *(references.keys() - ordered.keys())]:
+        rows = references[key]
+        objects = [(row.uid, row.object_uid or copied.get(row.target_key)) for row in rows]
+        pairs = [[uid, other] for uid, other in objects if other is not None]
+        if pairs:
+            uid = _uid(f"{rows[0].sop_instance_uid}|{rows[0].original_digest}", pairs)
+            due[uid] = {"uid": uid, "instance_key": key, "pairs": pairs}
+            if key in ordered:
+                copied[key] = uid
+    return {key: rows[0].sop_instance_uid for key, rows in references.items()}, due
+
+
+def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> dict[int, list[Any]]:
+    """The references of those annotations, and of all that these reference, by key and in the order of UIDs."""
+    target, of_target = instance.alias(), reference.alias()
     query = (
         select(
             reference.c.instance_key,
@@ -75,25 +97,43 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
             instance.c.original_digest,
             reference.c.uid,
             (rendition.c.derived_uid if draw else rendition.c.structure_uid).label("object_uid"),
+            select(of_target.c.instance_key)  # of what is referenced, if it is an annotation
+            .where(of_target.c.instance_key == target.c.key)
+            .limit(1)
+            .scalar_subquery()
+            .label("target_key"),
         )
         .join(instance, reference.c.instance_key == instance.c.key)
-        .join(image, image.c.sop_instance_uid == reference.c.uid, isouter=True)
+        .join(target, target.c.sop_instance_uid == reference.c.uid, isouter=True)
         .join(
-            rendition, and_(image.c.rendition_key == rendition.c.key, image.c.state.in_(RENDITION_STATES)), isouter=True
+            rendition,
+            and_(target.c.rendition_key == rendition.c.key, target.c.state.in_(RENDITION_STATES)),
+            isouter=True,
         )
-        .where(reference.c.instance_key.in_(keys))
         .order_by(reference.c.uid)
     )
-    own: dict[int, str] = {}
-    pairs: dict[int, list[list[str]]] = {}
-    names: dict[int, str] = {}
-    for row in connection.execute(query):
-        own[row.instance_key] = row.sop_instance_uid
-        names[row.instance_key] = f"{row.sop_instance_uid}|{row.original_digest}"
-        if row.object_uid is not None:
-            pairs.setdefault(row.instance_key, []).append([row.uid, row.object_uid])
-    due = [{"uid": _uid(names[key], found), "instance_key": key, "pairs": found} for key, found in pairs.items()]
-    return own, {str(row["uid"]): row for row in due}
+    found: dict[int, list[Any]] = {}
+    wanted = set(keys)
+    while wanted:
+        rows = connection.execute(query.where(reference.c.instance_key.in_(wanted))).all()
+        for row in rows:
+            found.setdefault(row.instance_key, []).append(row)
+        wanted = {row.target_key for row in rows} - {None} - found.keys()
+    return found
+
+
+def _ordered(references: Mapping[int, set[Any]]) -> Iterator[int]:
+    """The annotations, each after those that it references; without those in a cycle, and those that reference one.
+
+    The UID of a copy depends on the UIDs in it, so that copies in a cycle cannot name each other.
+    """
+    sorter = TopologicalSorter({key: targets & references.keys() for key, targets in references.items()})
+    with suppress(CycleError):
+        sorter.prepare()
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        yield from ready
+        sorter.done(*ready)
 
 
 def _uid(name: str, pairs: list[list[str]]) -> str:

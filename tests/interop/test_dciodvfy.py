@@ -412,6 +412,7 @@ CHANGED = {
     "LargestImagePixelValue": "of these pixels",
     "PixelData": "reconstructed",
     "DataSetTrailingPadding": "dropped",
+    **dict.fromkeys(("InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID"), "dropped"),
 }
 """All that may differ from the original, beside our private block."""
 

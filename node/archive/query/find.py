@@ -34,7 +34,7 @@ from node.archive.query.timezones import Adjustment, fixed_zone, stated_zone
 from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import fill_time
-from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level
+from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, offset_name
 from storage.index import Index
 from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
@@ -55,13 +55,15 @@ def find(
     adjust_zones: bool = False,
     home: tzinfo | None = None,
     implicit: bool | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Dataset]:
     """The responses to a query, as a stream. Raises IdentifierError before the first one.
 
     ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
     shown under the UIDs with drawn noise, else under those without. ``adjust_zones``: dates and times are compared
     and returned in the time zone of the request; ``home`` is the zone of images that state none. ``implicit``:
-    whether the responses will be sent in implicit VR little endian; None if the encoding is not known.
+    whether the responses will be sent in implicit VR little endian; None if the encoding is not known. ``is_over``:
+    whether nobody wants more of them, which is asked also while nothing matches.
     """
     adjustment = _adjustment(identifier, home) if adjust_zones else None
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
@@ -71,7 +73,7 @@ def find(
         attributes = _as_shown(candidate)
         return adjustment.adjusted(attributes) if adjustment else attributes
 
-    found = candidates(index.engine, search, lambda one: query.matches(as_shown(one)))
+    found = candidates(index.engine, search, lambda one: query.matches(as_shown(one)), is_over)
     return (
         query.answer(attributes, retrieve_ae_title, implicit)
         for attributes in map(as_shown, found)
@@ -124,13 +126,14 @@ class Query:
             narrows=tuple(
                 narrow
                 for one in self.keys
-                if one.matches and (one.level is self.level or one.key.keyword not in _COMPUTED)
+                if one.level is self.level or one.key.keyword not in _COMPUTED
                 for narrow in narrows(one.key, one.values, any_zone=any_zone)
             ),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
             only_gone=policy is RenditionPolicy.AUTO,
-            availability=policy is RenditionPolicy.ORIGINAL,
+            availability=True,
+            renditions=policy is not RenditionPolicy.ORIGINAL,
             copies=self.level is Level.IMAGE and copies,
             draw=draw,
             computed=frozenset(one.key.keyword for one in self.keys) & _COMPUTED,
@@ -155,8 +158,11 @@ class Query:
             (_RETRIEVE_AE_TITLE, [retrieve_ae_title]),
             (_AVAILABILITY, stored(attributes, _AVAILABILITY) or ["ONLINE"]),
         ]
-        if _MOVED_VRS & {one.key.vr for one in self.keys if stored(attributes, one.key)} and stated_zone(attributes):
-            ours.append((OFFSET_FROM_UTC, stored(attributes, OFFSET_FROM_UTC)))
+        timed = {one.level for one in self.keys if one.key.vr in _MOVED_VRS and stored(attributes, one.key)}
+        timed.discard(Level.PATIENT)  # dates of birth have no zone
+        zones = {stated_zone(attributes, level) for level in timed}
+        if len(zones) == 1 and None not in zones:  # it would be wrong for the others if levels state different ones
+            ours.append((OFFSET_FROM_UTC, attributes[offset_name(timed.pop())]["Value"]))
         elements += [element(key, values, implicit) for key, values in ours]
         return identifier_of(elements, implicit, utf8=not all_ascii(attributes, returned))
 
@@ -314,8 +320,12 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
 
     Attributes that derivation changes and the index does not hold have zero length (node.archive.serve.derived_header).
     """
-    if candidate.copy_uid is not None:
-        return {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
+    if candidate.copy_uid is not None:  # node.archive.serve.annotation_references
+        shown = {tag: element for tag, element in candidate.attributes.items() if tag not in _CREATION}
+        shown["00080018"] = {"vr": "UI", "Value": [candidate.copy_uid]}
+        if "VERIFIED" in shown.get("0040A493", {}).get("Value", ()):
+            shown |= {"0040A493": {"vr": "CS", "Value": ["UNVERIFIED"]}, "0040A073": {"vr": "SQ", "Value": []}}
+        return shown
     if candidate.derived_uid is None:
         return candidate.attributes
     shown = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}
@@ -323,11 +333,16 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
     shown["00080008"] = {"vr": "CS", "Value": ["DERIVED", *image_type[1:]]}
     shown["00080018"] = {"vr": "UI", "Value": [candidate.derived_uid]}
     shown["00282110"] = {"vr": "CS", "Value": ["01"]}
+    if candidate.drawn:
+        shown["0008001C"] = {"vr": "CS", "Value": ["YES"]}
     return shown
 
 
+_CREATION = {"00080012", "00080013"}
+"""Instance Creation Date and Time."""
 _NOT_OF_THE_ORIGINAL = {
-    "0008001C",  # Synthetic Data
+    *_CREATION,
+    "0008001C",  # Synthetic Data; it also depends on the upscaler if no noise is drawn
     "00082111",  # Derivation Description
     "00089215",  # Derivation Code Sequence
     "00204000",  # Image Comments

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 
 from storage.dicom.elements import BadValueError
 from storage.dicom.levels import fill_time
-from storage.dicom.query_keys import KEYS, OFFSET_FROM_UTC
+from storage.dicom.query_keys import KEYS, Level, offset_name
 from storage.records import DicomJson
 
 FARTHEST = timedelta(days=2)
@@ -27,10 +27,10 @@ def fixed_zone(text: str) -> timezone:
     return timezone(-offset if match[1] == "-" else offset)
 
 
-def stated_zone(attributes: DicomJson) -> timezone | None:
-    """The time zone that an image states; None if it states none, or an invalid one."""
+def stated_zone(attributes: DicomJson, level: Level) -> timezone | None:
+    """The time zone that was stated with the attributes of a level; None if none was, or an invalid one."""
     try:
-        return fixed_zone(attributes[OFFSET_FROM_UTC.json_tag]["Value"][0])
+        return fixed_zone(attributes[offset_name(level)]["Value"][0])
     except (BadValueError, KeyError, IndexError, AttributeError):
         return None
 
@@ -44,18 +44,22 @@ class Adjustment:
 
     def adjusted(self, attributes: DicomJson) -> DicomJson:
         """The attributes with their dates and times in the zone of the request."""
-        zone = stated_zone(attributes) or self.home
-        if zone is None:
-            return attributes
-        moved = {**attributes, OFFSET_FROM_UTC.json_tag: {"vr": "SH", "Value": [f"{datetime.now(self.zone):%z}"]}}
-        for date, time in _PAIRS:
-            if date in attributes and time in attributes:
-                self._move_pair(moved, date, time, zone)
-        for tag in _MOMENTS:
-            if tag in attributes:
-                values = [self._moved_moment(value, zone) for value in attributes[tag]["Value"]]
-                moved[tag] = {"vr": "DT", "Value": values}
+        moved = {**attributes}
+        for level in Level:
+            zone = stated_zone(attributes, level) or self.home
+            if zone is not None:
+                self._move_level(moved, level, zone)
+                moved[offset_name(level)] = {"vr": "SH", "Value": [f"{datetime.now(self.zone):%z}"]}
         return moved
+
+    def _move_level(self, attributes: DicomJson, level: Level, zone: tzinfo) -> None:
+        for date, time in _PAIRS[level]:
+            if date in attributes and time in attributes:
+                self._move_pair(attributes, date, time, zone)
+        for key in KEYS[level]:
+            if key.vr == "DT" and key.json_tag in attributes:
+                values = [self._moved_moment(value, zone) for value in attributes[key.json_tag]["Value"]]
+                attributes[key.json_tag] = {"vr": "DT", "Value": values}
 
     def _move_pair(self, attributes: DicomJson, date: str, time: str, zone: tzinfo) -> None:
         [day, *_], [hour, *_] = attributes[date]["Value"], attributes[time]["Value"]
@@ -95,12 +99,13 @@ def _moment(text: str) -> datetime | None:
         return None
 
 
-_PAIRS = tuple(
-    (key.json_tag, other.json_tag)
-    for keys in KEYS.values()
-    for key in keys
-    for other in keys
-    if key.vr == "DA" and other.keyword == key.keyword.removesuffix("Date") + "Time" and "Birth" not in key.keyword
-)
-_MOMENTS = tuple(key.json_tag for keys in KEYS.values() for key in keys if key.vr == "DT")
+_PAIRS = {
+    level: tuple(
+        (key.json_tag, other.json_tag)
+        for key in keys
+        for other in keys
+        if key.vr == "DA" and other.keyword == key.keyword.removesuffix("Date") + "Time" and "Birth" not in key.keyword
+    )
+    for level, keys in KEYS.items()
+}
 _DATE_TIME = re.compile(r"(?P<time>\d{10,14})(?P<fraction>(?:\.\d{1,6})?)(?P<offset>(?:[+-]\d{4})?)", re.ASCII)

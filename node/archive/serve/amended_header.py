@@ -29,6 +29,10 @@ from storage.records import Applied
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding, which are valid for the received bytes only."""
 
+CREATION = (0x00080012, 0x00080013, 0x00080014)
+"""Instance Creation Date, Time and Creator UID. An instance that is made here has none of the one it is made of, and
+none of its own: without Timezone Offset From UTC they would have no zone."""
+
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
     """Write an amended Part 10 file with the same UIDs, transfer syntax and pixel data. Raises Unparseable."""

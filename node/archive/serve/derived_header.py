@@ -21,7 +21,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import DSfloat
 
 from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
-from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
+from node.archive.serve.amended_header import CREATION, NOT_OF_THIS_HEADER, amend, drop
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, append_item, checked, codecs_of, values_of
@@ -83,10 +83,10 @@ def derived_header(
         _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
         _comment(header, draw)
         _reference_source(header, rendition)
-        _add_equipment(header, verified_at)
+        _add_equipment(header, verified_at, synthetic=draw or rendition.generative)
         _private_block(header, base, rendition, draw)
         _pixel_range(header, rendition, draw)
-        drop(header, NOT_OF_THIS_HEADER)
+        drop(header, (*NOT_OF_THIS_HEADER, *CREATION))
     return header
 
 
@@ -177,9 +177,10 @@ def _reference_source(header: Dataset, rendition: Rendition) -> None:
     append_item(header, "SourceImageSequence", item)
 
 
-def _add_equipment(header: Dataset, verified_at: datetime) -> None:
+def _add_equipment(header: Dataset, verified_at: datetime, *, synthetic: bool) -> None:
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = Items([_code("109100", "DCM", "Synthesizing Equipment")])
+    purpose = ("109100", "DCM", "Synthesizing Equipment") if synthetic else ("109102", "DCM", "Processing Equipment")
+    item.PurposeOfReferenceCodeSequence = Items([_code(*purpose)])
     item.Manufacturer = "Latent PACS"
     item.ManufacturerModelName = "latent-pacs"
     item.SoftwareVersions = _product_version()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGLossless, JPEGLosslessSV1
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -31,18 +31,20 @@ _MAX_CONTEXTS = 128
 
 
 class Channel:
-    """One established association on which images can be sent with C-STORE."""
+    """One established association on which images can be sent with C-STORE. ``priority``: that of the request, which is
+    theirs too (PS3.7 9.1.3.1, 9.1.4.1)."""
 
     def __init__(
         self,
         assoc: Association,
         *,
+        priority: int,
         prefers: tuple[WireSyntax, ...] = (),
         originator: str = "",
         originator_id: int = 0,
     ) -> None:
         self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
-        self._prefers = prefers
+        self._priority, self._prefers = priority, prefers
         self._message_id = 0
         self._unanswered = False
         self._close_reason = ""
@@ -110,9 +112,9 @@ class Channel:
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"priority": self._priority}
         if self._originator:
-            options = {"originator_aet": self._originator, "originator_id": self._originator_id}
+            options |= {"originator_aet": self._originator, "originator_id": self._originator_id}
         try:
             status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **options)
         except (ValueError, RuntimeError, OSError) as error:
@@ -137,10 +139,11 @@ class Destination:
         peer: Peer,
         choices: Sequence[Choice],
         *,
+        priority: int,
         originator: str,
         originator_id: int,
     ) -> None:
-        self._outgoing, self._peer = outgoing, peer
+        self._outgoing, self._peer, self._priority = outgoing, peer, priority
         self._originator, self._originator_id = originator, originator_id
         self._batches = _batches(choices, peer.transfer_syntaxes)
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
@@ -184,6 +187,7 @@ class Destination:
         assoc = self._associate(self._batches[number])
         channel = Channel(
             assoc,
+            priority=self._priority,
             prefers=self._peer.transfer_syntaxes,
             originator=self._originator,
             originator_id=self._originator_id,
@@ -223,6 +227,8 @@ def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, 
     """
     held = (choice.transfer_syntax_uid, choice.instance.transfer_syntax_uid)
     syntaxes = dict.fromkeys(syntax for original in held for syntax in in_order(prefers, original))
+    if JPEGLossless in syntaxes:
+        syntaxes[str(JPEGLosslessSV1)] = None  # the default of lossless JPEG is proposed beside the others (PS3.5 10.2)
     return [(choice.sop_class_uid, syntax) for syntax in syntaxes]
 
 

@@ -23,8 +23,8 @@ LOGGER = logging.getLogger(__name__)
 PENDING_WITHOUT_SOME_KEYS = 0xFF01
 """An optional key of the request is not supported (PS3.4 C.4.1.1.4)."""
 
-Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
-"""Runs a query: identifier, information model, calling AE title, agreed options."""
+Search = Callable[[Dataset, Root, str, Agreed, Callable[[], bool]], Iterator[Dataset]]
+"""Runs a query: identifier, information model, calling AE title, agreed options, whether the request is over."""
 
 
 def identifier_of(event: Any) -> Dataset:
@@ -40,6 +40,15 @@ def handle_find(
     event: Event, *, search: Search, peers: Peers, refusals: Refusals
 ) -> Iterator[tuple[int | Dataset, Dataset | None]]:
     """Respond to a C-FIND: pending with each match, then success, cancelled, or an error."""
+    cancelled = False
+
+    def is_over() -> bool:
+        nonlocal cancelled
+        cancelled = (
+            cancelled or bool(event.is_cancelled) or wants_release(event.assoc)
+        )  # reading is_cancelled clears it
+        return cancelled or has_ended(event.assoc)
+
     caller = peers.calling(event)
     if not peers.may(caller, "find"):
         refusals.of_request(event.assoc, "find", NOT_AUTHORIZED, f"{caller} may not query here")
@@ -48,13 +57,12 @@ def handle_find(
     try:
         identifier, root = identifier_of(event), ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
-        for answer in search(identifier, root, caller, agreed(event)):
-            if has_ended(event.assoc):
-                return
-            if event.is_cancelled or wants_release(event.assoc):  # reading is_cancelled clears it: once per match
-                yield CANCELLED, None
-                return
+        for answer in search(identifier, root, caller, agreed(event), is_over):
+            if is_over():
+                break
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer
+        if cancelled and not has_ended(event.assoc):
+            yield CANCELLED, None
     except IdentifierError as error:
         refusals.of_request(event.assoc, "find", 0xA900, reason_text(error, QUERY_ERRORS))
         yield of_error(error, QUERY_ERRORS), None

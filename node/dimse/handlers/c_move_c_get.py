@@ -125,7 +125,8 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
     except IdentifierError as error:
         yield _refusal(event, services, "get", error)
         return
-    channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
+    prefers = services.peers.transfer_syntaxes(caller)
+    channel = Channel(event.assoc, priority=event.request.Priority, prefers=prefers)
     yield from _Retrieval(event, services, choices, channel).run(TrailEntry("get", caller, detail=f"to {caller}"))
 
 
@@ -148,8 +149,9 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     except IdentifierError as error:
         yield _refusal(event, services, "move", error)
         return
-    message_id = int(event.request.MessageID)
-    with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
+    request = event.request
+    received = {"priority": request.Priority, "originator": caller, "originator_id": int(request.MessageID)}
+    with Destination(outgoing, peer, choices, **received) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
         yield from _Retrieval(event, services, choices, destination).run(entry)
 

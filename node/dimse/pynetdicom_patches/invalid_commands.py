@@ -47,7 +47,7 @@ def check_command(command: Dataset) -> None:
             if keyword not in command:
                 setattr(command, keyword, "")
     if "Priority" in command and values["Priority"] not in _PRIORITIES:
-        command.Priority = 0  # medium: this archive does not look at it
+        command.Priority = 0  # medium
     if not field & _RESPONSE and values.get("MessageID") is not None and "MessageIDBeingRespondedTo" in command:
         del command.MessageIDBeingRespondedTo
 

@@ -92,6 +92,32 @@ def study_of(identifier: Dataset) -> Dataset:
     return client.image_identifier(identifier.StudyInstanceUID)
 
 
+@pytest.mark.parametrize("priority", [1, 2], ids=["high", "low"])
+def test_images_have_the_priority_of_their_request(four: Four, port: int, priority: int) -> None:
+    """Of a C-MOVE and of a C-GET (PS3.7 9.1.3.1, 9.1.4.1)."""
+    archive, identifier = four
+    found: list[int] = []
+
+    def handle(event: Any) -> int:
+        found.append(event.request.Priority)
+        return 0
+
+    entity, handlers = AE("VIEWER"), [(evt.EVT_C_STORE, handle)]
+    entity.add_supported_context(MG)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    assert server is not None
+    contexts = [build_context(MOVE), build_context(GET), build_context(MG)]
+    roles = [build_role(MG, scp_role=True)]
+    assoc = requested(archive, *contexts, ext_neg=roles, evt_handlers=handlers)
+    try:
+        list(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, priority=priority))
+        list(assoc.send_c_get(study_of(identifier), GET, priority=priority))
+        assoc.release()
+    finally:
+        server.shutdown()
+    assert found == [priority] * 8
+
+
 # --- faults, by every switch of storescp's ---
 
 

@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 from pynetdicom import AE, build_role, evt
 
@@ -136,6 +136,18 @@ def test_gdcm_decodes_what_we_encode(tmp_path: Path, name: str) -> None:
     assert reader.Read()
     decoded = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")
     assert decoded == ds.PixelData
+
+
+@pytest.mark.parametrize(("bits", "above", "precision"), [(12, 0, 12), (10, 0, 10), (16, 0, 16), (12, 0x8000, 16)])
+def test_htj2k_has_the_precision_of_bits_stored(tmp_path: Path, bits: int, above: int, precision: int) -> None:
+    """Two decoders agree; bits above Bits Stored are kept."""
+    pixels = samples.breast(65, 33, bits=bits) | np.uint16(above)
+    source = samples.write(samples.mammogram(pixels, bits=bits), tmp_path / "source.dcm")
+    transcode(source, tmp_path / "target.dcm", UID(COMPRESSED["htj2k"]))  # type: ignore[index]
+    codestream = next(generate_frames(dcmread(tmp_path / "target.dcm").PixelData, number_of_frames=1))
+    assert codestream[42] + 1 == precision
+    for decode in (imagecodecs.htj2k_decode, imagecodecs.jpeg2k_decode):
+        assert np.array_equal(decode(codestream), pixels)
 
 
 def test_pixels_that_are_not_encoded(tmp_path: Path) -> None:

@@ -98,6 +98,10 @@ def test_a_peer_without_texture_gets_the_structure_alone(tmp_path: Path, receive
     assert pixel_digest(alone.pixel_array) == made.structure_digest != made.output_digest
     assert drawn[0x0008, 0x001C].value == "YES"
     assert (0x0008, 0x001C) not in alone
+    purposes = [
+        one.ContributingEquipmentSequence[-1].PurposeOfReferenceCodeSequence[0].CodeValue for one in (drawn, alone)
+    ]
+    assert purposes == ["109100", "109102"], "Synthesizing and Processing Equipment (PS3.16 CID 7005)"
     assert "noise is synthetic" in drawn.DerivationDescription
     assert "structure alone" in alone.DerivationDescription
     assert "noise is synthetic" in drawn.ImageComments

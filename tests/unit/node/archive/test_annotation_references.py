@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
 from sqlalchemy import update
 
 from node.app import Node
+from node.archive.serve.annotation_references import write_copy
 from node.config import parse
 from node.dimse.client import Receiver
 from storage.errors import ConfigError
 from storage.index.connection import writing
 from storage.index.tables import instance
-from storage.records import InstanceState
+from storage.records import InstanceState, ReferencingCopy
 from tests.conftest import Archive, settings_for
-from tests.support.annotations import cad_report, finding, presentation_state, scoord, selected_from
+from tests.support.annotations import (
+    cad_report,
+    finding,
+    item,
+    presentation_state,
+    references,
+    scoord,
+    selected_from,
+)
 from tests.support.index_rows import claimed, new_rendition
 from tests.support.peers import data_set_bytes, findscu, getscu, storescu
 from tests.support.samples import breast, mammogram, write
@@ -58,6 +69,12 @@ class Study:
         _, answers = findscu(self.archive.address, self.folder / "found", "-S", "IMAGE", *self.keys(uid), calling=title)
         return [str(one.SOPInstanceUID) for one in answers]
 
+    def flag(self, title: str) -> str:
+        """The Verification Flag that a query returns."""
+        keys = (*self.keys(""), "VerificationFlag")
+        _, (answer,) = findscu(self.archive.address, self.folder / "flag", "-S", "IMAGE", *keys, calling=title)
+        return str(answer.VerificationFlag or "")
+
     def got(self, title: str, uid: str) -> Path:
         folder = self.folder / f"{title} {uid}"
         ran = getscu(self.archive.address, folder, "-S", "IMAGE", *self.keys(uid), calling=title)
@@ -78,6 +95,7 @@ def study(request: pytest.FixtureRequest, tmp_path: Path, receiver: Receiver) ->
         if request.param == "report":
             marks = [finding("1", scoord("POINT", [1.0, 2.0], selected_from(uid))) for uid in uids]
             annotation = cad_report(images[0].StudyInstanceUID, uids, *marks)
+            annotation.VerificationFlag = "VERIFIED"
         else:
             annotation = presentation_state(images[0].StudyInstanceUID, uids)
         files = [write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate([*images, annotation])]
@@ -102,10 +120,12 @@ def test_copies_for_a_peer_with_rewritten_references(study: Study) -> None:
         assert data_set_bytes(study.got(title, own)) == data_set_bytes(study.file)
 
     received = study.got("REWRITTEN", copy)
+    assert study.flag("REWRITTEN") == dcmread(received).get("VerificationFlag", "")
+    assert study.flag("VIEWER") == study.annotation.get("VerificationFlag", "")
     ds, sent = dcmread(received), dcmread(study.file)
     first, second = (str(image.SOPInstanceUID) for image in study.images)
     assert referenced(sent) == {first, second}
-    assert referenced(ds) == {"2.25.1", second}
+    assert referenced(ds) - {own} == {"2.25.1", second}  # a report names itself as predecessor
     assert (ds.SOPInstanceUID, ds.file_meta.MediaStorageSOPInstanceUID) == (copy, copy)
     assert ds.OriginalAttributesSequence[0].ModifiedAttributesSequence[0].SOPInstanceUID == own
     assert data_set_bytes(study.got("REWRITTEN", own)) == data_set_bytes(received)  # by its own UID: the copy
@@ -115,7 +135,7 @@ def test_copies_for_a_peer_with_rewritten_references(study: Study) -> None:
     (newer,) = study.found("REWRITTEN")
     assert newer != copy
     assert study.found("REWRITTEN", copy) == [copy]
-    assert referenced(dcmread(study.got("REWRITTEN", newer))) == {"2.25.2", second}
+    assert referenced(dcmread(study.got("REWRITTEN", newer))) - {own} == {"2.25.2", second}
 
     # a copy that comes back is known; one with other content is not taken for it
     assert storescu([received], study.archive.address).statuses == [0]
@@ -139,3 +159,64 @@ def test_only_peers_of_reconstructions_may_rewrite_references() -> None:
     peer = {"ae_title": "A", "rendition": "auto", "references": "rewrite"}
     with pytest.raises(ConfigError, match="for peers with rendition: reconstructed"):
         parse({"peers": [peer]}, "config.yaml")
+
+
+def copied(folder: Path, annotation: Dataset) -> Dataset:
+    """The copy of an annotation that references the image 1.2.3.99; ``copy.dcm`` in the folder."""
+    source, target = write(annotation, folder / "received.dcm"), folder / "copy.dcm"
+    write_copy(source, target, ReferencingCopy("2.25.1", 1, (("1.2.3.99", "2.25.99"),), datetime(2026, 1, 2)))
+    return dcmread(target)
+
+
+@pytest.mark.parametrize(
+    ("character_set", "text"),
+    [
+        ("ISO_IR 192", b"M\xfcller"),
+        ("ISO_IR 13", b"\x1b$B;3ED\x1b(J "),
+        (["ISO 2022 IR 13", "ISO 2022 IR 87"], b"\xd4\xcf\xc0\xde \x1b$B;3ED\x1b(J "),
+    ],
+    ids=["of another character set", "kanji that are not declared", "kanji and katakana"],
+)
+def test_text_of_a_copy_is_what_was_received(tmp_path: Path, character_set: str | list[str], text: bytes) -> None:
+    report = cad_report("1.2.3", ["1.2.3.99"], finding("1", selected_from("1.2.3.99")))
+    report.SpecificCharacterSet = character_set
+    for data_set in (report, report.ContentSequence[0]):
+        data_set.add_new("TextValue", "UN", text)
+    copied(tmp_path, report)
+    written = (tmp_path / "copy.dcm").read_bytes()
+    assert (written.count(text), written.count(b"2.25.99")) == (2, 2)
+
+
+def predecessors(ds: Dataset) -> list[Any]:
+    """Study, series, class and instance of the predecessor documents."""
+    return [
+        (study.StudyInstanceUID, series.SeriesInstanceUID, one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID)
+        for study in ds.get("PredecessorDocumentsSequence", [])
+        for series in study.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    ]
+
+
+def test_the_copy_of_a_verified_report_is_unverified_and_names_the_report(tmp_path: Path) -> None:
+    report = cad_report("1.2.3", ["1.2.3.99"])
+    report.VerificationFlag = "VERIFIED"
+    report.InstanceCreationDate = "20260102"
+    report.VerifyingObserverSequence = [item(VerifyingObserverName="Muster^Anna")]
+    copy = copied(tmp_path, report)
+    assert (copy.VerificationFlag, "VerifyingObserverSequence" in copy) == ("UNVERIFIED", False)
+    own = (report.StudyInstanceUID, report.SeriesInstanceUID, report.SOPClassUID, report.SOPInstanceUID)
+    assert predecessors(copy) == [own]
+    former = copy.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
+    assert (former.SOPInstanceUID, former.VerificationFlag) == (report.SOPInstanceUID, "VERIFIED")
+    assert ("InstanceCreationDate" in copy, former.InstanceCreationDate) == (False, "20260102")
+    assert former.VerifyingObserverSequence[0].VerifyingObserverName == "Muster^Anna"
+
+
+def test_the_copy_of_a_presentation_state_or_key_object_has_no_attributes_of_reports(tmp_path: Path) -> None:
+    selection = presentation_state("1.2.3", ["1.2.3.99"])
+    selection.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.59"
+    selection.CurrentRequestedProcedureEvidenceSequence = references("1.2.3.99")
+    for annotation in (presentation_state("1.2.3", ["1.2.3.99"]), selection):
+        copy = copied(tmp_path, annotation)
+        assert predecessors(copy) == []
+        assert "VerificationFlag" not in copy

@@ -72,6 +72,12 @@ def el(tag: int, vr: str, value: bytes, syntax: UID = EXPLICIT) -> bytes:
     return element(tag, vr, value, syntax)
 
 
+def test_the_creation_of_the_original_is_not_that_of_the_derived_object(tmp_path: Path) -> None:
+    created = ((0x00080012, "DA", b"20200101"), (0x00080013, "TM", b"101010"), (0x00080014, "UI", b"1.2.3\0"))
+    copy = derived(tmp_path, EXPLICIT, *(el(*one) for one in created))
+    assert not {tag for tag, _, _ in created} & copy.keys()
+
+
 CARRIED: list[Any] = [
     pytest.param(0x50003000, b"\1\0\2\0", id="curve data"),
     pytest.param(0x50FE0005, b"\2\0", id="curve dimensions"),

@@ -8,7 +8,7 @@ import gc
 import re
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -351,6 +351,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
                     KVP="29.5",
                     LossyImageCompression="00",
                     SyntheticData="NO",
+                    InstanceCreationDate="20240105",
                     ImageComments="repeated",
                 ),
                 derived=f"2.25.{number}" if number <= 2 else "",
@@ -574,6 +575,35 @@ def test_moments_in_another_zone(zoned: Archive) -> None:
     assert [(str(one.AcquisitionDateTime), one.SOPInstanceUID) for one in answers] == [
         ("20240104211500+0100", "6.1.1.1")
     ]
+
+
+@pytest.mark.parametrize(
+    ("zone", "keys", "returned"),
+    [
+        (None, ("StudyTime", "ContentTime"), ("101500", "080000", None)),
+        (None, ("StudyTime",), ("101500", None, "+0100")),
+        (None, ("ContentTime",), (None, "080000", "-0500")),
+        ("+0000", ("StudyDate", "StudyTime", "ContentDate", "ContentTime"), ("091500", "130000", "+0000")),
+    ],
+    ids=["as stored", "of the study", "of the image", "in the zone of the request"],
+)
+def test_each_level_has_a_time_zone_of_its_own(
+    tmp_path: Path, zone: str | None, keys: tuple[str, ...], returned: tuple[str | None, ...]
+) -> None:
+    """A study has the times of the image that came first, and so their time zone; another image may state another."""
+    engine = created(tmp_path)
+    ids = {"StudyInstanceUID": "7.1", "SOPClassUID": MG, "StudyDate": "20240105", "ContentDate": "20240105"}
+    for number, (offset, study_time, content_time) in enumerate(
+        [("+0100", "101500", "101600"), ("-0500", "041500", "080000")]
+    ):
+        own = {"SeriesInstanceUID": f"7.1.{number}", "SOPInstanceUID": f"7.1.{number}.1"}
+        times = {"StudyTime": study_time, "ContentTime": content_time, "TimezoneOffsetFromUTC": offset}
+        add(engine, header(**ids, **own, **times))
+    unique = {"StudyInstanceUID": "7.1", "SeriesInstanceUID": "7.1.1", "SOPInstanceUID": ""}
+    asked = {**unique, **dict.fromkeys(keys, "")} | ({"TimezoneOffsetFromUTC": zone} if zone else {})
+    [answer] = ask(Archive(engine), "IMAGE", **asked, adjust_zones=zone is not None)
+    assert tuple(answer.get(key) for key in ("StudyTime", "ContentTime", "TimezoneOffsetFromUTC")) == returned
+    engine.dispose()
 
 
 @pytest.mark.parametrize("zone", ["+1", "+0160", "+1500", "Z", "\u0660"])
@@ -814,12 +844,16 @@ def test_reconstructed_peers_see_one_encoding_per_image(archive: Archive) -> Non
     def seen(**keys: Any) -> list[Dataset]:
         return ask(archive, "IMAGE", policy=RenditionPolicy.RECONSTRUCTED, **IMAGE, **keys)
 
-    found = seen(SOPInstanceUID="", ImageType="", LossyImageCompression="", SyntheticData="", ImageComments="", KVP="")
+    keys = ("SOPInstanceUID", "ImageType", "LossyImageCompression", "SyntheticData", "ImageComments", "KVP")
+    found = seen(**dict.fromkeys((*keys, "InstanceCreationDate"), ""))
     assert uids(found, "SOPInstanceUID") == ["2.25.1", "2.25.2", "1.1.1.3", "1.1.1.4"]
     assert [answer.ImageType[0] for answer in found] == ["DERIVED", "DERIVED", "ORIGINAL", "ORIGINAL"]
     assert [answer.LossyImageCompression for answer in found] == ["01", "01", "00", "00"]
-    assert [answer.SyntheticData for answer in found] == ["", "", "NO", "NO"]
+    assert [answer.SyntheticData for answer in found] == ["YES", "YES", "NO", "NO"]
+    assert uids(seen(SOPInstanceUID="", SyntheticData="YES"), "SOPInstanceUID") == ["2.25.1", "2.25.2"]
+    assert [answer.SyntheticData for answer in seen(SOPInstanceUID="2.25.1.9", SyntheticData="")] == [""], "not drawn"
     assert [answer.ImageComments for answer in found] == ["", "", "repeated", "repeated"], "they have a note of ours"
+    assert [answer.InstanceCreationDate for answer in found] == ["", "", "20240105", "20240105"]
     assert [answer.KVP for answer in found] == [29.5] * 4
     for uid in ("2.25.1", "1.1.1.1"):
         assert uids(seen(SOPInstanceUID=uid), "SOPInstanceUID") == ["2.25.1"]
@@ -926,7 +960,7 @@ def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int
 
     def count_pages(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         nonlocal pages
-        pages += "LIMIT" in statement
+        pages += "ORDER BY" in statement and "LIMIT" in statement
 
     event.listen(crowd.engine, "before_cursor_execute", count_pages)
     try:
@@ -935,6 +969,14 @@ def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int
         event.remove(crowd.engine, "before_cursor_execute", count_pages)
     assert len(found) == len(set(found)) == count
     assert pages <= limit_pages
+
+
+@pytest.mark.parametrize(("any_zone", "low", "high"), [(False, "20240401", "20240403"), (True, "20240330", "20240405")])
+def test_a_range_of_dates_and_times_is_narrowed_to_its_dates(any_zone: bool, low: str, high: str) -> None:
+    identifier = header(QueryRetrieveLevel="STUDY", StudyDate="20240401-20240403", StudyTime="2200-0600")
+    query = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=True)
+    search = query.search(RenditionPolicy.ORIGINAL, any_zone=any_zone)
+    assert search.narrows == (query_pages.Narrow("study.study_date", low=low, high=high),)
 
 
 @pytest.mark.parametrize("keys", [{"PatientName": "NAME*"}, {"StudyDate": "20240101-20241231"}, {}])
@@ -1040,9 +1082,11 @@ class FakePeers:
 
 
 def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | None]]:
-    def search(identifier: Dataset, root: Root, calling: str, _agreed: Agreed) -> Iterator[Dataset]:
+    def search(
+        identifier: Dataset, root: Root, calling: str, _agreed: Agreed, is_over: Callable[[], bool]
+    ) -> Iterator[Dataset]:
         assert calling == "VIEWER"
-        return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
+        return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS", is_over=is_over)
 
     return list(handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None)))  # type: ignore[arg-type]
 
@@ -1062,9 +1106,15 @@ def test_the_handler_answers_pending(archive: Archive) -> None:
 
 
 def test_the_handler_stops_when_cancelled(archive: Archive) -> None:
-    found = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), cancel_after=2), archive)
+    found = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), cancel_after=3), archive)
     assert [status for status, _ in found] == [0xFF00, 0xFF00, 0xFE00]
     assert found[-1][1] is None
+
+
+def test_the_handler_stops_when_cancelled_before_anything_matches(crowd: Archive) -> None:
+    """The description is no column: every study is looked at, 500 at a time."""
+    event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyDescription="none has it"), cancel_after=2)
+    assert handled(event, crowd) == [(0xFE00, None)]
 
 
 def test_the_handler_stops_when_the_peer_has_left(archive: Archive) -> None:
@@ -1103,7 +1153,7 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
     model = "1.2.840.10008.5.1.4.1.2.2.1"
     held = archive
 
-    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed) -> Iterator[Dataset]:
+    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed, _over: object) -> Iterator[Dataset]:
         return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
     def handle(event: evt.Event) -> Iterator[Any]:

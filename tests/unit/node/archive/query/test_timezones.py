@@ -62,4 +62,4 @@ def test_years_of_fewer_than_four_digits_keep_their_zeros() -> None:
 
 def test_without_any_zone_nothing_moves() -> None:
     stored = {TAGS["StudyDate"]: {"vr": "DA", "Value": ["20240301"]}}
-    assert Adjustment(UTC, None).adjusted(stored) is stored
+    assert Adjustment(UTC, None).adjusted(stored) == stored

@@ -151,9 +151,10 @@ def test_a_peer_retrieves_under_the_uid_that_it_finds(served: Served, state: Ins
         derived = policy is PEERS[0] or (policy is PEERS[1] and original != "held")
         assert uid == (DERIVED if derived and state in SERVING else UID), policy
         if original == "held" or uid == DERIVED:
+            assert served.found(policy=policy).InstanceAvailability == "ONLINE", policy
             assert served.sent(served.choice(policy=policy)) == uid, policy
-        elif policy is RenditionPolicy.ORIGINAL:
-            assert served.found(policy=policy).InstanceAvailability == "UNAVAILABLE"
+        else:
+            assert served.found(policy=policy).InstanceAvailability == "UNAVAILABLE", policy
 
 
 def test_an_image_that_is_encoded_again_is_served_as_its_original(served: Served) -> None:
