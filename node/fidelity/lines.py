@@ -52,6 +52,8 @@ _NOISE_CELL = 112
 """Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
 _LEAST = 0.25
 """Least share of breast in a cell whose noise is measured; other cells take the nearest one's."""
+_STRIP = 256
+"""Lines of a halved image that one thread computes at once."""
 _HALVING = 0.75
 """Variance of the weights with which an image is halved, in pixels squared."""
 _MAD = 0.6745
@@ -93,9 +95,9 @@ def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]
 class LineNoise:
     """The noise of each filter in one original, per cell, and the squares to measure.
 
-    ``breast``: bool (rows, columns), where anything is measured; ``core``: the part of it that histograms are of;
-    ``inside``: both, at the size of each width. ``floor``: the least noise that counts, in grey levels: that of
-    rounding to the 256 steps of a display; on a halved image half of it.
+    ``breast``: bool (rows, columns), where anything is measured; ``core``: the part of it that histograms are of.
+    ``floor``: the least noise that counts, in grey levels: that of rounding to the 256 steps of a display; on a halved
+    image half of it.
     """
 
     breast: Mask
@@ -103,7 +105,6 @@ class LineNoise:
     floor: float
     squares: list[list[tuple[int, int]]] = field(default_factory=list)
     noise: list[Float] = field(default_factory=list)
-    inside: list[tuple[Mask, Mask]] = field(default_factory=list)
 
     @classmethod
     def of(cls, original: Float, breast: Mask, window_width: float, core: Mask | None = None) -> LineNoise:
@@ -183,10 +184,9 @@ class LineNoise:
 
     def _inside(self, level: int) -> tuple[Mask, Mask]:
         """Breast and core at the size of one width."""
-        if not self.inside:
-            breast, core = (_pyramid(mask.astype(np.float32)) for mask in (self.breast, self.core))
-            self.inside = [(wide > 0.5, narrow > 0.5) for wide, narrow in zip(breast, core, strict=True)]
-        return self.inside[level]
+        rows, columns = (length >> level << level for length in self.breast.shape)
+        part = np.s_[: rows : 1 << level, : columns : 1 << level]
+        return self.breast[part], self.core[part]
 
     def _noise_at(self, level: int, row: int, column: int) -> Float:
         """Noise of every filter at a square, interpolated between the middles of cells: float32 (filters,
@@ -314,8 +314,20 @@ def _pyramid(image: Float) -> list[Float]:
     """
     sizes = [image]
     for _ in WIDTHS[1:]:
-        sizes.append(_halved(_halved(sizes[-1], 0), 1))
+        sizes.append(_in_strips(sizes[-1]))
     return sizes
+
+
+def _in_strips(image: Float) -> Float:
+    """The image halved along both axes, strips of it in threads."""
+
+    def strip(row: int) -> Float:
+        """Halved lines from ``row`` on, and their part that does not depend on where the strip was cut."""
+        top = max(2 * row - 2, 0)
+        lines = _halved(image[top : 2 * (row + _STRIP) + 2], 0)
+        return _halved(lines[row - top // 2 :][:_STRIP], 1)
+
+    return np.concatenate(on_all_cores(strip, range(0, max(len(image) // 2, 1), _STRIP)))
 
 
 def _halved(image: Float, axis: int) -> Float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,13 @@ from node.codec.points import joined
 from node.codec.residuals import CodedResiduals
 from node.fidelity.gate import StructureFigures, broken_cells, cell_any, measure_structure, speck_lists, wrong_specks
 from node.fidelity.reference import Reference
-from storage.formats.geometry import CELL
+from storage.formats.geometry import CELL, cell_grid
 from storage.records import Thresholds
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Bools = NDArray[np.bool_]
+Places = NDArray[np.intp]
 Box = tuple[int, int, int, int]
 
 _ROUNDS = 8
@@ -79,13 +81,17 @@ class Repairer:
         None if there are no such places, and None with a sentence if they are too many.
         """
         side = repaired.side
-        uneven = uneven_cells(self.pixels, served, self.reference)
+        uneven = uneven_cells(self._even, served, self.reference)
         if not uneven.any():
             return None, ()
         if patches := extended(self.pixels, side.patches, uneven, self._patch_share):
             return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.figures), ()
         share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
         return None, (f"errors show where the original has one value, {share}",)
+
+    @cached_property
+    def _even(self) -> Places:
+        return even_places(self.pixels)
 
     @property
     def _patch_share(self) -> float:
@@ -109,7 +115,7 @@ class Repairer:
             found = measure_structure(self.reference, plain, before=found)
             if self.limits is None:
                 break
-            failing = _failing_cells(found, self.limits) | uneven_cells(self.pixels, plain, self.reference)
+            failing = _failing_cells(found, self.limits) | uneven_cells(self._even, plain, self.reference)
             patches = extended(self.pixels, side.patches, failing, self._patch_share)
             if patches is None:
                 break
@@ -167,11 +173,29 @@ def _failing_cells(found: StructureFigures, limits: Thresholds) -> Bools:
     return cells
 
 
-def uneven_cells(pixels: Pixels, served: Pixels | Float, reference: Reference) -> Bools:
+def uneven_cells(even: Places, served: Pixels | Float, reference: Reference) -> Bools:
     """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
-    or the coder's ringing in the air beside a marker."""
-    off = np.abs(served - reference.image) > _SHOWN * reference.window.width
-    return cell_any(_in_even_places(pixels, off))
+    or the coder's ringing in the air beside a marker. ``even``: of ``even_places``."""
+    off = np.abs(served.ravel()[even] - reference.image.ravel()[even]) > _SHOWN * reference.window.width
+    rows, columns = np.unravel_index(even[off], served.shape)
+    cells = np.zeros(cell_grid(*served.shape), dtype=bool)
+    cells[rows // CELL, columns // CELL] = True
+    return cells
+
+
+def even_places(pixels: Pixels) -> Places:
+    """The pixels in the middle of a square of ``_EVEN_SIDE`` pixels of one value: flat indices."""
+    margin, rows, columns = _EVEN_SIDE // 2, *pixels.shape
+    if min(rows, columns) < _EVEN_SIDE:
+        return np.zeros(0, dtype=np.intp)
+    across, down = pixels[:, 1:] == pixels[:, :-1], pixels[1:] == pixels[:-1]
+    count = _EVEN_SIDE - 1
+    lines = np.logical_and.reduce([across[:, at : columns - count + at] for at in range(count)])
+    even = np.logical_and.reduce([lines[at : rows - count + at] for at in range(_EVEN_SIDE)])
+    for at in range(count):
+        even &= down[at : rows - count + at, margin : columns - margin]
+    found = np.flatnonzero(even)
+    return np.asarray((found // even.shape[1] + margin) * columns + found % even.shape[1] + margin)
 
 
 def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
@@ -179,16 +203,3 @@ def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float
     held = np.zeros_like(cells) if patches is None else patches.cells
     wanted = held | cells
     return cut(pixels, wanted) if (wanted != held).any() and wanted.mean() <= share else None
-
-
-def _in_even_places(pixels: Pixels, marks: Bools) -> Bools:
-    """The marks that lie in the middle of a square of ``_EVEN_SIDE`` pixels of one value: bool, shape of ``pixels``."""
-    margin = _EVEN_SIDE // 2
-    found = np.zeros(pixels.shape, dtype=bool)
-    rows, columns = np.nonzero(marks[margin:-margin, margin:-margin])
-    rows, columns = rows + margin, columns + margin
-    for down, across in np.ndindex(_EVEN_SIDE, _EVEN_SIDE):  # few marks are left after the first of these
-        same = pixels[rows + down - margin, columns + across - margin] == pixels[rows, columns]
-        rows, columns = rows[same], columns[same]
-    found[rows, columns] = True
-    return found
