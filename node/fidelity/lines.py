@@ -7,9 +7,9 @@ percentile of about 4 at the finest width where all of it is lost, and less at t
 Blocks, bars, lost vessels, lost spiculations and displaced edges give more.
 
 The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 224 pixels
-are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast. Responses of the finest
-width are computed at every second pixel of both axes: a ridge and an edge together miss little between these, lines
-are 22 pixels long, and it takes a third of the time.
+are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast. Responses of the two
+finer widths are computed at every second pixel of both axes: a ridge and an edge together miss little between these,
+lines are 22 pixels long and more, and it takes a third of the time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ BINS_PER_UNIT = 64
 """Bins of the histograms of responses per unit of local noise: percentiles are good to 1/64."""
 BINS = 32 * BINS_PER_UNIT
 """Responses beyond 32 times the noise share the last bin."""
-STEPS = (2, 1, 1)
-"""Step in rows and columns at which responses are computed, per width. The finest takes most of the time; the wider
-ones have too few pixels in a sample of an image for a larger step."""
+STEPS = (2, 2, 1)
+"""Step in rows and columns at which responses are computed, per width. The widest has too few pixels in a sample of an
+image for a larger step."""
 _RIM = 16
 """Pixels around a square that its filters reach: the longest filter is 33 pixels long."""
 _NOISE_CELL = 112
