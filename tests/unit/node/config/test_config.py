@@ -135,6 +135,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     broken.write_text("node: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(broken)
+    broken.write_text("node:\n  port: 1\n  ae_title: A\n  port: 2\n")
+    with pytest.raises(ConfigError, match=r"(?s)the key port is here a second time; the first is in line 2.*line 4"):
+        load(broken)
     broken.write_text("")
     assert load(broken) == parse({"storage": {"root": str(tmp_path / "latent-pacs-data")}}, "t")
 
@@ -215,6 +218,7 @@ def test_an_environment_variable_replaces_each_key(tmp_path: Path) -> None:
         ("LATENT_PACS__NODE__PORT__X", "1", "no key node.port.x"),
         ("LATENT_PACS__NODE__PORT", "no", "node.port (from LATENT_PACS__NODE__PORT)"),
         ("LATENT_PACS__CODEC__SCALES", "[1", "not valid YAML"),
+        ("LATENT_PACS__UNKNOWN_PEERS", "{allow: [echo], allow: [store]}", "the key allow is here a second time"),
     ],
 )
 def test_mistakes_in_variables(tmp_path: Path, variable: str, value: str, says: str) -> None:
