@@ -132,6 +132,34 @@ def test_files_that_the_configuration_names_must_exist(tmp_path: Path) -> None:
     assert f"tls.key: {tmp_path / 'node.key'} does not exist" in problems
 
 
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"tls": {"ca": "junk"}}, "tls.ca {}/junk cannot be used: [X509: NO_CERTIFICATE_OR_CRL_FOUND]"),
+        (
+            {"tls": {"certificate": "junk", "key": "junk", "clients": "optional"}},
+            "tls.certificate {}/junk with tls.key",
+        ),
+        ({"reconstruct": {"device": "none"}}, "device 'none' cannot be used"),
+        ({"reconstruct": {"mammo": {"weights": "empty"}}}, "no usable mammo model in {}/empty: config.json is missing"),
+        ({"reconstruct": {"mammo": {"older": ["empty"]}}}, "no usable mammo model in {}/empty: config.json is missing"),
+        ({"storage": {"root": "junk/root"}}, "storage.root {}/junk/root: you cannot write in {}/junk"),
+        ({"originals": {"path": "junk/cold"}}, "originals.path {}/junk/cold: you cannot write in {}/junk"),
+        ({"storage": {"database": "sqlite:///no/index.sqlite"}}, "storage.database: the folder {}/no does not exist"),
+        ({"storage": {"database": "file:junk"}}, "storage.database is neither a SQLite file nor a PostgreSQL database"),
+    ],
+)
+def test_what_the_configuration_names_is_tried(tmp_path: Path, section: dict[str, Any], says: str) -> None:
+    (tmp_path / "junk").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(section))
+    done = invoke("config", "check", "-c", str(file), "--json")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert done.exit_code == exit_codes.USAGE
+    assert problem.startswith(says.replace("{}", str(tmp_path)))
+
+
 @pytest.mark.slow
 def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> None:
     node = quiet_archive.node

@@ -255,6 +255,20 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
     assert found.jobs.validation.weights == str(tmp_path / "backbone.pth")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "mongodb://user:secret@host/name", "mysql+pymysql://user:secret@host/name", "sqlite://"),
+        *("sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite:////folder/index.sqlite"),
+    ],
+)
+def test_other_databases_are_refused(url: str) -> None:
+    """An index in memory would be lost at the end, and one under another SQLite URL would have no journal."""
+    with pytest.raises(ConfigError, match="neither a SQLite file nor a PostgreSQL database") as error:
+        parse({"storage": {"database": url}}, "t").storage.database_url  # noqa: B018
+    assert "secret" not in str(error.value)
+
+
 def test_settings_as_text_are_the_same_settings() -> None:
     raw = {"originals": {"retain_for": "36h"}, "commitment": {"pin_for": "forever"}, "peers": [{"ae_title": "A"}]}
     settings = parse(raw, "t")
