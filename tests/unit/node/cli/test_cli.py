@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -380,6 +381,24 @@ def test_an_error_of_no_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(main, "app", fail)
     with pytest.raises(ConnectionResetError):
         run("status")
+
+
+@pytest.mark.parametrize("command", [("config", "show"), ("config", "show", "--json"), ("--help",)])
+def test_output_that_cannot_be_written_is_one_line(command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_process(*command, cwd=ROOT, stdout=full)
+    assert (done.returncode, done.stderr) == (
+        exit_codes.FAILED,
+        "latent-pacs: standard output cannot be used: No space left on device; make room on its disk\n",
+    )
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process("config", "show", cwd=ROOT, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (exit_codes.FAILED, "")
 
 
 @pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
