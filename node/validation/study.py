@@ -219,7 +219,8 @@ def positive_class(names: list[str], wanted: str) -> str:
     counts = Counter(names)
     if not counts:
         raise NothingToValidate(
-            "no labelled image has both a reconstruction and an original; see `latent-pacs class-label list`"
+            "no labelled image has both a reconstruction and an original; give classes to such images with "
+            "`latent-pacs class-label import`, before their originals are purged"
         )
     if wanted:
         if wanted not in counts:

@@ -22,7 +22,8 @@ _OUTCOMES = {
     "withdrawn": "renditions that were kept beside a whole original, which is served",
     "flagged": "originals that are lost; their images are served as reconstructions only",
     "lost": "no intact copy of the image is left; send it again from its source",
-    "reported": "need a decision; see the report",
+    "reported": "cannot be read, or are of no current image, such as models and quarantined objects; nothing was done: "
+    "look at the disk and its rights, or run the scrub again with jobs.replicate.to set to a backup",
 }
 
 
