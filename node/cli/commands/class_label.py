@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from node.cli.exit_codes import FAILED
+from node.cli.exit_codes import FAILED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
+from storage.records import StoredInstance
 
 class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
 
@@ -21,7 +23,8 @@ _LINES_SHOWN = 10
 @class_labels.command("import")
 def import_labels(
     file: Annotated[
-        Path, typer.Argument(help="A CSV: sop_instance_uid,class or patient_id,laterality,view,class.", metavar="FILE")
+        Path,
+        typer.Argument(help="A CSV: sop_instance_uid,class or patient_id,laterality,view,class.", metavar="FILE"),
     ],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -32,6 +35,8 @@ def import_labels(
     """
     from node.validation.label_file import read_labels
 
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file")
     with archive(config) as services:
         found = read_labels(file, services.index)
         changed = services.index.classes.put(found.classes, who=current_user()) if found.classes else 0
@@ -50,13 +55,13 @@ def import_labels(
 
 @class_labels.command("list")
 def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """List all labelled images with their classes, and whether their originals are held for a validation."""
+    """List all labelled images with their classes, and whether their originals are here and kept for a validation."""
     with archive(config) as services:
-        found = services.index.classes.all()
-    table = Table("image", "class", "original held")
-    for one in found:
-        table.add_row(one.sop_instance_uid, one.class_name, "yes" if one.held else "no")
-    say(found, table, as_json=as_json)
+        found = [(one, _original(services.index.by_uid(one.sop_instance_uid))) for one in services.index.classes.all()]
+    table = Table("image", "class", "original", "kept for a validation")
+    for one, original in found:
+        table.add_row(one.sop_instance_uid, one.class_name, original, "yes" if one.held else "no")
+    say([{**asdict(one), "original": original} for one, original in found], table, as_json=as_json)
 
 
 @class_labels.command("release")
@@ -69,6 +74,17 @@ def release_labels(
 ) -> None:
     """Stop holding originals for a validation. The images keep their classes. A validation does this when it ends."""
     with archive(config) as services:
-        chosen = uids or [one.sop_instance_uid for one in services.index.classes.all() if one.held]
+        known = {one.sop_instance_uid: one.held for one in services.index.classes.all()}
+        if unknown := [uid for uid in uids or () if uid not in known]:
+            raise UsageError(
+                f"image {unknown[0]} has no class; `latent-pacs class-label list` lists those that have one"
+            )
+        chosen = uids or [uid for uid, held in known.items() if held]
         count = services.index.classes.release(chosen, who=current_user(), why="by hand")
     say({"released": count}, f"{count} originals are no longer held", as_json=as_json)
+
+
+def _original(image: StoredInstance | None) -> str:
+    if image is None:
+        return "not here"
+    return "purged" if image.purged else "lost" if image.original_lost else "held"

@@ -22,7 +22,7 @@ gates = typer.Typer(help="Measure your own images against the limits of the gate
 @gates.command()
 def calibrate(
     folder: Annotated[
-        Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).", metavar="FOLDER")
+        Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).", metavar="FOLDER", exists=True)
     ],
     limit: Annotated[int, typer.Option("--limit", min=0, help="Measure at most this many images; 0 is all.")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -19,9 +19,13 @@ models = typer.Typer(help="Train, evaluate, fine-tune and list upscaling models.
 
 DataOption = Annotated[
     list[Path],
-    typer.Option("--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH"),
+    typer.Option(
+        "--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH", exists=True
+    ),
 ]
-MoreArgument = Annotated[list[Path] | None, typer.Argument(help="Further folders or files.", metavar="PATH")]
+MoreArgument = Annotated[
+    list[Path] | None, typer.Argument(help="Further folders or files.", metavar="PATH", exists=True)
+]
 MinutesOption = Annotated[
     float, typer.Option("--minutes", min=0.01, help="Time limit of this run, in minutes.", metavar="N")
 ]
@@ -67,7 +71,7 @@ def fine_tune(
     ] = "mammo",
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="Mammograms instead of the archive's held originals.", metavar="PATH"),
+        typer.Option("--data", help="Mammograms instead of the archive's held originals.", metavar="PATH", exists=True),
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 1,
