@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from node.cli.exit_codes import REFUSED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say, stated
 from node.reports.formatting import size_text
 
@@ -28,8 +29,9 @@ def delete(
 ) -> None:
     """Delete an image, a series or a study permanently, with its originals, its reconstructions and all their UIDs.
 
-    The whole request is refused (exit code 3) if any image is on hold, pinned by a storage commitment, or kept by
-    profile us-mqsa. If a deleted image is sent again, it goes to quarantine. Works beside a running node.
+    The whole request is refused if any image is on hold, pinned by a storage commitment, or kept by profile us-mqsa:
+    exit code 3, with --dry-run too. If a deleted image is sent again, it goes to quarantine. Works beside a running
+    node.
     """
     if not dry_run:
         stated(reason)
@@ -45,14 +47,16 @@ def delete(
                 typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
             report = services.deletion.delete(level, uid, reason=reason, who=current_user())
     say({"dry_run": report.dry_run, "images": report.images}, *_lines(report, dry_run), as_json=as_json)
+    if report.refused:
+        raise typer.Exit(REFUSED)
 
 
 def _lines(report: DeletionReport, dry_run: bool) -> Iterator[str]:
     for one in report.images:
-        outcome = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
-        yield f"{one.sop_instance_uid}: {outcome}"
-    if dry_run and report.refused:
-        yield "nothing would be deleted, because one image that must be kept refuses the whole request"
+        may_be = "could be deleted" if report.refused else "would be deleted" if dry_run else "deleted"
+        yield f"{one.sop_instance_uid}: {one.kept_because or may_be}"
+    if report.refused:
+        yield "nothing would be deleted: an image that must be kept refuses the whole request"
 
 
 def _summary(report: DeletionReport) -> str:
