@@ -109,9 +109,14 @@ def show_amendment(
         studies = services.index.amendments.studies(number)
     if found is None:
         raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
-    report = {**_as_json(found), "studies": studies}
-    shown = {**report, "made_at": time_text(found.made_at, utc=utc)}
-    say(report, *(f"{name}: {value}" for name, value in shown.items()), as_json=as_json)
+    what = f"undoes amendment {found.undoes}" if found.undoes is not None else _text(found)
+    lines = [
+        f"amendment {found.number} of {found.kind} {found.shown_target}: {what}",
+        f"made {time_text(found.made_at, utc=utc)} by {found.made_by}: {found.reason}",
+        *(["undone since"] if found.undone else ["in force"] if found.undoes is None else []),
+        *(f"applies to study {uid}" for uid in studies),
+    ]
+    say({**_as_json(found), "studies": studies}, *lines, as_json=as_json)
 
 
 def _make(
@@ -134,7 +139,7 @@ def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     lines = []
     for study in made.studies:
         lines.append(f"study {study.study_instance_uid}, {study.instances} instances:")
-        lines += [f"  {keyword}: {before!r} -> {study.after[keyword]!r}" for keyword, before in study.before.items()]
+        lines += [f"  {keyword}: '{before}' -> '{study.after[keyword]}'" for keyword, before in study.before.items()]
     lines.append("dry run: nothing was changed" if dry_run else f"amendment {made.amendment.number} is in force")
     report = {**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies}
     say(report, *lines, as_json=as_json)
