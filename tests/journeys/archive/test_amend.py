@@ -434,7 +434,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
         done = invoke("amend", *wrong, "--reason", "x", "-c", str(config))
         assert isinstance(done.exception, LatentPacsError)
     records = json.loads(invoke("trail", "--study", ds.StudyInstanceUID, "-c", str(config), "--json").stdout)
-    assert [record["entry"]["action"] for record in records] == ["amend", "amend", "amend"]
+    assert [record["entry"]["action"] for record in records] == ["store", "amend", "amend", "amend"]
 
 
 # --- character sets ---

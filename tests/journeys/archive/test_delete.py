@@ -380,8 +380,12 @@ def test_the_command(tmp_path: Path, receiver: Receiver) -> None:
     assert set(lifted["may_come_back"]) == {ds.SOPInstanceUID for ds in images}
     records = json.loads(invoke("trail", "--study", uid, "-c", str(config), "--json").stdout)
     assert [(one["entry"]["action"], one["entry"]["detail"]) for one in records] == [
+        *[("store", "")] * 2,  # records of its images, which are gone
         ("hold.add", "1: court"),
         ("delete.refused", f"mistake; {refused}"),
         ("hold.release", "1: over"),
         *[("delete", "mistake")] * 2,
+        ("delete.allow-return", "right after all"),
     ]
+    by_image = json.loads(invoke("trail", "--study", images[0].SOPInstanceUID, "-c", str(config), "--json").stdout)
+    assert [one["entry"]["action"] for one in by_image] == ["store", "delete", "delete.allow-return"]
