@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text
 
 from storage.index.connection import writing
 from storage.index.level_joins import with_study
-from storage.index.reading import IndexPart, rows_of, value_of, values_of
+from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of
 from storage.index.tables import instance, reference_copy, rendition, series, study, tombstone, trail
 from storage.records import TrailEntry, TrailRecord
 
@@ -53,6 +53,12 @@ class Trail(IndexPart):
             if len(rows) < _PAGE:
                 return
             after = rows[-1].number
+
+    def newest_of(self, actions: Sequence[str], detail: str) -> TrailRecord | None:
+        """The newest record of these actions whose detail begins so."""
+        wanted = (trail.c.action.in_(actions), trail.c.detail.startswith(detail, autoescape=True))
+        row = first_of(self._engine, select(trail).where(*wanted).order_by(trail.c.number.desc()))
+        return None if row is None else _record(row)
 
     def insert_unchanged(self, records: Sequence[TrailRecord]) -> None:
         """Insert records from the journal that the index lacks."""

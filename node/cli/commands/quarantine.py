@@ -69,13 +69,18 @@ def show_quarantined(
         console.print(f"{name}: {value}")
     if compared.deleted:
         console.print("an object with this UID was deleted here")
+    elif compared.held is None:
+        console.print("no object with this UID is held")
+    elif compared.held.purged or compared.lost:
+        why = "purged" if compared.held.purged else "missing or damaged"
+        console.print(f"held object: {held}, which is {why}, so that nothing can be compared")
     else:
-        lost = ", which is missing or damaged, so that nothing can be compared" if compared.lost else ""
-        console.print(f"held object: {held}{lost}" if held else "no object with this UID is held")
-    table = Table("tag", "attribute", "held", "in quarantine")
-    for each in compared.differences:
-        table.add_row(each.tag, each.name, each.one, each.other)
-    console.print(table)
+        console.print(f"held object: {held}{'' if compared.differences else ', with the same attributes'}")
+    if compared.differences:
+        table = Table("tag", "attribute", "held", "in quarantine")
+        for each in compared.differences:
+            table.add_row(each.tag, each.name, each.one, each.other)
+        console.print(table)
 
 
 @quarantines.command("accept")
