@@ -20,6 +20,7 @@ from storage.index.job_runs import JobRows
 from storage.index.snapshot import NamedObject
 from storage.objects.backup_manifest import has_manifest
 from storage.objects.store import ObjectStore
+from storage.printable import counted
 from storage.records import Tier
 
 LOGGER = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def make_replication(archive: Services, to: Path | None = None) -> Job:
             rows.remember("replicate", {**rows.memory("replicate"), str(folder): made.archive})
         if made.missing:
             LOGGER.error(
-                "%d objects are missing or damaged in the archive; run latent-pacs scrub --full", len(made.missing)
+                "missing or damaged in the archive: %s; run latent-pacs scrub --full",
+                counted(len(made.missing), "object"),
             )
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 

@@ -228,7 +228,7 @@ def positive_class(names: list[str], wanted: str) -> str:
         return wanted
     if len(counts) != 2:
         raise NothingToValidate(
-            f"the labelled images are of {len(counts)} classes {sorted(counts)}; jobs.validation.positive must name one"
+            f"the labelled images have the classes {sorted(counts)}; jobs.validation.positive must name one"
         )
     return min(sorted(counts, reverse=True), key=lambda name: counts[name])
 

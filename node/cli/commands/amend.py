@@ -26,6 +26,7 @@ from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of
 from storage.dicom.levels import text_of
 from storage.errors import UnknownUid
 from storage.index.amendments import MadeAmendment
+from storage.printable import counted
 
 amends = typer.Typer(
     help="Correct attributes of patients and studies. Every correction is a version that can be undone.",
@@ -138,7 +139,7 @@ def _make(
 def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     lines = []
     for study in made.studies:
-        lines.append(f"study {study.study_instance_uid}, {study.instances} instances:")
+        lines.append(f"study {study.study_instance_uid}, {counted(study.instances, 'instance')}:")
         lines += [f"  {keyword}: '{before}' -> '{study.after[keyword]}'" for keyword, before in study.before.items()]
     lines.append("dry run: nothing was changed" if dry_run else f"amendment {made.amendment.number} is in force")
     report = {**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies}

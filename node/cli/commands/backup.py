@@ -17,6 +17,7 @@ from node.config import load
 from node.reports.formatting import size_text
 from storage.backup.create import Backup
 from storage.objects.store import ObjectStore
+from storage.printable import counted
 
 backups = typer.Typer(help="Create, verify and restore a backup in a folder.", no_args_is_help=True)
 
@@ -54,7 +55,8 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
     else:
         console = Console(soft_wrap=True)
         made = time_text(found.made_at)
-        console.print(f"backup of {made}: {found.checked} objects and files read, {size_text(found.bytes)}")
+        read = counted(found.checked, "object or file", "objects and files")
+        console.print(f"backup of {made}: {read} read, {size_text(found.bytes)}")
         print_some(console, found.findings)
         if found.clean:
             console.print("clean", style="green")
@@ -80,7 +82,7 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
         print_json({**asdict(made), "clean": made.clean})
     else:
         console = Console(soft_wrap=True)
-        restored = f"{made.objects} objects restored, {size_text(made.bytes)}"
+        restored = f"{counted(made.objects, 'object')} restored, {size_text(made.bytes)}"
         console.print(f"backup of {time_text(made.made_at)}: {restored}")
         if made.rebuilt:
             console.print("the index was rebuilt from the journal, because the backup does not hold a sound copy of it")
@@ -102,8 +104,9 @@ def print_backup(report: dict[str, Any]) -> None:
     """Print what a backup holds, and what was copied to it."""
     console = Console(soft_wrap=True)
     console.print(
-        f"{report['objects']} objects, {size_text(report['bytes'])}, and {report['files']} files of the index"
+        f"{counted(report['objects'], 'object')}, {size_text(report['bytes'])}, and "
+        f"{counted(report['files'], 'file')} of the index"
     )
-    copied = f"{report['copied']} objects copied, {size_text(report['bytes_copied'])}"
-    console.print(f"{copied}; the others were there already")
+    copied = f"{counted(report['copied'], 'object')} copied, {size_text(report['bytes_copied'])}"
+    console.print(f"{copied}; all others were there already")
     print_some(console, [f"object {digest} is missing or damaged in the archive" for digest in report["missing"]])

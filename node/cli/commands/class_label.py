@@ -12,6 +12,7 @@ from rich.table import Table
 
 from node.cli.exit_codes import FAILED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
+from storage.printable import counted
 from storage.records import StoredInstance
 
 class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
@@ -43,11 +44,11 @@ def import_labels(
     by_class = dict(sorted(Counter(found.classes.values()).items()))
     report = {"images": len(found.classes), "changed": changed, "classes": by_class, "unmatched": found.unmatched}
     counts = ", ".join(f"{count} {name}" for name, count in by_class.items())
-    shown = [f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed"]
+    shown = [f"{counted(len(found.classes), 'image')} labelled ({counts or 'none'}), {changed} new or changed"]
     if found.unmatched:
         lines = ", ".join(map(str, found.unmatched[:_LINES_SHOWN]))
         more = ", ..." if len(found.unmatched) > _LINES_SHOWN else ""
-        shown.append(f"{len(found.unmatched)} lines match no image that is held here: {lines}{more}")
+        shown.append(f"{counted(len(found.unmatched), 'line')} without an image that is held here: {lines}{more}")
     say(report, *shown, as_json=as_json)
     if found.unmatched:
         raise typer.Exit(FAILED)
@@ -81,7 +82,7 @@ def release_labels(
             )
         chosen = uids or [uid for uid, held in known.items() if held]
         count = services.index.classes.release(chosen, who=current_user(), why="by hand")
-    say({"released": count}, f"{count} originals are no longer held", as_json=as_json)
+    say({"released": count}, f"{counted(count, 'original')} released", as_json=as_json)
 
 
 def _original(image: StoredInstance | None) -> str:

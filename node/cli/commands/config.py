@@ -17,6 +17,7 @@ from storage.errors import ConfigError, LatentPacsError
 from storage.index.connection import connect
 from storage.index.index_trust import sqlite_file
 from storage.optional_packages import require_extra
+from storage.printable import counted
 
 configs = typer.Typer(help="Check config.yaml, and show the settings in force.", no_args_is_help=True)
 
@@ -36,7 +37,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
         console = Console(soft_wrap=True)
         for problem in problems:
             console.print(problem, style="bold red")
-        console.print(f"{config}: {len(problems)} problems" if problems else f"{config} is valid")
+        console.print(f"{config}: {counted(len(problems), 'problem')}" if problems else f"{config} is valid")
     if problems:
         raise typer.Exit(USAGE)
 

@@ -10,6 +10,7 @@ import typer
 from node.cli.exit_codes import REFUSED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say, stated
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from node.archive.deletion import DeletionReport
@@ -38,7 +39,7 @@ def delete(
     with archive(config) as services:
         if allow_return:
             returning = services.deletion.allow_return(level, uid, reason=reason, who=current_user())
-            text = f"{len(returning)} UIDs are accepted again when they are sent"
+            text = f"{counted(len(returning), 'UID')} may be sent again"
             say({"may_come_back": returning}, text, as_json=as_json)
             return
         report = services.deletion.plan(level, uid)
@@ -62,4 +63,5 @@ def _lines(report: DeletionReport, dry_run: bool) -> Iterator[str]:
 def _summary(report: DeletionReport) -> str:
     studies = {one.study_instance_uid for one in report.images}
     size = size_text(sum(one.original_bytes for one in report.images))
-    return f"{len(report.images)} images ({size}) of {len(studies)} studies, with their reconstructions,"
+    images = counted(len(report.images), "image")
+    return f"{images} ({size}) of {counted(len(studies), 'study')}, with all reconstructions,"

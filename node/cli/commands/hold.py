@@ -20,6 +20,7 @@ from node.cli.options import (
     say,
 )
 from node.cli.times import time_text
+from storage.printable import counted
 from storage.records import HoldKind
 
 holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
@@ -41,7 +42,7 @@ def add_hold(
     with archive(config) as services:
         placed = services.index.holds.add(*named[0], reason=reason, who=current_user())
         covered = services.index.holds.covered(placed)
-    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today"
+    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {counted(covered, 'original')} today"
     say({**asdict(placed), "originals": covered}, text, as_json=as_json)
 
 

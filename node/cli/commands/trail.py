@@ -13,6 +13,7 @@ from node.cli.console import Console
 from node.cli.exit_codes import FAILED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json, say
 from node.cli.times import time_text
+from storage.printable import counted
 
 
 def trail(
@@ -56,7 +57,7 @@ def _verify(config: Path, as_json: bool) -> None:
     """Check the chain of records in the index and in the journal."""
     with archive(config) as services:
         broken, count = services.trail.broken(), services.index.trail.last()[0]
-    text = broken or f"{count} records, unbroken in index and journal"
+    text = broken or f"{counted(count, 'record')}, unbroken in index and journal"
     say({"records": count, "broken": broken}, text, as_json=as_json)
     if broken:
         raise typer.Exit(FAILED)

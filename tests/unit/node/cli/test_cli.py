@@ -191,7 +191,7 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     assert uids("--reason", "_") == uids("--state", "failed") == []
     assert uids("--study", str(good.StudyInstanceUID)) == both[1:]
     assert "padding at 99%" in invoke("instance", "list", "-c", str(config)).stdout
-    assert "only 1 images" in invoke("instance", "list", "--limit", "1", "-c", str(config)).stderr
+    assert "the list ends after 1 image;" in invoke("instance", "list", "--limit", "1", "-c", str(config)).stderr
     studies = listed("study", "list", "--patient", "P000*")
     assert {one["PatientID"] for one in studies} == {"P0001", "P0002"}
     assert listed("study", "list", "--patient", "P0002", "--modality", "MG")[0]["NumberOfStudyRelatedInstances"] == 1
