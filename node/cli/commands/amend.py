@@ -1,4 +1,4 @@
-"""``latent-pacs amend``: corrects attributes of patients and studies, in versions; no object is changed."""
+"""``latent-pacs amend``: corrects attributes of patients and studies; no stored object is changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from storage.index.amendments import MadeAmendment
 from storage.printable import counted
 
 amends = typer.Typer(
-    help="Correct attributes of patients and studies. Every correction is a version that can be undone.",
+    help="Correct attributes of patients and studies. Every correction can be undone.",
     no_args_is_help=True,
 )
 
@@ -77,7 +77,7 @@ def undo_amendment(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Undo an amendment, which makes another version. Later amendments stay in force."""
+    """Undo an amendment. Later amendments stay in force. `amend list` shows the undoing as an amendment too."""
     with archive(config) as services:
         made = services.index.amendments.undo(number, reason=reason, who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
@@ -85,7 +85,7 @@ def undo_amendment(
 
 @amends.command("list")
 def list_amendments(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """List all versions, oldest first."""
+    """List all amendments, oldest first, with those that undo another one."""
     with archive(config) as services:
         found = services.index.amendments.all()
     table = Table("number", "of", "target", "new values", "reason", "made", "by", "in force")

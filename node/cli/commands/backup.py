@@ -29,7 +29,7 @@ def create(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_jso
     """Copy new objects and the index to the backup. Works beside a running node.
 
     If the command is interrupted, the former backup stays valid; run it again. Exit code 1: objects are missing in the
-    archive itself, and are named.
+    archive itself. The output names them.
     """
     from node.app import make_backup, stores_of
 
@@ -70,9 +70,9 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
 def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Restore a backup into storage.root and originals.path, which must be empty, and check the index.
 
-    If the command is interrupted, run it again; it continues. Exit code 1: objects are missing in the backup, and are
-    named; all others are restored. Images that were deleted after the backup are back: the command says up to when the
-    audit trail in it reaches, and you must repeat what was decided later.
+    If the command is interrupted, run it again; it continues. Exit code 1: objects are missing in the backup. They are
+    named, and all others are restored. Images that were deleted after the backup are back. The command prints the time
+    at which the audit trail in the backup ends: repeat the decisions that were made later.
     """
     from node.app import restore_backup
 

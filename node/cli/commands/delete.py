@@ -23,7 +23,7 @@ def delete(
     dry_run: DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     allow_return: Annotated[
-        bool, typer.Option("--allow-return", help="Delete nothing: accept what was deleted if it is sent again.")
+        bool, typer.Option("--allow-return", help="Delete nothing. Accept deleted images when they are sent again.")
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

@@ -23,7 +23,9 @@ from node.cli.times import time_text
 from storage.printable import counted
 from storage.records import HoldKind
 
-holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
+holds = typer.Typer(
+    help="Place, list and release legal holds. No original under a hold is removed.", no_args_is_help=True
+)
 
 
 @holds.command("add")

@@ -25,7 +25,7 @@ from node.cli.times import time_text
 from storage.records import Quarantined
 
 quarantines = typer.Typer(
-    help="Objects that arrived with a SOP Instance UID that is held with other content, or was deleted.",
+    help="Decide about objects that arrived under a SOP Instance UID that is held with other content, or was deleted.",
     no_args_is_help=True,
 )
 
@@ -93,7 +93,7 @@ def accept_quarantined(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Make it the original of its UID, which is then encoded. The former original goes to quarantine."""
+    """Put an object in place of the held original, and encode it. The former original goes to quarantine."""
     with archive(config) as services:
         one = services.quarantine.accept(digest, reason=reason, who=current_user(), allow_return=allow_return)
     _print(one, "accepted", as_json)
@@ -103,7 +103,7 @@ def accept_quarantined(
 def reject_quarantined(
     digest: DigestArgument, reason: ReasonOption, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
-    """Remove it from quarantine permanently."""
+    """Remove an object from quarantine permanently."""
     with archive(config) as services:
         one = services.quarantine.reject(digest, reason=reason, who=current_user())
     _print(one, "rejected", as_json)

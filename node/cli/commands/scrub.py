@@ -35,7 +35,9 @@ def scrub(
     full: Annotated[bool, typer.Option("--full", help="Read every object now.")] = False,
     remove_orphans: Annotated[
         bool,
-        typer.Option("--remove-orphans", help="Move objects without an index row aside, for jobs.scrub.keep_orphans."),
+        typer.Option(
+            "--remove-orphans", help="Move objects without an index row to orphans/, for jobs.scrub.keep_orphans."
+        ),
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

@@ -20,9 +20,7 @@ def trail(
     since: Annotated[str, typer.Option("--since", help="From this date (UTC) on: 2026-01-31.", metavar="DATE")] = "",
     study: Annotated[
         str,
-        typer.Option(
-            "--study", help="Only records about a study and all that is in it; or about another UID.", metavar="UID"
-        ),
+        typer.Option("--study", help="Only records about this study, its series and its images.", metavar="UID"),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", help="Only the last N records; 0 is all.", metavar="N", min=0)] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Check that no record was changed or removed.")] = False,
