@@ -28,8 +28,7 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
     """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
     root = settings.storage.root
     file = index_file(settings, "; restore it with the tools of that database")
-    if not has_objects(settings) and not (root / "journal").is_dir():
-        raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
+    _refuse_empty(settings)
     accept_odd_values()
     store = ObjectStore(root)
     with lock_root(store):
@@ -42,10 +41,17 @@ def compact_journal(settings: Settings) -> tuple[int, int]:
     Raises NodeRunning, ConfigError if the index is not SQLite, IndexRefused if the index cannot be trusted.
     """
     file = index_file(settings, ", so there is no change journal")
+    _refuse_empty(settings)
     with lock_root(ObjectStore(settings.storage.root)):
         quick_check(file)
         open_for_command(settings).close()
         return compacted(settings.storage.database_url, settings.storage.root)
+
+
+def _refuse_empty(settings: Settings) -> None:
+    root = settings.storage.root
+    if not has_objects(settings) and not (root / "journal").is_dir():
+        raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
 
 
 def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:

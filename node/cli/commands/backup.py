@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.console import Console, print_some
-from node.cli.exit_codes import FAILED
+from node.cli.exit_codes import FAILED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
 from node.cli.progress import progress
 from node.cli.times import time_text
@@ -48,6 +48,7 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
     Exit code 1: some are missing or damaged. They are named, and the next `backup create` copies them again.
     """
+    _require(folder)
     with progress("verify", "objects") as report:
         found = Backup(folder).verify(report)
     if as_json:
@@ -76,6 +77,7 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
     """
     from node.app import restore_backup
 
+    _require(folder)
     with progress("restore", "objects") as report:
         made = restore_backup(load(config), folder, report)
     if as_json:
@@ -98,6 +100,11 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
         print_some(console, [f"{name} is missing or damaged in the backup" for name in made.missing])
     if not made.clean:
         raise typer.Exit(FAILED)
+
+
+def _require(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; is its disk mounted?")
 
 
 def print_backup(report: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ def config(tmp_path: Path) -> str:
         ("replicate", "NOBODY"),
         ("peer", "echo", "NOBODY"),
         ("gate", "calibrate", "/nowhere"),
+        ("backup", "restore", "/nowhere"),
     ],
     ids=" ".join,
 )
@@ -62,3 +63,13 @@ def test_a_name_that_is_unknown_is_a_usage_error(words: tuple[str, ...], config:
     done = run(*words, "-c", config)
     assert (done.returncode, done.stdout) == (exit_codes.USAGE, "")
     assert done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("scrub",), ("index", "rebuild"), ("index", "compact"), ("audit", "show")]
+)
+def test_an_archive_that_is_not_there_is_a_usage_error_and_is_not_made(words: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("storage: {root: archive}\n")
+    assert run(*words, "-c", str(file)).returncode == exit_codes.USAGE
+    assert list(tmp_path.iterdir()) == [file]
