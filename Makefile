@@ -1,8 +1,9 @@
-# make install   an environment in .venv with the command latent-pacs in it
-# make demo      the whole road on a real study; DICOM=folder takes your own files
-# make test      lint, types and the fast tests on all cores
-#                SLOW=1 runs the slow tests too, as CI does; SLOW=all also those that take minutes or measure time, one at a time
-# make coverage  branches and lines that the tests run, by layer; the fast tests only, or with SLOW=1 the slow ones too
+# make install   create the environment .venv, and install the command latent-pacs in it
+# make demo      store, encode and retrieve four real mammograms; DICOM=folder uses your own files instead
+# make test      check style and types, and run the fast tests on all cores
+#                SLOW=1 runs the slow tests too, as CI does. SLOW=all also runs those that take minutes or measure time,
+#                one at a time
+# make coverage  run the fast tests, with SLOW=1 the slow ones too, and print by layer which lines and branches they run
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,8 +12,9 @@ CONSTRAINTS ?=
 # Containers often set it. Without compiled files each process of the tests compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
-# make sbom      a CycloneDX bill of materials in sbom.json
+# make audit     compare installed packages with known vulnerabilities; if the database cannot be reached, list the packages
+#                in audit.json
+# make sbom      write a CycloneDX bill of materials to sbom.json
 
 .PHONY: install demo test coverage lint types audit sbom clean
 
@@ -37,7 +39,7 @@ test-install: .venv/installed-test
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[test]'
 	@touch $@
 
-# make docs      docs/COMMANDS.md from the commands, and the web site in build/site, with an API reference
+# make docs      write docs/COMMANDS.md from the commands, and build the web site with an API reference in build/site
 .PHONY: docs
 .venv/installed-docs: .venv/installed
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'

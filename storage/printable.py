@@ -1,4 +1,4 @@
-"""Makes text from outside safe to print on one line: escapes control characters and characters that reorder text."""
+"""Text for people: escapes control characters and characters that reorder text, and counts things in words."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def plain(text: str) -> str:
     """``text`` on one line, with control characters written as Python escapes."""
     shown = text.translate(_ESCAPES)
     return shown.encode("utf-8", "backslashreplace").decode() if not shown.isascii() else shown
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: ``1 study``, ``2 studies``. ``plural``: if it ends neither in s nor in ies."""
+    if number != 1:
+        noun = plural or (f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s")
+    return f"{number} {noun}"

@@ -20,6 +20,7 @@ from storage.index.job_runs import JobRows
 from storage.index.snapshot import NamedObject
 from storage.objects.backup_manifest import has_manifest
 from storage.objects.store import ObjectStore
+from storage.printable import counted
 from storage.records import Tier
 
 LOGGER = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def make_replication(archive: Services, to: Path | None = None) -> Job:
         if made.finished:
             rows.remember("replicate", {**rows.memory("replicate"), str(folder): made.archive})
         if lost := len(made.missing) + len(made.only_here):
-            LOGGER.error("%d objects are missing or damaged in the archive; run latent-pacs scrub --full", lost)
+            text = "missing or damaged in the archive: %s; run latent-pacs scrub --full"
+            LOGGER.error(text, counted(lost, "object"))
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
     return Job("replicate", "copies new objects to the backup in jobs.replicate.to", work)

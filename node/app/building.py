@@ -35,6 +35,7 @@ from storage.index.report_rows import ReportRows
 from storage.objects.file_modes import give_to_owner
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
+from storage.printable import counted
 from storage.records import Tier
 
 
@@ -159,7 +160,9 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
         return {Tier.HOT: hot}
     held = index.originals.totals().cold
     if held and not (folder / "objects").is_dir():
-        raise ConfigError(f"originals.path {folder} should hold {held} originals and has no objects; is it mounted?")
+        raise ConfigError(
+            f"originals.path {folder} should hold {counted(held, 'original')} and has no objects; is it mounted?"
+        )
     try:
         cold = ObjectStore(folder, min_free=settings.storage.min_free)
         cold.sweep_lent()

@@ -18,6 +18,7 @@ from storage.index import Index
 from storage.index.journal_writer import TrailFollower
 from storage.index.trail_rows import NOTHING_BEFORE, first_break
 from storage.objects.trail_journal import TrailJournal
+from storage.printable import counted
 from storage.records import TrailEntry, TrailRecord
 
 LOGGER = logging.getLogger(__name__)
@@ -108,8 +109,10 @@ class TrailWriter:
                 if entries:
                     self._trail.append(*entries)
             except (LatentPacsError, OSError) as error:
-                LOGGER.error("%d entries of the audit trail could not be written: %s", len(entries), error)
+                LOGGER.error(
+                    "the audit trail lacks %s, which could not be written: %s", counted(len(entries), "entry"), error
+                )
             except Exception:
-                LOGGER.exception("%d entries of the audit trail could not be written", len(entries))
+                LOGGER.exception("the audit trail lacks %s, which could not be written", counted(len(entries), "entry"))
             if batch[-1] is None:
                 return

@@ -19,7 +19,7 @@ from storage.index.integrity import Integrity
 from storage.index.tombstones import PlannedDeletion
 from storage.objects.inspection import remove_aside
 from storage.objects.store import ObjectStore
-from storage.records import Tier
+from storage.records import Tier, TrailEntry
 
 _MQSA = "is kept by profile us-mqsa"
 
@@ -54,11 +54,16 @@ class Deletion:
         return DeletionReport(True, tuple(found))
 
     def delete(self, level: str, uid: str, *, reason: str, who: str) -> DeletionReport:
-        """Delete all images, or none. Raises UnknownUid, ChangeRefused."""
-        if self._kept_by_profile:
-            raise ChangeRefused("profile us-mqsa: images are never deleted (MQSA)")
+        """Delete all images, or none. Raises UnknownUid, and ChangeRefused, which the trail records."""
         self.finish()
-        found = self._index.tombstones.mark_deleted(level, uid, reason=reason, who=who)
+        try:
+            if self._kept_by_profile:
+                raise ChangeRefused("nothing was deleted: profile us-mqsa never deletes images (MQSA)")
+            found = self._index.tombstones.mark_deleted(level, uid, reason=reason, who=who)
+        except ChangeRefused as error:
+            detail = f"{reason}; {error}"
+            self._trail.append(TrailEntry("delete.refused", who, level, (uid,), outcome="refused", detail=detail))
+            raise
         self.finish()
         return DeletionReport(False, tuple(found))
 

@@ -7,7 +7,9 @@ A worker process imports the main module of its parent, so this module imports t
 def main() -> None:
     """Run the command line."""
     from node.cli.main import run
+    from node.cli.standard_output import name_standard_output
 
+    name_standard_output()
     run()
 
 

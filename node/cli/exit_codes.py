@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.errors import ConfigError, LatentPacsError, Refused
+from storage.errors import ConfigError, LatentPacsError, Refused, UnknownReport, UnknownUid
 
 DONE = 0
 FAILED = 1
@@ -13,7 +13,7 @@ UNFINISHED = 4
 MEANINGS = {
     DONE: "done",
     FAILED: "failed, or done with findings such as damage, which the output names",
-    USAGE: "usage error: wrong options, arguments or configuration",
+    USAGE: "usage error: wrong options, arguments or configuration, or the name or UID of something that is not here",
     REFUSED: "refused by a rule of the archive, such as a hold or a node that runs; nothing was changed",
     UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
 }
@@ -27,4 +27,4 @@ def code_of(error: LatentPacsError) -> int:
     """The exit code for an error."""
     if isinstance(error, Refused):
         return REFUSED
-    return USAGE if isinstance(error, (UsageError, ConfigError)) else FAILED
+    return USAGE if isinstance(error, (UsageError, ConfigError, UnknownUid, UnknownReport)) else FAILED

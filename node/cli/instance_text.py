@@ -9,6 +9,7 @@ from rich.table import Table
 from node.archive.instance_report import InstanceReport, RenditionReport
 from node.cli.times import time_text
 from node.reports.formatting import size_text
+from storage.printable import counted
 from storage.records import Trial
 
 
@@ -59,7 +60,10 @@ def _identity(report: InstanceReport, utc: bool) -> Table:
         ("  digest", original.digest),
         ("  syntax", f"{original.transfer_syntax} ({original.transfer_syntax_uid})"),
         *(("damage", f"{one.kind} {one.digest} {one.condition}, {one.action}") for one in report.damage),
-        ("quarantined", f"{report.quarantined} other objects arrived under this UID" if report.quarantined else ""),
+        (
+            "quarantined",
+            f"{counted(report.quarantined, 'other object')} arrived under this UID" if report.quarantined else "",
+        ),
     ]
     if report.patient is not None:
         facts[:0] = [("patient", f"{report.patient.name} ({report.patient.patient_id})")]
@@ -108,9 +112,10 @@ def _repairs_text(made: RenditionReport) -> str:
     counts = made.repair_counts
     if counts is None:
         return ""
-    patches = f"{counts.patched} patches of 16 x 16 pixels, {100 * counts.patched_share:.2f}% of the image"
-    repairs = f"{counts.repaired} repairs of 16 x 16, {100 * counts.repaired_share:.2f}%"
-    return f"{patches}; {repairs}; {counts.point_count} points"
+    patches = counted(counts.patched, "patch", "patches")
+    patches += f" of 16 x 16 pixels, {100 * counts.patched_share:.2f}% of the image"
+    repairs = f"{counted(counts.repaired, 'repair')} of 16 x 16, {100 * counts.repaired_share:.2f}%"
+    return f"{patches}; {repairs}; {counted(counts.point_count, 'point')}"
 
 
 def _trials(made: RenditionReport) -> Table:

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
+from node.cli import standard_output
 from node.cli.commands.amend import amends
 from node.cli.commands.audit import audits
 from node.cli.commands.backup import backups
@@ -65,7 +66,7 @@ class _FormerNames(TyperGroup):
 app = typer.Typer(
     cls=_FormerNames,
     name="latent-pacs",
-    help="A DICOM archive that stores a small, measured payload per mammogram and serves the full-matrix image.",
+    help="A DICOM archive for mammograms. Beside each original it stores a small payload that gives the full image.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -124,14 +125,24 @@ _register()
 
 
 def run() -> None:
-    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code."""
+    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code.
+
+    A reader that closes the pipe, as ``head`` does, ends the command silently.
+    """
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except LatentPacsError as error:
         _end(str(error), code_of(error))
     except OSError as error:
         if error.filename is None or error.errno is None:
             raise
+        if error.filename == standard_output.NAME:
+            sys.stdout = None  # what it still holds cannot be written at the end of the process either
+            if error.errno == errno.EPIPE:
+                sys.exit(FAILED)
         advice = _ADVICE.get(error.errno, "")
         _end(f"{error.filename} cannot be used: {error.strerror}{advice and '; '}{advice}", FAILED)
 

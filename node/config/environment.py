@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from node.config.settings import Settings
+from node.config.strict_yaml import read_yaml
 from storage.errors import ConfigError
 
 PREFIX = "LATENT_PACS__"
@@ -30,7 +31,7 @@ def overrides(environment: Mapping[str, str]) -> dict[Location, Any]:
                 raise ConfigError(f"environment variable {variable}: config.yaml has no key {'.'.join(location)}{hint}")
         text = environment[variable].strip()
         try:
-            found[location] = yaml.safe_load(text) if text[:1] in ("[", "{") else text
+            found[location] = read_yaml(text) if text[:1] in ("[", "{") else text
         except yaml.YAMLError as error:
             raise ConfigError(f"environment variable {variable} is not valid YAML: {error}") from error
     return found

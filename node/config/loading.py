@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from node.config.environment import Location, apply, keys_at, nearest, overrides, variable_of
 from node.config.sections import DEFAULT_ROOT
 from node.config.settings import Settings
+from node.config.strict_yaml import read_yaml
 from node.config.values import FOLDER
 from storage.errors import ConfigError
 
@@ -40,7 +41,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
     Raises ConfigError, which names the file or the variable, the key, and what would be valid.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        raw = read_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; name another file with --config FILE or in LATENT_PACS_CONFIG, "

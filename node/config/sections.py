@@ -3,6 +3,7 @@ every key."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -29,6 +30,7 @@ from node.config.values import (
     secret,
 )
 from storage.dicom.decode_limits import DecodeLimits
+from storage.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -178,8 +180,14 @@ class StorageSettings(Section):
 
     @property
     def database_url(self) -> str:
-        """The configured URL, or a SQLite file in ``root``. Raises ConfigError if a secret cannot be read."""
-        return secret("storage.database", self.database) or f"sqlite:///{self.root / 'index.sqlite'}"
+        """The configured URL, or a SQLite file in ``root``. Raises ConfigError, which does not show a password."""
+        url = secret("storage.database", self.database) or f"sqlite:///{self.root / 'index.sqlite'}"
+        if url.startswith(("postgresql://", "postgresql+")) or re.fullmatch("sqlite:///[^:].*", url):
+            return url
+        raise ConfigError(
+            "storage.database is neither a SQLite file nor a PostgreSQL database: write sqlite:////folder/index.sqlite "
+            "or postgresql+psycopg://user@host/name, or leave it empty"
+        )
 
 
 class OriginalsSettings(Section):

@@ -22,6 +22,7 @@ from node.dimse.associations.side_thread import is_done, run_in_thread
 from node.dimse.dimse_status import SUCCESS, for_log, is_warning
 from storage.index import Index
 from storage.index.replicas import Replicas
+from storage.printable import counted
 from storage.records import TrailEntry
 
 LOGGER = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Replication:
             studies = tuple(dict.fromkeys(choice.instance.study_instance_uid for choice in choices))[:_MOST_STUDIES]
             of_these = after - before
             outcome = ", ".join(f"{number} {what}" for what, number in of_these.items()) or "nothing was sent"
-            detail = f"to {self._peer.ae_title}, of {len(choices)} images"
+            detail = f"to {self._peer.ae_title}, of {counted(len(choices), 'image')}"
             self._record(TrailEntry("replicate", f"job:{JOB}", "study", studies, "original", outcome, detail))
 
     def _send(
@@ -109,7 +110,7 @@ class Replication:
         except _NoResponse as error:
             if not error.sent or unanswered + 1 >= _MOST_UNANSWERED:
                 before = sent.counts["acknowledged"]
-                raise DestinationUnavailable(f"{error}; {before} images were acknowledged before") from error
+                raise DestinationUnavailable(f"{error}; acknowledged before: {before}") from error
             sent.failed(choice, str(error))
             return unanswered + 1
         except Exception as error:  # noqa: BLE001 - one image that cannot be sent does not stop the others

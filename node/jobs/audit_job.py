@@ -30,6 +30,7 @@ from storage.index.audit_outcomes import AuditCandidate, AuditRows
 from storage.index.connection import now
 from storage.index.job_runs import JobRows
 from storage.index.report_rows import StoredReport
+from storage.printable import counted
 from storage.thresholds import limits_of
 
 AUDIT = "audit"
@@ -233,7 +234,7 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
     if failed:
         actions = Counter(one.action for one in findings if one.outcome.failed)
         done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
-        sentences.append(f"{failed} of {len(findings)} reconstructions failed: {done}.")
+        sentences.append(f"{failed} of {counted(len(findings), 'reconstruction')} failed: {done}.")
     for outcome in (FidelityOutcome.DAMAGED, FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED):
         if outcomes[outcome]:
             sentences.append(f"{outcomes[outcome]} {outcome}.")
@@ -246,4 +247,4 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
         return "There is no reconstruction to audit yet."
     others = outcomes[FidelityOutcome.OTHER_NUMERICS]
     note = f", {others} of them within tolerance under other numerics" if others else ""
-    return f"All {len(findings)} reconstructions audited are as they were verified{note}."
+    return f"Audited {counted(len(findings), 'reconstruction')}: all as verified{note}."

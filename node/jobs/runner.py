@@ -48,7 +48,7 @@ class Runner:
                 of_a_file = isinstance(failure, OSError) and failure.filename is not None
                 known = isinstance(failure, LatentPacsError) or of_a_file
                 LOGGER.error("job %s: %s", job.name, failure, exc_info=not known)
-                state, error = RunState.FAILED, f"{type(failure).__name__}: {failure}"
+                state, error = RunState.FAILED, str(failure) if known else f"{type(failure).__name__}: {failure}"
         if state is RunState.DONE:
             state = work.outcome
         if self.rows.end(ticket, state, report, error, done=work.done, total=work.total, text=work.text):

@@ -76,7 +76,10 @@ class Reports:
             return found
         latest = self.rows.newest(kinds)
         if not latest:
-            raise UnknownReport("no report exists yet; run `latent-pacs audit run`")
+            command = "validate run" if kinds == ("validation",) else "audit run"
+            raise UnknownReport(
+                f"no report{' of kind ' if kinds else ''}{', '.join(kinds)} exists yet; run `latent-pacs {command}`"
+            )
         return latest[0]
 
     def html(self, report: StoredReport) -> Path:

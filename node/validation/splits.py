@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.validation.statistics import TooFewCases
+from storage.printable import counted
 
 Folds = NDArray[np.intp]
 
@@ -24,7 +25,9 @@ def grouped_folds(truth: NDArray[np.bool_], patients: Sequence[str], count: int,
     for number, name in enumerate(("negative", "positive")):
         there = int((of_patient[:, number] > 0).sum())
         if there < count:
-            raise TooFewCases(f"{count} folds need {count} patients with a {name} image; {there} are labelled")
+            raise TooFewCases(
+                f"{count} folds need {count} patients with a {name} image, and {counted(there, 'patient')} had one"
+            )
     order = np.random.default_rng(seed).permutation(names.size)
     order = order[np.argsort(-of_patient[order].max(axis=1), kind="stable")]
     total, sizes = of_patient.sum(axis=0), np.zeros((count, 2))

@@ -219,7 +219,8 @@ def positive_class(names: list[str], wanted: str) -> str:
     counts = Counter(names)
     if not counts:
         raise NothingToValidate(
-            "no labelled image has both a reconstruction and an original; see `latent-pacs class-label list`"
+            "no labelled image has both a reconstruction and an original; give classes to such images with "
+            "`latent-pacs class-label import`, before their originals are purged"
         )
     if wanted:
         if wanted not in counts:
@@ -227,7 +228,7 @@ def positive_class(names: list[str], wanted: str) -> str:
         return wanted
     if len(counts) != 2:
         raise NothingToValidate(
-            f"the labelled images are of {len(counts)} classes {sorted(counts)}; jobs.validation.positive must name one"
+            f"the labelled images have the classes {sorted(counts)}; jobs.validation.positive must name one"
         )
     return min(sorted(counts, reverse=True), key=lambda name: counts[name])
 

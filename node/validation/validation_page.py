@@ -30,6 +30,7 @@ from node.reports.page import page as html_page
 from node.validation.findings import Figure, Findings, Trained, say
 from node.validation.statistics import MEASURES, Equivalence
 from node.validation.terms import Subject
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -75,7 +76,7 @@ def _summary(found: Findings) -> list[Part]:
         KeyFigure(
             "Images",
             f"{sum(found.counts.values()):,}",
-            f"{found.counts[found.positive]} {found.positive} (positive), {found.patients} patients",
+            f"{found.counts[found.positive]} {found.positive} (positive), {counted(found.patients, 'patient')}",
         )
     )
     saved = found.pixel_bytes - found.payload_bytes

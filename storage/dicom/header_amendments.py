@@ -15,6 +15,8 @@ from enum import StrEnum
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.config import RAISE
+from pydicom.valuerep import validate_value
 
 from storage.dicom.dicomfile import quiet
 from storage.dicom.levels import columns_of, levels_of, text_of
@@ -107,22 +109,50 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
         key = keys[keyword]
         changes[key.json_tag] = {"vr": key.vr}
         if value:
+            _check(key, value)
             try:
                 with quiet():
-                    written.add_new(key.tag, key.vr, value)
+                    written.add_new(key.tag, key.vr, int(value) if key.vr == "US" else value)
             except ValueError:
-                raise _invalid(key, value) from None
+                raise _invalid(key, value, _FORMS.get(key.vr, "it cannot be written")) from None
     levels = levels_of(written)
     for tag in (tag for tag in changes if _BY_TAG[tag].tag in written):
         found = levels.patient.get(tag) or levels.study.get(tag)
         if found is None:
-            raise _invalid(_BY_TAG[tag], values[keyword_of(tag)])
+            raise _invalid(_BY_TAG[tag], values[keyword_of(tag)], _FORMS.get(_BY_TAG[tag].vr, "it cannot be searched"))
         changes[tag] = found
     return changes
 
 
-def _invalid(key: Key, value: str) -> ChangeRefused:
-    return ChangeRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr})")
+def _check(key: Key, value: str) -> None:
+    """Raises ChangeRefused for a value that PS3.5 section 6.2 forbids, even where one that is received so is kept."""
+    texts = ("LT", "ST")
+    values = [value] if key.vr in texts else value.split("\\")
+    if key.single and len(values) > 1:
+        raise _invalid(key, value, "it takes one value, and a backslash separates values")
+    for each in values:
+        try:
+            validate_value(key.vr, int(each) if key.vr == "US" else each, RAISE)
+            if key.vr == "DA":
+                datetime.strptime(each, "%Y%m%d")
+        except ValueError as error:
+            raise _invalid(key, value, _FORMS.get(key.vr) or str(error).partition(" Please see")[0]) from None
+        if key.vr not in texts and not each.isprintable():
+            raise _invalid(key, value, "it has a control character")
+
+
+_FORMS = {
+    "AS": "write an age such as 045Y",
+    "CS": "write at most 16 capital letters, digits, spaces and underscores",
+    "DA": "write a date such as 19650131",
+    "DS": "write a number of at most 16 characters, such as 1.75",
+    "TM": "write a time such as 142500",
+    "US": "write a whole number from 0 to 65535",
+}
+
+
+def _invalid(key: Key, value: str, why: str) -> ChangeRefused:
+    return ChangeRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr}): {why}")
 
 
 def is_of_patient(tag: str) -> bool:

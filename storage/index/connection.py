@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from storage.errors import IndexFault, IndexRefused, NewerFormat, StoreFull
+from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat, StoreFull
 from storage.index.change_capture import install_triggers, triggers_are_right
 from storage.index.tables import metadata
 
@@ -30,11 +30,18 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 def connect(url: str) -> Engine:
-    """An engine for ``url``. On SQLite: WAL, synchronous FULL, foreign keys checked.
+    """An engine for ``url``. On SQLite: WAL, synchronous FULL, foreign keys checked. Connects to nothing yet.
 
-    ``commits_need_no_sync`` lowers synchronous for an index whose journal is synced.
+    ``commits_need_no_sync`` lowers synchronous for an index whose journal is synced. Raises ConfigError.
     """
-    engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
+    try:
+        engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
+    except ImportError as error:
+        raise ConfigError(f"storage.database cannot be used: {error}; run `pip install 'psycopg[binary]'`") from error
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
+        raise ConfigError(
+            "storage.database is no URL of a database: write postgresql+psycopg://user@host/name"
+        ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -82,8 +89,9 @@ def _revision(engine: Engine) -> str:
             tables = inspect(connection).get_table_names()
             if "alembic_version" in tables:
                 return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
-    except IndexFault as error:
-        raise IndexRefused(f"the index {engine.url.database} cannot be used: {error}") from error
+    except (IndexFault, OperationalError) as error:
+        said = error.orig if isinstance(error, OperationalError) else error
+        raise IndexRefused(f"the index {engine.url.database} cannot be used: {said}") from error
     if tables:
         raise IndexRefused(f"{engine.url.database} is a database, but not the index of an archive: check storage.index")
     return ""

@@ -38,6 +38,7 @@ from storage.index.trail_rows import record_digest
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.inspection import holds_any
 from storage.objects.trail_journal import TrailJournal
+from storage.printable import counted
 from storage.records import TrailRecord
 
 ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archive"
@@ -104,8 +105,8 @@ def _refuse_empty_root(index: Index, root: Path) -> None:
     named = Integrity(index.engine).count()
     if named:
         raise IndexRefused(
-            f"the index names {named} objects, and storage.root {root} has no object and no journal: is its disk "
-            f"mounted, and is storage.root right? If all objects are lost, restore a backup, or {ACCEPT_EMPTY}"
+            f"the index names {counted(named, 'object')}, and storage.root {root} has no object and no journal: is its "
+            f"disk mounted, and is storage.root right? If all objects are lost, restore a backup, or {ACCEPT_EMPTY}"
         )
 
 
@@ -233,7 +234,7 @@ def _replayed(
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
     index.replay_trail(records)  # the journal may lack its last lines
-    return f"{what}: {last - number} changes were replayed from the journal"
+    return f"{what}: {counted(last - number, 'change')} replayed from the journal"
 
 
 def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
@@ -256,7 +257,7 @@ def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
     with index.engine.connect() as connection:
         _refuse_lost_images(connection, what, (record for record in records if record.number > number))
     _, count = index.replay_trail(records)
-    return [f"{what}: {count} records were taken from its journal"]
+    return [f"{what}: {counted(count, 'record')} taken from its journal"]
 
 
 def _refuse_lost_images(connection: Connection, what: str, records: Iterable[TrailRecord]) -> None:
@@ -273,7 +274,7 @@ def _refuse_lost_images(connection: Connection, what: str, records: Iterable[Tra
                 stored.pop(uid, None)
     lost = [uid for uid in stored if not _is_known(connection, uid)]
     if lost:
-        raise IndexRefused(f"{what}, and the journal has lost {len(lost)} images that were stored since; {REBUILD}")
+        raise IndexRefused(f"{what}, and the journal has lost {counted(len(lost), 'image')} stored since; {REBUILD}")
 
 
 def _is_known(connection: Connection, uid: str) -> bool:

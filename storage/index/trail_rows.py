@@ -12,11 +12,12 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, cast, insert, select, text
+from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text
 
 from storage.index.connection import writing
-from storage.index.reading import IndexPart, rows_of, value_of
-from storage.index.tables import trail
+from storage.index.level_joins import with_study
+from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of
+from storage.index.tables import instance, reference_copy, rendition, series, study, tombstone, trail
 from storage.records import TrailEntry, TrailRecord
 
 NOTHING_BEFORE = "0" * 64
@@ -38,11 +39,14 @@ class Trail(IndexPart):
 
     def records(self, *, after: int = 0, since: str = "", uid: str = "", newest: int = 0) -> Iterator[TrailRecord]:
         """Records in their order, read page by page: numbered above ``after``, dated ``since`` (ISO 8601) or later,
-        about ``uid``. ``newest``: only that many of the newest ones."""
+        about ``uid`` and what it contains: the series and images of a study, and their reconstructions. ``newest``:
+        only that many of the newest ones."""
+        narrowed = self._narrowed(since, uid)
         if newest:
-            after = max(after, self._before_the_newest(newest, since, uid))
+            query = select(trail.c.number).where(*narrowed).order_by(trail.c.number.desc())
+            after = max(after, int(value_of(self._engine, query.offset(newest).limit(1)) or 0))
         while True:
-            query = select(trail).where(trail.c.number > after, *_narrowed(since, uid)).order_by(trail.c.number)
+            query = select(trail).where(trail.c.number > after, *narrowed).order_by(trail.c.number)
             rows = rows_of(self._engine, query.limit(_PAGE))
             for row in rows:
                 yield _record(row)
@@ -50,15 +54,26 @@ class Trail(IndexPart):
                 return
             after = rows[-1].number
 
+    def newest_of(self, actions: Sequence[str], detail: str) -> TrailRecord | None:
+        """The newest record of these actions whose detail begins so."""
+        wanted = (trail.c.action.in_(actions), trail.c.detail.startswith(detail, autoescape=True))
+        row = first_of(self._engine, select(trail).where(*wanted).order_by(trail.c.number.desc()))
+        return None if row is None else _record(row)
+
     def insert_unchanged(self, records: Sequence[TrailRecord]) -> None:
         """Insert records from the journal that the index lacks."""
         if records:
             with writing(self._engine) as connection:
                 connection.execute(insert(trail), [_row(record) for record in records])
 
-    def _before_the_newest(self, count: int, since: str, uid: str) -> int:
-        query = select(trail.c.number).where(*_narrowed(since, uid)).order_by(trail.c.number.desc())
-        return int(value_of(self._engine, query.offset(count).limit(1)) or 0)
+    def _narrowed(self, since: str, uid: str) -> list[Any]:
+        narrowed: list[Any] = [trail.c.at >= since] if since else []
+        if uid:
+            of_json = func.json_each if self._engine.dialect.name == "sqlite" else func.json_array_elements_text
+            named = of_json(trail.c.uids).table_valued("value")
+            wanted = {uid, *(each for query in _within(uid) for each in values_of(self._engine, query))}
+            narrowed.append(select(named.c.value).where(named.c.value.in_(wanted)).exists())
+        return narrowed
 
 
 def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
@@ -103,12 +118,17 @@ def _last(connection: Connection) -> tuple[int, str]:
     return (row.number, row.digest) if row else (0, NOTHING_BEFORE)
 
 
-def _narrowed(since: str, uid: str) -> list[Any]:
-    narrowed: list[Any] = [trail.c.at >= since] if since else []
-    if uid:
-        # the JSON text holds the UID in quotes; a plain search is enough for a trail read by people
-        narrowed.append(cast(trail.c.uids, Text).contains(json.dumps(uid), autoescape=True))
-    return narrowed
+def _within(uid: str) -> Iterator[Select[Any]]:
+    """Queries for the UIDs of all that a study, a series or an image contains: reconstructions and deleted ones too."""
+    in_study, in_series = study.c.study_instance_uid == uid, series.c.series_instance_uid == uid
+    keys = with_study(select(instance.c.key)).where(in_study | in_series | (instance.c.sop_instance_uid == uid))
+    yield select(series.c.series_instance_uid).join(study, series.c.study_key == study.c.key).where(in_study)
+    yield select(instance.c.sop_instance_uid).where(instance.c.key.in_(keys))
+    for made in (rendition.c.derived_uid, rendition.c.structure_uid):
+        yield select(made).where(rendition.c.instance_key.in_(keys))
+    yield select(reference_copy.c.uid).where(reference_copy.c.instance_key.in_(keys))
+    levels = (tombstone.c.study_instance_uid, tombstone.c.series_instance_uid, tombstone.c.original_uid)
+    yield select(tombstone.c.uid).where(or_(*(level == uid for level in levels)))
 
 
 def _row(record: TrailRecord) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
+from storage.printable import counted
 
 FORMAT = 1
 """Version of the line format. A segment of a higher version is refused."""
@@ -181,7 +182,7 @@ class ChangeJournal:
             if data[end:]:
                 aside = self.folder / f"damaged-{time.time_ns()}"
                 aside.write_bytes(data[end:])
-                done.append(f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}")
+                done.append(f"{counted(len(data) - end, 'damaged byte')} at the end of {segment}, moved to {aside}")
             if end == 0:
                 segment.unlink()
             else:

@@ -20,6 +20,7 @@ from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
+from storage.printable import counted
 from storage.records import TrailEntry, TrailRecord
 
 _NAME = re.compile(r"trail-\d{12,}\.jsonl")
@@ -69,7 +70,7 @@ class TrailJournal:
                 with segment.open("r+b") as file:
                     file.truncate(end)
                     fsync_file(file)
-                done.append(f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}")
+                done.append(f"{counted(len(data) - end, 'damaged byte')} at the end of {segment}, moved to {aside}")
                 if end:
                     break
         return "; ".join(done)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 from typer.testing import CliRunner, Result
@@ -38,11 +39,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(["latent-pacs", *arguments], code, out.getvalue(), err.getvalue())
 
 
-def run_process(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_process(
+    *arguments: str, cwd: Path | None = None, stdout: int | IO[str] = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, for tests of what only a process shows."""
     command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=900, check=False, cwd=cwd, env=environment
+    )
 
 
 def invoke(*arguments: str, input: str = "") -> Result:

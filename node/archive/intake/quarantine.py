@@ -65,8 +65,17 @@ class QuarantineReview:
         found = [one for one in self._index.quarantine.all() if one.digest.startswith(digest)]
         if len(found) != 1 or not digest:
             how_many = "no digest in quarantine begins" if not found else f"{len(found)} digests in quarantine begin"
-            raise UnknownUid(f"{how_many} with {digest!r}; see `latent-pacs quarantine list`")
+            decided = self._decided(digest) if digest and not found else "see `latent-pacs quarantine list`"
+            raise UnknownUid(f"{how_many} with {digest!r}; {decided}")
         return found[0]
+
+    def _decided(self, digest: str) -> str:
+        """What became of an object that has left the quarantine, for people."""
+        record = self._index.trail.newest_of(("quarantine.accept", "quarantine.reject"), f"object {digest}")
+        if record is None:
+            return "see `latent-pacs quarantine list`"
+        verb = record.entry.action.removeprefix("quarantine.")
+        return f"{record.entry.who} {verb}ed it at {record.at}: {record.entry.detail}"
 
     def compare(self, digest: str) -> Compared:
         """Compare an object with the held original. Raises UnknownUid."""

@@ -1,4 +1,4 @@
-"""``latent-pacs amend``: corrects attributes of patients and studies, in versions; no object is changed."""
+"""``latent-pacs amend``: corrects attributes of patients and studies; no stored object is changed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of
 from storage.dicom.levels import text_of
 from storage.errors import UnknownUid
 from storage.index.amendments import MadeAmendment
+from storage.printable import counted
 
 amends = typer.Typer(
-    help="Correct attributes of patients and studies. Every correction is a version that can be undone.",
+    help="Correct attributes of patients and studies. Every correction can be undone.",
     no_args_is_help=True,
 )
 
@@ -76,7 +77,7 @@ def undo_amendment(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Undo an amendment, which makes another version. Later amendments stay in force."""
+    """Undo an amendment. Later amendments stay in force. `amend list` shows the undoing as an amendment too."""
     with archive(config) as services:
         made = services.index.amendments.undo(number, reason=reason, who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
@@ -84,7 +85,7 @@ def undo_amendment(
 
 @amends.command("list")
 def list_amendments(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """List all versions, oldest first."""
+    """List all amendments, oldest first, with those that undo another one."""
     with archive(config) as services:
         found = services.index.amendments.all()
     table = Table("number", "of", "target", "new values", "reason", "made", "by", "in force")
@@ -109,9 +110,14 @@ def show_amendment(
         studies = services.index.amendments.studies(number)
     if found is None:
         raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
-    report = {**_as_json(found), "studies": studies}
-    shown = {**report, "made_at": time_text(found.made_at, utc=utc)}
-    say(report, *(f"{name}: {value}" for name, value in shown.items()), as_json=as_json)
+    what = f"undoes amendment {found.undoes}" if found.undoes is not None else _text(found)
+    lines = [
+        f"amendment {found.number} of {found.kind} {found.shown_target}: {what}",
+        f"made {time_text(found.made_at, utc=utc)} by {found.made_by}: {found.reason}",
+        *(["undone since"] if found.undone else ["in force"] if found.undoes is None else []),
+        *(f"applies to study {uid}" for uid in studies),
+    ]
+    say({**_as_json(found), "studies": studies}, *lines, as_json=as_json)
 
 
 def _make(
@@ -133,8 +139,8 @@ def _make(
 def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     lines = []
     for study in made.studies:
-        lines.append(f"study {study.study_instance_uid}, {study.instances} instances:")
-        lines += [f"  {keyword}: {before!r} -> {study.after[keyword]!r}" for keyword, before in study.before.items()]
+        lines.append(f"study {study.study_instance_uid}, {counted(study.instances, 'instance')}:")
+        lines += [f"  {keyword}: '{before}' -> '{study.after[keyword]}'" for keyword, before in study.before.items()]
     lines.append("dry run: nothing was changed" if dry_run else f"amendment {made.amendment.number} is in force")
     report = {**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies}
     say(report, *lines, as_json=as_json)

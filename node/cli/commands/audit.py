@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -25,9 +25,7 @@ audits = typer.Typer(
 )
 
 
-KindOption = Annotated[
-    str, typer.Option("--kind", help="Only reports of this kind: audit or validation.", metavar="KIND")
-]
+KindOption = Annotated[Literal["audit", "validation"] | None, typer.Option("--kind", help="Only reports of this kind.")]
 
 
 @audits.command()
@@ -68,7 +66,7 @@ def run(
 
 @audits.command("list")
 def list_reports(
-    kind: KindOption = "",
+    kind: KindOption = None,
     limit: LimitOption = 50,
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -89,7 +87,7 @@ def list_reports(
 @audits.command("show")
 def show_report(
     number: Annotated[int | None, typer.Argument(help="The number of the report; without it, the latest.")] = None,
-    kind: KindOption = "",
+    kind: KindOption = None,
     opened: Annotated[bool, typer.Option("--open", help="Open the page of the report in the browser.")] = False,
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,

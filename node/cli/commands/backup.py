@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.console import Console, print_some
-from node.cli.exit_codes import FAILED
+from node.cli.exit_codes import FAILED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
 from node.cli.progress import progress
 from node.cli.times import time_text
@@ -17,6 +17,7 @@ from node.config import load
 from node.reports.formatting import size_text
 from storage.backup.create import Backup
 from storage.objects.store import ObjectStore
+from storage.printable import counted
 
 backups = typer.Typer(help="Create, verify and restore a backup in a folder.", no_args_is_help=True)
 
@@ -28,7 +29,7 @@ def create(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_jso
     """Copy new objects and the index to the backup. Works beside a running node.
 
     If the command is interrupted, the former backup stays valid; run it again. Exit code 1: objects are missing in the
-    archive itself, and are named.
+    archive itself. The output names them.
     """
     from node.app import make_backup, stores_of
 
@@ -47,6 +48,7 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
 
     Exit code 1: some are missing or damaged. They are named, and the next `backup create` copies them again.
     """
+    _require(folder)
     with progress("verify", "objects") as report:
         found = Backup(folder).verify(report)
     if as_json:
@@ -54,7 +56,8 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
     else:
         console = Console(soft_wrap=True)
         made = time_text(found.made_at)
-        console.print(f"backup of {made}: {found.checked} objects and files read, {size_text(found.bytes)}")
+        read = counted(found.checked, "object or file", "objects and files")
+        console.print(f"backup of {made}: {read} read, {size_text(found.bytes)}")
         print_some(console, found.findings)
         if found.clean:
             console.print("clean", style="green")
@@ -68,19 +71,20 @@ def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
 def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Restore a backup into storage.root and originals.path, which must be empty, and check the index.
 
-    If the command is interrupted, run it again; it continues. Exit code 1: objects are missing in the backup, and are
-    named; all others are restored. Images that were deleted after the backup are back: the command says up to when the
-    audit trail in it reaches, and you must repeat what was decided later.
+    If the command is interrupted, run it again; it continues. Exit code 1: objects are missing in the backup. They are
+    named, and all others are restored. Images that were deleted after the backup are back. The command prints the time
+    at which the audit trail in the backup ends: repeat the decisions that were made later.
     """
     from node.app import restore_backup
 
+    _require(folder)
     with progress("restore", "objects") as report:
         made = restore_backup(load(config), folder, report)
     if as_json:
         print_json({**asdict(made), "clean": made.clean})
     else:
         console = Console(soft_wrap=True)
-        restored = f"{made.objects} objects restored, {size_text(made.bytes)}"
+        restored = f"{counted(made.objects, 'object')} restored, {size_text(made.bytes)}"
         console.print(f"backup of {time_text(made.made_at)}: {restored}")
         if made.rebuilt:
             console.print("the index was rebuilt from the journal, because the backup does not hold a sound copy of it")
@@ -98,14 +102,20 @@ def restore(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_js
         raise typer.Exit(FAILED)
 
 
+def _require(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; is its disk mounted?")
+
+
 def print_backup(report: dict[str, Any]) -> None:
     """Print what a backup holds, and what was copied to it."""
     console = Console(soft_wrap=True)
     console.print(
-        f"{report['objects']} objects, {size_text(report['bytes'])}, and {report['files']} files of the index"
+        f"{counted(report['objects'], 'object')}, {size_text(report['bytes'])}, and "
+        f"{counted(report['files'], 'file')} of the index"
     )
-    copied = f"{report['copied']} objects copied, {size_text(report['bytes_copied'])}"
-    console.print(f"{copied}; the others were there already")
+    copied = f"{counted(report['copied'], 'object')} copied, {size_text(report['bytes_copied'])}"
+    console.print(f"{copied}; all others were there already")
     print_some(console, [f"object {digest} is missing or damaged in the archive" for digest in report["missing"]])
     print_some(
         console,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -11,16 +13,21 @@ from node.cli.console import Console
 from node.cli.exit_codes import USAGE
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.config import Settings, as_data, as_yaml, load
-from storage.errors import LatentPacsError
+from storage.errors import ConfigError, LatentPacsError
+from storage.index.connection import connect
+from storage.index.index_trust import sqlite_file
+from storage.optional_packages import require_extra
+from storage.printable import counted
 
 configs = typer.Typer(help="Check config.yaml, and show the settings in force.", no_args_is_help=True)
 
 
 @configs.command()
 def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Check config.yaml, the environment variables that replace its keys, and the files that it names.
+    """Check config.yaml, the environment variables that replace its keys, and the folders, files and device it names.
 
-    Exit code 2: something is wrong, and the output says what. Nothing is written, and no node is needed.
+    Run it as the user of the node. Exit code 2: something is wrong, and the output says what. Nothing is written, and
+    no node is needed.
     """
     settings = load(config)
     problems = list(_problems(settings))
@@ -30,7 +37,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
         console = Console(soft_wrap=True)
         for problem in problems:
             console.print(problem, style="bold red")
-        console.print(f"{config}: {len(problems)} problems" if problems else f"{config} is valid")
+        console.print(f"{config}: {counted(len(problems), 'problem')}" if problems else f"{config} is valid")
     if problems:
         raise typer.Exit(USAGE)
 
@@ -43,22 +50,59 @@ def show(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> 
 
 
 def _problems(settings: Settings) -> Iterator[str]:
-    """Problems with the files and secrets that the settings name."""
-    from node.archive.intake.marked_regions import read_regions
-    from node.dimse.server import calling_only
+    """Problems with the folders, files, secrets and the device that the settings name."""
+    for check in _checks(settings):
+        try:
+            check()
+        except LatentPacsError as error:
+            yield str(error)
 
-    tls, mammo = settings.tls, settings.reconstruct.mammo
-    certificates = [("tls.certificate", tls.certificate), ("tls.key", tls.key), ("tls.ca", tls.ca)]
-    models = [("reconstruct.mammo.weights", mammo.weights), *(("reconstruct.mammo.older", one) for one in mammo.older)]
-    missing = {name for _, name in (*certificates, *models) if name and not Path(name).exists()}
-    for key, name in (*certificates, *models):
-        if name in missing:
-            yield f"{key}: {name} does not exist"
-    try:
-        settings.storage.database_url  # noqa: B018
-        if settings.gate.patches.file:
-            read_regions(settings.gate.patches.file)
-        if not missing & {name for _, name in certificates}:
-            calling_only(settings, settings.storage.root)
-    except LatentPacsError as error:
-        yield str(error)
+
+def _checks(settings: Settings) -> Iterator[Callable[[], object]]:
+    """What the node does with them when it starts or works. Torch is imported if config.yaml names weights or a GPU."""
+    from node.archive.intake.marked_regions import read_regions
+    from node.dimse.tls import server_context
+    from node.upscalers.mammo import load_network
+    from node.upscalers.numerics import device_of
+    from node.upscalers.sd_x2 import weight_files
+
+    yield lambda: _database(settings.storage.database_url, settings.storage.root)
+    yield partial(_folder, "storage.root", settings.storage.root)
+    if settings.originals.path:
+        yield partial(_folder, "originals.path", settings.originals.path)
+    if settings.gate.patches.file:
+        yield partial(read_regions, settings.gate.patches.file)
+    tls, model = settings.tls, settings.reconstruct
+    files = {"tls.certificate": tls.certificate, "tls.key": tls.key, "tls.ca": tls.ca}
+    if any(name and not Path(name).exists() for name in files.values()):
+        yield from (partial(_file, key, name) for key, name in files.items() if name)
+    else:
+        yield partial(server_context, tls)
+    yield from (partial(load_network, Path(name)) for name in (model.mammo.weights, *model.mammo.older) if name)
+    if model.upscaler == "sd_x2":
+        yield partial(require_extra, "sd-x2", "reconstruct.upscaler sd_x2")
+        if Path(model.sd_x2.weights).is_dir():
+            yield partial(weight_files, Path(model.sd_x2.weights))
+    if model.device not in ("auto", "cpu"):
+        yield partial(device_of, model.device)
+    if settings.jobs.validation.enabled:
+        yield partial(require_extra, "validation", "jobs.validation")
+
+
+def _database(url: str, root: Path) -> None:
+    connect(url).dispose()
+    file = sqlite_file(url)
+    if file is not None and file.parent != root and not file.parent.is_dir():
+        raise ConfigError(f"storage.database: the folder {file.parent} does not exist")
+
+
+def _folder(key: str, folder: Path) -> None:
+    """Raises ConfigError if the user could not make the folder, or write in it."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key} {folder}: you cannot write in {there}; run this as the user of the node")
+
+
+def _file(key: str, name: str) -> None:
+    if not Path(name).exists():
+        raise ConfigError(f"{key}: {name} does not exist")

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from node.cli.exit_codes import REFUSED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say, stated
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from node.archive.deletion import DeletionReport
@@ -21,22 +23,23 @@ def delete(
     dry_run: DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     allow_return: Annotated[
-        bool, typer.Option("--allow-return", help="Delete nothing: accept what was deleted if it is sent again.")
+        bool, typer.Option("--allow-return", help="Delete nothing. Accept deleted images when they are sent again.")
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Delete an image, a series or a study permanently, with its originals, its reconstructions and all their UIDs.
 
-    The whole request is refused (exit code 3) if any image is on hold, pinned by a storage commitment, or kept by
-    profile us-mqsa. If a deleted image is sent again, it goes to quarantine. Works beside a running node.
+    The whole request is refused if any image is on hold, pinned by a storage commitment, or kept by profile us-mqsa:
+    exit code 3, with --dry-run too. If a deleted image is sent again, it goes to quarantine. Works beside a running
+    node.
     """
     if not dry_run:
         stated(reason)
     with archive(config) as services:
         if allow_return:
             returning = services.deletion.allow_return(level, uid, reason=reason, who=current_user())
-            text = f"{len(returning)} UIDs are accepted again when they are sent"
+            text = f"{counted(len(returning), 'UID')} may be sent again"
             say({"may_come_back": returning}, text, as_json=as_json)
             return
         report = services.deletion.plan(level, uid)
@@ -45,17 +48,20 @@ def delete(
                 typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
             report = services.deletion.delete(level, uid, reason=reason, who=current_user())
     say({"dry_run": report.dry_run, "images": report.images}, *_lines(report, dry_run), as_json=as_json)
+    if report.refused:
+        raise typer.Exit(REFUSED)
 
 
 def _lines(report: DeletionReport, dry_run: bool) -> Iterator[str]:
     for one in report.images:
-        outcome = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
-        yield f"{one.sop_instance_uid}: {outcome}"
-    if dry_run and report.refused:
-        yield "nothing would be deleted, because one image that must be kept refuses the whole request"
+        may_be = "could be deleted" if report.refused else "would be deleted" if dry_run else "deleted"
+        yield f"{one.sop_instance_uid}: {one.kept_because or may_be}"
+    if report.refused:
+        yield "nothing would be deleted: an image that must be kept refuses the whole request"
 
 
 def _summary(report: DeletionReport) -> str:
     studies = {one.study_instance_uid for one in report.images}
     size = size_text(sum(one.original_bytes for one in report.images))
-    return f"{len(report.images)} images ({size}) of {len(studies)} studies, with their reconstructions,"
+    images = counted(len(report.images), "image")
+    return f"{images} ({size}) of {counted(len(studies), 'study')}, with all reconstructions,"

@@ -15,6 +15,7 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, say
 from node.cli.progress import progress
 from node.config import load
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 gates = typer.Typer(help="Measure your own images against the limits of the gate.", no_args_is_help=True)
 
@@ -22,7 +23,7 @@ gates = typer.Typer(help="Measure your own images against the limits of the gate
 @gates.command()
 def calibrate(
     folder: Annotated[
-        Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).", metavar="FOLDER")
+        Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).", metavar="FOLDER", exists=True)
     ],
     limit: Annotated[int, typer.Option("--limit", min=0, help="Measure at most this many images; 0 is all.")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -48,7 +49,7 @@ def calibrate(
 
 
 def _tables(report: dict[str, Any]) -> Iterator[Table]:
-    title = f"{report['passed']} of {len(report['images'])} images passed, profile {report['profile']}"
+    title = f"{report['passed']} of {counted(len(report['images']), 'image')} passed, profile {report['profile']}"
     images = Table("image", "point", "upscaler", "payload", "ratio", "nearest limit", "of limit", title=title)
     for one in report["images"]:
         if one["point"]:

@@ -22,9 +22,12 @@ from node.cli.options import (
 )
 from node.cli.times import time_text
 from storage.errors import InvalidUid
+from storage.printable import counted
 from storage.records import HoldKind
 
-holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
+holds = typer.Typer(
+    help="Place, list and release legal holds. No original under a hold is removed.", no_args_is_help=True
+)
 
 
 @holds.command("add")
@@ -51,7 +54,7 @@ def add_hold(
     with archive(config) as services:
         placed = services.index.holds.add(*named[0], reason=reason, who=current_user())
         covered = services.index.holds.covered(placed)
-    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today"
+    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {counted(covered, 'original')} today"
     say({**asdict(placed), "originals": covered}, text, as_json=as_json)
     if not covered:
         Console(stderr=True).print(

@@ -11,7 +11,9 @@ from rich.table import Table
 from node.cli.exit_codes import UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, say
 
-hold_labels = typer.Typer(help="Labels of studies, for holds by label (`hold add --label`).", no_args_is_help=True)
+hold_labels = typer.Typer(
+    help="Label studies, so that one hold (`hold add --label`) covers all studies with a label.", no_args_is_help=True
+)
 
 NameArgument = Annotated[str, typer.Argument(help="The label.", metavar="NAME")]
 StudyOption = Annotated[str, typer.Option("--study", help="A Study Instance UID.", metavar="UID")]

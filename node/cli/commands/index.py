@@ -13,6 +13,7 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_jso
 from node.cli.progress import progress
 from node.config import load
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from storage.index.rebuild import Rebuilt
@@ -53,10 +54,10 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
 def _print(made: Rebuilt) -> None:
     console = Console(soft_wrap=True)
     rows = ", ".join(f"{count} of {name}" for name, count in made.rows.items() if count)
-    console.print(f"{made.changes} changes read in {made.seconds:.1f} s; rows: {rows or 'none'}")
-    console.print(f"{made.trail} records of the audit trail")
+    console.print(f"{counted(made.changes, 'change')} read in {made.seconds:.1f} s; rows: {rows or 'none'}")
+    console.print(f"{counted(made.trail, 'record')} of the audit trail")
     if made.from_objects:
-        console.print(f"{made.from_objects} objects added that the journal does not mention")
+        console.print(f"{counted(made.from_objects, 'object')} added that the journal does not mention")
     if made.decisions:
         console.print(f"{made.decisions} holds, labels, amendments and deletions taken from the audit trail alone")
     if made.former:

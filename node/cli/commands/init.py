@@ -14,7 +14,7 @@ from storage.errors import ConfigError, Refused
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="Where config.yaml goes; made if it is missing.", metavar="FOLDER")
+        Path, typer.Argument(help="The folder for config.yaml. It is created if it does not exist.", metavar="FOLDER")
     ] = Path(),
     as_json: JsonOption = False,
 ) -> None:

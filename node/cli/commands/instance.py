@@ -16,6 +16,7 @@ from node.cli.times import time_text
 from node.config import load
 from node.reports.formatting import size_text
 from storage.objects.store import ObjectStore
+from storage.printable import counted
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def list_instances(
     found = found[:limit] if more else found
     say([listed_json(one) for one in found], listed_table(found, utc=utc), as_json=as_json)
     if more and not as_json:
-        Console(stderr=True).print(f"only {limit} images are listed; --limit 0 lists all")
+        Console(stderr=True).print(f"the list ends after {counted(limit, 'image')}; --limit 0 lists all")
 
 
 @instances.command()

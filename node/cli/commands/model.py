@@ -14,14 +14,19 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, say
 from node.cli.progress import Report, progress
 from node.config import load
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 models = typer.Typer(help="Train, evaluate, fine-tune and list upscaling models.", no_args_is_help=True)
 
 DataOption = Annotated[
     list[Path],
-    typer.Option("--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH"),
+    typer.Option(
+        "--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH", exists=True
+    ),
 ]
-MoreArgument = Annotated[list[Path] | None, typer.Argument(help="Further folders or files.", metavar="PATH")]
+MoreArgument = Annotated[
+    list[Path] | None, typer.Argument(help="Further folders or files.", metavar="PATH", exists=True)
+]
 MinutesOption = Annotated[
     float, typer.Option("--minutes", min=0.01, help="Time limit of this run, in minutes.", metavar="N")
 ]
@@ -50,7 +55,7 @@ def train(
     console = Console(stderr=True)
     with console.status("reading images"):
         pictures = read_pictures([*data, *(more or [])])
-    console.print(f"{len(pictures)} images")
+    console.print(counted(len(pictures), "image"))
     plan = Plan(steps=1, seed=seed).sized_for(device)
     with progress("training", "steps") as show:
         watch = _Watch(show)
@@ -67,7 +72,7 @@ def fine_tune(
     ] = "mammo",
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="Mammograms instead of the archive's held originals.", metavar="PATH"),
+        typer.Option("--data", help="Mammograms instead of the archive's held originals.", metavar="PATH", exists=True),
     ] = None,
     resume: ResumeOption = False,
     seed: SeedOption = 1,
@@ -84,7 +89,7 @@ def fine_tune(
     settings = load(config)
     with console.status("reading originals"):
         pictures = held_pictures(config, data)
-    console.print(f"{len(pictures)} images")
+    console.print(counted(len(pictures), "image"))
     adapt = fine_tune_mammo if upscaler == "mammo" else fine_tune_sd_decoder
     with progress("training", "steps") as show:
         watch = _Watch(show)

@@ -12,6 +12,7 @@ from node.cli.exit_codes import FAILED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, DryRunOption, JsonOption, archive, current_user, say
 from node.cli.progress import progress
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from node.archive.originals.retention import PurgeReport
@@ -40,4 +41,4 @@ def _lines(done: PurgeReport, outcome: str) -> Iterator[str]:
         yield "originals.retain_for is forever: nothing is removed"
     if done.reserved:
         yield f"{done.reserved} more are kept as the audit reserve (audit.reserve), {size_text(done.reserved_bytes)}"
-    yield f"{len(done.purged)} originals {outcome}, {size_text(done.bytes_freed)}; {len(done.kept)} kept"
+    yield f"{counted(len(done.purged), 'original')} {outcome}, {size_text(done.bytes_freed)}; {len(done.kept)} kept"

@@ -25,7 +25,7 @@ from node.cli.times import time_text
 from storage.records import Quarantined
 
 quarantines = typer.Typer(
-    help="Objects that arrived with a SOP Instance UID that is held with other content, or was deleted.",
+    help="Decide about objects that arrived under a SOP Instance UID that is held with other content, or was deleted.",
     no_args_is_help=True,
 )
 
@@ -69,13 +69,18 @@ def show_quarantined(
         console.print(f"{name}: {value}")
     if compared.deleted:
         console.print("an object with this UID was deleted here")
+    elif compared.held is None:
+        console.print("no object with this UID is held")
+    elif compared.held.purged or compared.lost:
+        why = "purged" if compared.held.purged else "missing or damaged"
+        console.print(f"held object: {held}, which is {why}, so that nothing can be compared")
     else:
-        lost = ", which is missing or damaged, so that nothing can be compared" if compared.lost else ""
-        console.print(f"held object: {held}{lost}" if held else "no object with this UID is held")
-    table = Table("tag", "attribute", "held", "in quarantine")
-    for each in compared.differences:
-        table.add_row(each.tag, each.name, each.one, each.other)
-    console.print(table)
+        console.print(f"held object: {held}{'' if compared.differences else ', with the same attributes'}")
+    if compared.differences:
+        table = Table("tag", "attribute", "held", "in quarantine")
+        for each in compared.differences:
+            table.add_row(each.tag, each.name, each.one, each.other)
+        console.print(table)
 
 
 @quarantines.command("accept")
@@ -88,7 +93,7 @@ def accept_quarantined(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Make it the original of its UID, which is then encoded. The former original goes to quarantine."""
+    """Put an object in place of the held original, and encode it. The former original goes to quarantine."""
     with archive(config) as services:
         one = services.quarantine.accept(digest, reason=reason, who=current_user(), allow_return=allow_return)
     _print(one, "accepted", as_json)
@@ -98,7 +103,7 @@ def accept_quarantined(
 def reject_quarantined(
     digest: DigestArgument, reason: ReasonOption, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
-    """Remove it from quarantine permanently."""
+    """Remove an object from quarantine permanently."""
     with archive(config) as services:
         one = services.quarantine.reject(digest, reason=reason, who=current_user())
     _print(one, "rejected", as_json)

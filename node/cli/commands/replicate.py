@@ -12,6 +12,7 @@ from node.cli.commands.jobs import exit_code, run_in_this_process
 from node.cli.console import Console, print_some
 from node.cli.exit_codes import FAILED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, print_json
+from storage.printable import counted
 
 if TYPE_CHECKING:
     from node.app import Services
@@ -73,8 +74,8 @@ def _job(services: Services, to: str) -> tuple[Job, bool]:
 def _print_sent(report: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     now, in_all = report["acknowledged"], report["held_there"]
-    console.print(f"{report['to']} acknowledged {now} originals in this run, and {in_all} in all")
+    console.print(f"{report['to']} acknowledged {counted(now, 'original')} in this run, and {in_all} in all")
     print_some(console, [f"{one['uid']} is not replicated: {one['why']}" for one in report["not_taken"]])
     if not report["clean"]:
         failed, warned = report["failed"], report["warned"]
-        console.print(f"{failed} failed and {warned} were answered with a warning; the next run sends them again")
+        console.print(f"failed: {failed}; answered with a warning: {warned}; the next run sends these again")

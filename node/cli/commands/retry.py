@@ -8,6 +8,7 @@ import typer
 
 from node.cli.exit_codes import UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, say
+from storage.printable import counted
 from storage.records import ReasonCode
 
 
@@ -39,4 +40,4 @@ def retry(
     """
     with open_index(config) as index:
         count = index.retry_failed() if reason is None else index.retry_exact(reason)
-    say({"retried": count}, f"{count} instances are back in the backlog", as_json=as_json)
+    say({"retried": count}, f"{counted(count, 'image')} put back into the backlog", as_json=as_json)

@@ -13,6 +13,7 @@ from node.cli.exit_codes import DONE, FAILED, UNFINISHED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, print_json
 from node.config import parse_share
 from node.reports.formatting import size_text
+from storage.printable import counted
 
 _SHOWN = 20
 """Findings that the table shows."""
@@ -22,7 +23,8 @@ _OUTCOMES = {
     "withdrawn": "renditions that were kept beside a whole original, which is served",
     "flagged": "originals that are lost; their images are served as reconstructions only",
     "lost": "no intact copy of the image is left; send it again from its source",
-    "reported": "need a decision; see the report",
+    "reported": "cannot be read, or are of no current image, such as models and quarantined objects; nothing was done: "
+    "look at the disk and its rights, or run the scrub again with jobs.replicate.to set to a backup",
 }
 
 
@@ -33,7 +35,9 @@ def scrub(
     full: Annotated[bool, typer.Option("--full", help="Read every object now.")] = False,
     remove_orphans: Annotated[
         bool,
-        typer.Option("--remove-orphans", help="Move objects without an index row aside, for jobs.scrub.keep_orphans."),
+        typer.Option(
+            "--remove-orphans", help="Move objects without an index row to orphans/, for jobs.scrub.keep_orphans."
+        ),
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
@@ -84,21 +88,23 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"not finished: {report['error']}", style="bold red")
     if "checked" not in report:
         return
-    console.print(f"{report['checked']} objects checked, {size_text(report['bytes'])}")
+    console.print(f"{counted(report['checked'], 'object')} checked, {size_text(report['bytes'])}")
     _print_findings(console, report)
     for name, meaning in _OUTCOMES.items():
         if report[name]:
-            console.print(f"{report[name]} {name}: {meaning}")
+            console.print(f"{name}: {report[name]}; {meaning}")
     if report["orphans"]:
         moved = f", {report['orphans_moved']} moved to orphans/" if report["orphans_moved"] else ""
-        console.print(f"{report['orphans']} objects without an index row, {size_text(report['orphan_bytes'])}{moved}")
-    for name, meaning in {
-        "orphans_deleted": "objects deleted that were in orphans/ for jobs.scrub.keep_orphans",
-        "unclaimed": "objects without an index row that `latent-pacs index rebuild` would bring back",
-        "foreign": "files in the store that are not objects",
+        console.print(
+            f"{counted(report['orphans'], 'object')} without an index row, {size_text(report['orphan_bytes'])}{moved}"
+        )
+    for name, (noun, where) in {
+        "orphans_deleted": ("object", "deleted after jobs.scrub.keep_orphans in orphans/"),
+        "unclaimed": ("object", "without an index row, for `latent-pacs index rebuild` to bring back"),
+        "foreign": ("file", "in the store without the name of an object"),
     }.items():
         if report[name]:
-            console.print(f"{report[name]} {meaning}")
+            console.print(f"{counted(report[name], noun)} {where}")
     if report["index_damage"]:
         console.print(
             f"the index is damaged: {report['index_damage'][0]}; stop the node and run `latent-pacs index rebuild`, "

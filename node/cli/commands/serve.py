@@ -26,7 +26,7 @@ def serve(
         bool,
         typer.Option(
             "--accept-empty-index",
-            help="Start with a new index although objects are here and the index is empty or another archive's.",
+            help="Start with a new, empty index, even if there are objects that the present index does not know.",
         ),
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,

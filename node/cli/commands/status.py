@@ -13,6 +13,7 @@ from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
 from node.config import load, retention_text
 from node.reports.formatting import size_text
+from storage.printable import counted
 from storage.records import OriginalTotals
 
 _OTHER = "other: see latent-pacs instance show UID"
@@ -46,7 +47,11 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     console.print(_counted(Table("kind", "size", title="objects"), sizes))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
-        frees = f"would remove {count} originals and free {size_text(size)}" if name != "forever" else "removes nothing"
+        frees = (
+            f"would remove {counted(count, 'original')} and free {size_text(size)}"
+            if name != "forever"
+            else "removes nothing"
+        )
         console.print(f"a purge with originals.retain_for {name} {frees}")
     console.print(
         f"backlog: {counts.backlog}   quarantined: {counts.quarantined}   damaged or missing objects: {counts.damaged}"

@@ -14,6 +14,7 @@ from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, say
 from storage.index import Index
+from storage.printable import counted
 
 studies = typer.Typer(help="List studies, and show one. Prints patient data.", no_args_is_help=True)
 
@@ -58,7 +59,7 @@ def list_studies(
         table.add_row(*(str(value) for value in row.values()))
     say(rows, table, as_json=as_json)
     if more and not as_json:
-        Console(stderr=True).print(f"only {limit} studies are listed; --limit 0 lists all")
+        Console(stderr=True).print(f"the list ends after {counted(limit, 'study')}; --limit 0 lists all")
 
 
 @studies.command("show")

@@ -13,11 +13,15 @@ from node.cli.console import Console
 from node.cli.exit_codes import FAILED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json, say
 from node.cli.times import time_text
+from storage.printable import counted
 
 
 def trail(
     since: Annotated[str, typer.Option("--since", help="From this date (UTC) on: 2026-01-31.", metavar="DATE")] = "",
-    study: Annotated[str, typer.Option("--study", help="Only records about this UID.", metavar="UID")] = "",
+    study: Annotated[
+        str,
+        typer.Option("--study", help="Only records about this study, its series and its images.", metavar="UID"),
+    ] = "",
     limit: Annotated[int, typer.Option("--limit", help="Only the last N records; 0 is all.", metavar="N", min=0)] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Check that no record was changed or removed.")] = False,
     utc: UtcOption = False,
@@ -51,7 +55,7 @@ def _verify(config: Path, as_json: bool) -> None:
     """Check the chain of records in the index and in the journal."""
     with archive(config) as services:
         broken, count = services.trail.broken(), services.index.trail.last()[0]
-    text = broken or f"{count} records, unbroken in index and journal"
+    text = broken or f"{counted(count, 'record')}, unbroken in index and journal"
     say({"records": count, "broken": broken}, text, as_json=as_json)
     if broken:
         raise typer.Exit(FAILED)

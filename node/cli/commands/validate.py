@@ -17,7 +17,9 @@ from node.config import load
 if TYPE_CHECKING:
     from storage.index.job_runs import JobRun
 
-validations = typer.Typer(help="Validation with ResNet50 on labelled images.", no_args_is_help=True)
+validations = typer.Typer(
+    help="Test whether a classifier (ResNet50) does as well on reconstructions as on originals.", no_args_is_help=True
+)
 
 _JOB = "validation"
 

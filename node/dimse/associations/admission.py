@@ -19,6 +19,7 @@ from node.dimse.associations.refusals import Refusals, address_of
 from node.dimse.pynetdicom_patches.association_request import Rejection
 from node.dimse.pynetdicom_patches.entity import Acceptor
 from node.dimse.tls import ANY_NAME, names_in
+from storage.printable import counted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Admission:
         """Record an association that pynetdicom has rejected (its EVT_REJECTED)."""
         assoc, node = event.assoc, self._settings.node
         called = str(assoc.requestor.primitive.called_ae_title).strip()
-        why = f"{assoc.ae.maximum_associations} connections are open already"
+        why = f"the limit of {counted(assoc.ae.maximum_associations, 'connection')} is reached"
         if node.require_called_ae_title and called != node.ae_title:
             why = f"it called {called}, not {node.ae_title}"
         self._refusals.of_association(_title(assoc), address_of(assoc), why)
@@ -95,7 +96,7 @@ class Admission:
                 (len(admitted), self._settings.node.max_associations),
             ):
                 if number >= most:
-                    return _too_many(f"{most} associations are open already")
+                    return _too_many(f"the limit of {counted(most, 'association')} is reached")
             assoc.admitted_at, assoc.admitted_as = time.monotonic(), caller
         return None
 

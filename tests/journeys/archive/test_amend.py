@@ -421,6 +421,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     assert made["studies"][0]["after"] == {"AccessionNumber": "A=9"}
     assert made["made_by"].startswith("user:")
     assert told("show", "1")["studies"] == [ds.StudyInstanceUID]
+    assert "{" not in invoke("amend", "show", "1", "-c", str(config)).stdout
     merged = invoke("amend", "patient", "P0001", "--set", "PatientID=P9", "--reason", "merge", "-c", str(config))
     assert "PatientID: 'P0001' -> 'P9'" in merged.stdout
     told("undo", "1", "--reason", "it was right")
@@ -433,7 +434,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
         done = invoke("amend", *wrong, "--reason", "x", "-c", str(config))
         assert isinstance(done.exception, LatentPacsError)
     records = json.loads(invoke("trail", "--study", ds.StudyInstanceUID, "-c", str(config), "--json").stdout)
-    assert [record["entry"]["action"] for record in records] == ["amend", "amend", "amend"]
+    assert [record["entry"]["action"] for record in records] == ["store", "amend", "amend", "amend"]
 
 
 # --- character sets ---

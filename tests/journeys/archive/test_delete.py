@@ -20,6 +20,7 @@ from sqlalchemy import func, insert, select
 
 from node.app import Node
 from node.archive.deletion import Deletion
+from node.cli import exit_codes
 from node.config import parse
 from node.dimse.client import Receiver
 from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
@@ -165,7 +166,10 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: ArchiveParts) -> None:
         connection.execute(insert(pin).values(instance_key=pinned.key, commitment_key=key, until=until))
     with pytest.raises(ChangeRefused, match=r"1\.2\.3\.2 is pinned"):
         deletion.delete("study", "1.2.1", **WHY)
-    assert index.trail.last()[0] == 2  # the hold, and its end
+    told = [one.entry for one in index.trail.records()]
+    assert [one.action for one in told] == ["hold.add", "delete.refused", "hold.release", "delete.refused"]
+    assert (told[1].level, told[1].uids, told[1].outcome) == ("study", ("1.2.1",), "refused")
+    assert "1.2.3.1 is on hold" in told[1].detail
     strict = deletion_of(bench, codec={"profile": "us-mqsa"})
     assert "us-mqsa" in strict.plan("image", "1.2.3.1").images[0].kept_because
     with pytest.raises(ChangeRefused, match="MQSA"):
@@ -360,6 +364,12 @@ def test_the_command(tmp_path: Path, receiver: Receiver) -> None:
     planned = json.loads(invoke(*whole, "--dry-run", "--json").stdout)
     assert (planned["dry_run"], len(planned["images"])) == (True, 2)
     assert isinstance(invoke(*whole, "--yes").exception, LatentPacsError)  # no reason given
+    hold = json.loads(invoke("hold", "add", "--study", uid, "--reason", "court", "-c", str(config), "--json").stdout)
+    held = invoke(*whole, "--dry-run")
+    assert (held.exit_code, held.stdout.count("is on hold")) == (exit_codes.REFUSED, 2)
+    refused = invoke(*whole, "--reason", "mistake").exception
+    assert isinstance(refused, ChangeRefused)
+    assert invoke("hold", "release", str(hold["key"]), "--reason", "over", "-c", str(config)).exit_code == 0
     asked = invoke(*whole, "--reason", "mistake", input="n\n")
     assert asked.exit_code == 1
     assert "Delete 2 images" in asked.output
@@ -369,4 +379,13 @@ def test_the_command(tmp_path: Path, receiver: Receiver) -> None:
     lifted = json.loads(invoke(*whole, "--reason", "right after all", "--allow-return", "--json").stdout)
     assert set(lifted["may_come_back"]) == {ds.SOPInstanceUID for ds in images}
     records = json.loads(invoke("trail", "--study", uid, "-c", str(config), "--json").stdout)
-    assert [(one["entry"]["action"], one["entry"]["detail"]) for one in records] == [("delete", "mistake")] * 2
+    assert [(one["entry"]["action"], one["entry"]["detail"]) for one in records] == [
+        *[("store", "")] * 2,  # records of its images, which are gone
+        ("hold.add", "1: court"),
+        ("delete.refused", f"mistake; {refused}"),
+        ("hold.release", "1: over"),
+        *[("delete", "mistake")] * 2,
+        ("delete.allow-return", "right after all"),
+    ]
+    by_image = json.loads(invoke("trail", "--study", images[0].SOPInstanceUID, "-c", str(config), "--json").stdout)
+    assert [one["entry"]["action"] for one in by_image] == ["store", "delete", "delete.allow-return"]

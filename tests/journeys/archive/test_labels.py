@@ -16,6 +16,7 @@ from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.tables import instance, series, study
 from storage.objects.trail_journal import TrailJournal
+from storage.records import TrailEntry
 from tests.support.commands import run
 from tests.support.holdings import Holdings, filled, uid_of
 
@@ -137,10 +138,14 @@ def test_labels_by_command(holdings: Holdings, tmp_path: Path) -> None:
     database = holdings.root / "index.sqlite"
     assert database.is_file()
     file = csv(tmp_path, "sop_instance_uid,class", f"{uid_of(1)},a", f"{uid_of(2)},b", "9.9,b")
+    two = next(one for one in holdings.index.originals.purgeable(now()) if one.sop_instance_uid == uid_of(2))
+    assert holdings.index.originals.commit_purge(two, now(), TrailEntry("purge", WHO, "image", (uid_of(2),)))
     done = run("class-label", "import", str(file), "--config", str(config), "--json")
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout) == {"images": 2, "changed": 2, "classes": {"a": 1, "b": 1}, "unmatched": [4]}
+    holdings.index.classes.put({"9.9": "a"}, who=WHO)  # as an image that was deleted since
     listed = json.loads(run("class-label", "list", "--config", str(config), "--json").stdout)
-    assert listed[0] == {"sop_instance_uid": uid_of(1), "class_name": "a", "held": True}
-    assert json.loads(run("class-label", "release", "--config", str(config), "--json").stdout) == {"released": 2}
+    assert listed[0] == {"sop_instance_uid": uid_of(1), "class_name": "a", "held": True, "original": "held"}
+    assert [one["original"] for one in listed] == ["held", "purged", "not here"]
+    assert json.loads(run("class-label", "release", "--config", str(config), "--json").stdout) == {"released": 3}
     assert "no" in run("class-label", "list", "--config", str(config)).stdout

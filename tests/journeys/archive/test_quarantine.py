@@ -96,7 +96,9 @@ def test_accepted_and_accepted_back(sent: Sent) -> None:
     actions = [record.entry.action for record in index.trail.records() if record.entry.action.startswith("quar")]
     assert actions == ["quarantine.accept", "quarantine.accept", "quarantine.reject"]
     with pytest.raises(UnknownUid, match="no digest in quarantine begins"):
-        desk.reject("0", **WHY)
+        desk.reject("no digest", **WHY)
+    with pytest.raises(UnknownUid, match=rf"user:.* rejected it at 20.*: object {second.original_digest} from .*: "):
+        desk.compare(second.original_digest[:12])
 
 
 def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:

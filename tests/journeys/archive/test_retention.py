@@ -234,7 +234,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     assert told("status")["originals"]["purged"] == 1
     assert told("restore", ds.SOPInstanceUID, "--level", "image", code=1)[0]["outcome"] == "purged"
     records = told("trail", "--study", ds.StudyInstanceUID)
-    assert [record["entry"]["action"] for record in records] == ["label.add", "original.purge"]
+    assert [record["entry"]["action"] for record in records] == ["store", "label.add", "original.purge"]
     assert told("trail", "--verify") == {"records": 5, "broken": ""}
     raw["codec"]["profile"] = "us-mqsa"
     raw["originals"]["retain_for"] = "forever"

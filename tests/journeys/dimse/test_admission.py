@@ -269,7 +269,7 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(
         assert second.is_established
         wait_for(lambda: len(opened()) == 4, what="the second one is gone")
         assert rejection(associate(running, "MODALITY")) == LIMIT
-        assert "2 associations are open already" in caplog.text
+        assert "the limit of 2 associations is reached" in caplog.text
         for assoc in (first, second):
             assoc.release()
         for connection in idle:

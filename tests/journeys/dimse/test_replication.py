@@ -113,7 +113,7 @@ def test_each_original_is_sent_once_byte_for_byte(tmp_path: Path, replica: Repli
         assert Replicas(archive.node.index.engine).count("ANOTHER") == 0
         told = [one.entry for one in archive.node.index.trail.records() if one.entry.action == "replicate"]
         assert [one.outcome for one in told] == ["3 acknowledged", "1 acknowledged"]
-        assert [one.detail for one in told] == [f"to {peer}, of 3 images", f"to {peer}, of 1 images"]
+        assert [one.detail for one in told] == [f"to {peer}, of 3 images", f"to {peer}, of 1 image"]
         assert {(one.who, one.rendition) for one in told} == {("job:replicate-peer", "original")}
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_is_cancelled_is_gone_on_with(tmp_path: Path, replica: Replic
 def test_a_peer_that_is_not_there_fails_the_run_at_once(tmp_path: Path) -> None:
     with dead_port() as port, running(tmp_path, port) as archive:
         stored(archive, tmp_path, 2)
-        with pytest.raises(LatentPacsError, match=r"cannot be reached.*; 0 images were acknowledged before"):
+        with pytest.raises(LatentPacsError, match=r"cannot be reached.*; acknowledged before: 0"):
             replicated(archive)
 
 
@@ -158,7 +158,7 @@ def test_a_peer_that_aborts_each_image_is_not_called_for_ever(tmp_path: Path, re
     with running(tmp_path, replica.port) as archive:
         stored(archive, tmp_path, 5)
         replica.aborts = True
-        with pytest.raises(LatentPacsError, match="; 0 images were acknowledged before"):
+        with pytest.raises(LatentPacsError, match="; acknowledged before: 0"):
             replicated(archive)
         assert len(replica.asked_since()) == 3
         replica.aborts = False

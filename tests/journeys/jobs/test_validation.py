@@ -85,4 +85,4 @@ def test_without_labels_a_run_says_what_is_missing(tmp_path: Path) -> None:
     with Node(settings(tmp_path / "archive")) as node:
         run = validated(node)
     assert run.state == "failed"
-    assert run.error.startswith("NothingToValidate: no labelled image has both a reconstruction and an original")
+    assert run.error.startswith("no labelled image has both a reconstruction and an original")

@@ -19,7 +19,7 @@ from node.cli.console import Console
 from node.cli.logs import AtMost, JsonLines, TextLines
 from node.cli.main import app
 from node.reports.page import Banner, PageSection, Paragraph, Table, page
-from storage.printable import plain
+from storage.printable import counted, plain
 from tests.conftest import Archive
 from tests.support.paths import modules
 from tests.support.transfers import stored
@@ -152,3 +152,17 @@ def test_reports_escape_what_peers_sent() -> None:
     )
     assert "<script>alert" not in html
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") >= 8
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ((0, "image"), "0 images"),
+        ((1, "study"), "1 study"),
+        ((2, "study"), "2 studies"),
+        ((2, "other object"), "2 other objects"),
+        ((2, "patch", "patches"), "2 patches"),
+    ],
+)
+def test_a_number_with_its_noun(words: tuple[int, str], text: str) -> None:
+    assert counted(*words) == text

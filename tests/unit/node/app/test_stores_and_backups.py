@@ -40,7 +40,7 @@ def bench(tmp_path: Path) -> ArchiveParts:
 def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, tmp_path: Path) -> None:
     (tmp_path / "cold").rename(tmp_path / "elsewhere")
     (tmp_path / "cold").mkdir()
-    with pytest.raises(ConfigError, match="should hold 1 originals and has no objects; is it mounted"):
+    with pytest.raises(ConfigError, match="should hold 1 original and has no objects; is it mounted"):
         open_stores(bench.settings, bench.index, bench.hot)
     assert list((tmp_path / "cold").iterdir()) == []
 
@@ -145,4 +145,4 @@ def test_objects_that_are_missing_are_logged_by_the_job(tmp_path: Path, caplog: 
     with open_archive(settings_of(tmp_path / "archive")) as archive, caplog.at_level(logging.ERROR):
         report = replicate(archive, tmp_path / "backup")
     assert not report["clean"]
-    assert "1 objects are missing or damaged in the archive; run latent-pacs scrub --full" in caplog.text
+    assert "missing or damaged in the archive: 1 object; run latent-pacs scrub --full" in caplog.text

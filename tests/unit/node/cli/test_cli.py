@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -135,6 +136,34 @@ def test_files_that_the_configuration_names_must_exist(tmp_path: Path) -> None:
     assert f"tls.key: {tmp_path / 'node.key'} does not exist" in problems
 
 
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"tls": {"ca": "junk"}}, "tls.ca {}/junk cannot be used: [X509: NO_CERTIFICATE_OR_CRL_FOUND]"),
+        (
+            {"tls": {"certificate": "junk", "key": "junk", "clients": "optional"}},
+            "tls.certificate {}/junk with tls.key",
+        ),
+        ({"reconstruct": {"device": "none"}}, "device 'none' cannot be used"),
+        ({"reconstruct": {"mammo": {"weights": "empty"}}}, "no usable mammo model in {}/empty: config.json is missing"),
+        ({"reconstruct": {"mammo": {"older": ["empty"]}}}, "no usable mammo model in {}/empty: config.json is missing"),
+        ({"storage": {"root": "junk/root"}}, "storage.root {}/junk/root: you cannot write in {}/junk"),
+        ({"originals": {"path": "junk/cold"}}, "originals.path {}/junk/cold: you cannot write in {}/junk"),
+        ({"storage": {"database": "sqlite:///no/index.sqlite"}}, "storage.database: the folder {}/no does not exist"),
+        ({"storage": {"database": "file:junk"}}, "storage.database is neither a SQLite file nor a PostgreSQL database"),
+    ],
+)
+def test_what_the_configuration_names_is_tried(tmp_path: Path, section: dict[str, Any], says: str) -> None:
+    (tmp_path / "junk").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(section))
+    done = invoke("config", "check", "-c", str(file), "--json")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert done.exit_code == exit_codes.USAGE
+    assert problem.startswith(says.replace("{}", str(tmp_path)))
+
+
 @pytest.mark.slow
 def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> None:
     node = quiet_archive.node
@@ -165,7 +194,7 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     assert uids("--reason", "_") == uids("--state", "failed") == []
     assert uids("--study", str(good.StudyInstanceUID)) == both[1:]
     assert "padding at 99%" in invoke("instance", "list", "-c", str(config)).stdout
-    assert "only 1 images" in invoke("instance", "list", "--limit", "1", "-c", str(config)).stderr
+    assert "the list ends after 1 image;" in invoke("instance", "list", "--limit", "1", "-c", str(config)).stderr
     studies = listed("study", "list", "--patient", "P000*")
     assert {one["PatientID"] for one in studies} == {"P0001", "P0002"}
     assert listed("study", "list", "--patient", "P0002", "--modality", "MG")[0]["NumberOfStudyRelatedInstances"] == 1
@@ -378,6 +407,24 @@ def test_an_error_of_no_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
         run("status")
 
 
+@pytest.mark.parametrize("command", [("config", "show"), ("config", "show", "--json"), ("--help",)])
+def test_output_that_cannot_be_written_is_one_line(command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_process(*command, cwd=ROOT, stdout=full)
+    assert (done.returncode, done.stderr) == (
+        exit_codes.FAILED,
+        "latent-pacs: standard output cannot be used: No space left on device; make room on its disk\n",
+    )
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process("config", "show", cwd=ROOT, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (exit_codes.FAILED, "")
+
+
 @pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
 def test_a_date_of_the_trail_that_is_none_is_refused(since: str) -> None:
     """It would be compared as text, and hide records."""
@@ -410,6 +457,6 @@ def test_a_hold_that_covers_nothing_says_so(tmp_path: Path) -> None:
     parts.index.close()
     told = [run("hold", "add", "--study", uid, "--reason", "court", "-c", str(config)) for uid in (f" {study}", "1.9")]
     assert [done.returncode for done in told] == [0, 0]
-    assert "covers 1 originals" in told[0].stdout
-    assert "covers 0 originals" in told[1].stdout
+    assert "covers 1 original today" in told[0].stdout
+    assert "covers 0 originals today" in told[1].stdout
     assert [f"hold release {number}" in done.stderr for number, done in enumerate(told, 1)] == [False, True]

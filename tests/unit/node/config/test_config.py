@@ -135,6 +135,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     broken.write_text("node: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(broken)
+    broken.write_text("node:\n  port: 1\n  ae_title: A\n  port: 2\n")
+    with pytest.raises(ConfigError, match=r"(?s)the key port is here a second time; the first is in line 2.*line 4"):
+        load(broken)
     broken.write_text("")
     assert load(broken) == parse({"storage": {"root": str(tmp_path / "latent-pacs-data")}}, "t")
 
@@ -215,6 +218,7 @@ def test_an_environment_variable_replaces_each_key(tmp_path: Path) -> None:
         ("LATENT_PACS__NODE__PORT__X", "1", "no key node.port.x"),
         ("LATENT_PACS__NODE__PORT", "no", "node.port (from LATENT_PACS__NODE__PORT)"),
         ("LATENT_PACS__CODEC__SCALES", "[1", "not valid YAML"),
+        ("LATENT_PACS__UNKNOWN_PEERS", "{allow: [echo], allow: [store]}", "the key allow is here a second time"),
     ],
 )
 def test_mistakes_in_variables(tmp_path: Path, variable: str, value: str, says: str) -> None:
@@ -249,6 +253,20 @@ def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
     assert found.reconstruct.sd_x2.weights == "stabilityai/sd-x2-latent-upscaler", "no such folder, so it is a name"
     assert found.jobs.replicate.to == Path("/mnt/backup")
     assert found.jobs.validation.weights == str(tmp_path / "backbone.pth")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "mongodb://user:secret@host/name", "mysql+pymysql://user:secret@host/name", "sqlite://"),
+        *("sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite:////folder/index.sqlite"),
+    ],
+)
+def test_other_databases_are_refused(url: str) -> None:
+    """An index in memory would be lost at the end, and one under another SQLite URL would have no journal."""
+    with pytest.raises(ConfigError, match="neither a SQLite file nor a PostgreSQL database") as error:
+        parse({"storage": {"database": url}}, "t").storage.database_url  # noqa: B018
+    assert "secret" not in str(error.value)
 
 
 def test_settings_as_text_are_the_same_settings() -> None:

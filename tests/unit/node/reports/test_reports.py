@@ -202,8 +202,10 @@ def test_no_file_is_left_half_written(reports: Reports, monkeypatch: pytest.Monk
     with pytest.raises(StoreFull):
         reports.publish(outcome(), whole_page())
     assert not list(reports.folder.iterdir())
-    with pytest.raises(UnknownReport, match="no report exists yet"):
+    with pytest.raises(UnknownReport, match="no report exists yet; run `latent-pacs audit run`"):
         reports.find()
+    with pytest.raises(UnknownReport, match="no report of kind validation exists yet; run `latent-pacs validate run`"):
+        reports.find(None, "validation")
 
 
 def test_a_new_index_takes_the_reports_back(reports: Reports, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_command_beside_a_node_does_not_complete_an_older_index(held: Holdings
     with pytest.raises(IndexRefused, match=r"is older than the journal .* start the node, which completes it"):
         open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True, replay=False)
     opened = open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True)
-    assert "changes were replayed from the journal" in opened.notes[0]
+    assert "changes replayed from the journal" in opened.notes[0]
     assert opened.index.holds.labels() == [("later", "1.2"), ("teaching", "1.2")]
     assert [record.number for record in opened.index.trail.records()] == [1, 2]
     opened.index.close()

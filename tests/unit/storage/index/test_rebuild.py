@@ -266,7 +266,7 @@ def test_an_older_copy_is_refused_if_the_journal_lost_images_that_were_stored_si
     made.drop_index()
     made.file.write_bytes(copy)
     for _ in range(2):
-        with pytest.raises(IndexRefused, match=r"lost 1 images that were stored since; run .latent-pacs index rebuild"):
+        with pytest.raises(IndexRefused, match=r"lost 1 image stored since; run .latent-pacs index rebuild"):
             Node(made.quiet)
     assert rebuilt(made).from_objects == 1
     with Node(made.quiet) as node:

@@ -119,7 +119,7 @@ def test_a_damaged_last_line_is_not_taken_for_the_end(journal: ChangeJournal, la
     with pytest.raises(JournalDamaged, match=rf"the last line of {segment} is damaged"):
         journal.last()
     note = journal.repair()
-    assert note.startswith(f"{len(last)} damaged bytes at the end of {segment} were moved to ")
+    assert note.startswith(f"{len(last)} damaged bytes at the end of {segment}, moved to ")
     assert Path(note.rpartition(" ")[2]).read_bytes() == last
     assert (journal.last(), numbers(journal)) == (5, [3, 4, 5])
 

@@ -1,0 +1,40 @@
+"""Standard output as a file that an error names, so that a full disk or a closed pipe is no traceback."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NAME = "standard output"
+
+
+def name_standard_output() -> None:
+    """Make errors of standard output name it. What a command prints is dropped if its caller closed it."""
+    out = sys.stdout
+    if out is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends
+    else:
+        sys.stdout = _StandardOutput(out.buffer, out.encoding, out.errors, line_buffering=out.isatty())
+
+
+class _StandardOutput(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        with _named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _named():
+            super().flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = NAME
+        raise
