@@ -61,7 +61,8 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     element: Any = dataset.get_item(tag, keep_deferred=True)
     value: Any = None if element is None else element.value
     if isinstance(element, RawDataElement) and isinstance(value, bytes):
-        value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian, list(codecs))
+        unknown = element.VR == "UN"  # its items are in implicit VR little endian then (PS3.5 6.2.2)
+        value = convert_SQ(value, element.is_implicit_VR or unknown, element.is_little_endian or unknown, list(codecs))
     return [item for item in value or [] if isinstance(item, Dataset)]
 
 

@@ -170,7 +170,7 @@ class OriginalLocations(IndexPart):
         """
         query = with_patient(
             _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
-        ).where(*_to_be_purged(held_before, reserve), instance.c.key > after)
+        ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             renditions = current_renditions(connection, rows)
@@ -181,11 +181,11 @@ class OriginalLocations(IndexPart):
 
     def purgeable_totals(self, held_before: datetime, reserve: str = "") -> tuple[int, int]:
         """How many originals may be removed, and their bytes on disk."""
-        return self._totals(_to_be_purged(held_before, reserve))
+        return self._totals(_may_be_purged(held_before, reserve))
 
     def reserved_totals(self, held_before: datetime, reserve: str) -> tuple[int, int]:
         """How many originals stay for the audit reserve alone, and their bytes on disk."""
-        return self._totals((*_to_be_purged(held_before, ""), instance.c.original_digest < reserve))
+        return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
     def commit_purge(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
         """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
@@ -274,23 +274,16 @@ def _held(*more: ColumnElement[Any]) -> Select[Any]:
     return select(*columns).select_from(original).join(instance, original.c.instance_key == instance.c.key)
 
 
-def _to_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
-    """``_may_be_purged``, and the image was first verified before that time too, also if the clock was wrong then.
-
-    Renditions get their keys in the order in which they are made, so none that follows a younger one is older.
-    """
-    younger = (rendition.c.verified_at > held_before, rendition.c.verified_at <= now())
-    first_younger = select(func.coalesce(func.min(rendition.c.key), _BEYOND)).where(*younger).scalar_subquery()
-    mine = rendition.alias()
-    first = select(func.min(mine.c.key)).where(mine.c.instance_key == instance.c.key).scalar_subquery()
-    return *_may_be_purged(held_before, reserve), first < first_younger
-
-
 def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
+    """The original was held, and its rendition verified, before that time. Times may be of a clock that was wrong, but
+    renditions get their keys in the order in which they are made: none that follows a younger one is older."""
+    other = rendition.alias()  # else it would be the rendition of a query that joins it
+    younger = (other.c.verified_at > held_before, other.c.verified_at <= now())
+    first_younger = select(func.coalesce(func.min(other.c.key), _BEYOND)).where(*younger).scalar_subquery()
     return (
         instance.c.original_digest >= reserve,
         instance.c.state == InstanceState.VERIFIED,
-        instance.c.rendition_key.is_not(None),
+        instance.c.rendition_key < first_younger,
         original.c.form != OriginalForm.PURGED,
         original.c.held_since.between(EARLIEST, held_before),
         ~is_pinned(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
@@ -89,15 +90,19 @@ def _references(
     for tag in sorted(dataset.keys()):
         element: Any = dataset.get_item(tag, keep_deferred=True)
         raw = isinstance(element, RawDataElement)
-        if (vr_of(element, around) if raw else element.VR) != "SQ":
+        if not _is_sequence(tag, vr_of(element, around) if raw else element.VR):
             continue
         items = readable_items(dataset, tag, codecs)
-        if raw and items:
+        found = [one for item in items for one in _references(item, codecs, around)]
+        found = [item for item in items if _REFERENCED in item] + found
+        if raw and found:
             set_items(dataset, tag, items)
-        for item in items:
-            if _REFERENCED in item:
-                yield item
-            yield from _references(item, codecs, around)
+        yield from found
+
+
+def _is_sequence(tag: BaseTag, vr: str) -> bool:
+    """Whether an element is a sequence, also one of the dictionary that was sent as UN (PS3.5 6.2.2)."""
+    return vr == "SQ" or (vr == "UN" and dictionary_has_tag(tag) and dictionary_VR(tag) == "SQ")
 
 
 def _uid(item: Dataset) -> str:

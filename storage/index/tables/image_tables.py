@@ -115,7 +115,7 @@ rendition = Table(
     Column("gated", Integer, nullable=False),
     Column("tried", JSON, nullable=False),
     Column("seconds", Float, nullable=False),
-    Column("verified_at", DateTime, nullable=False),
+    Column("verified_at", DateTime, nullable=False, index=True),
     # why it no longer represents its image; its UIDs still lead to the image, and its objects are not expected
     Column("withdrawn", Text, nullable=False, default=""),
     # the sampling steps that the model was used with

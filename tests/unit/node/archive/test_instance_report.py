@@ -141,7 +141,7 @@ def test_every_issued_uid_leads_to_it(shown: Shown) -> None:
     with pytest.raises(UnknownUid, match=r"1\.2\.3"):
         report_on(index, stores, "1.2.3")
     done = command("instance", "show", "1.2.3", "-c", str(shown.config))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no image is known by '1.2.3'" in " ".join(done.stderr.split())
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event, insert, select
 
 from storage.dicom.query_keys import Level
-from storage.index import Index
-from storage.index.connection import now
+from storage.index import Index, tables
+from storage.index.connection import now, writing
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.query_candidates import candidates
-from storage.index.query_pages import Narrow, Search
+from storage.index.query_pages import PAGE_ROWS, Narrow, Search
 from storage.records import InstanceState, ReasonCode, TrailEntry
 from tests.support.index_rows import claimed, new_instance, new_rendition, url_of
 
@@ -67,6 +69,34 @@ def test_what_has_a_purged_original_is_marked_at_every_level(
     assert {one["00080056"]["Value"][0] for one in found if "00080056" in one} == {"UNAVAILABLE"}
     unmarked = candidates(index.engine, Search(level, frozenset([level])))
     assert not any("00080056" in one.attributes for one in unmarked)
+
+
+@pytest.mark.parametrize("level", Level)
+def test_no_page_reads_all_originals(index: Index, level: Level) -> None:
+    """Not even a full page of patients, for which SQLite prefers to if it gets all of their keys at once."""
+    with writing(index.engine) as connection:
+        row = dict(connection.execute(select(tables.patient).limit(1)).one()._mapping)
+        connection.execute(
+            insert(tables.patient), [{**row, "key": 100 + one, "identity": f"X{one}"} for one in range(PAGE_ROWS)]
+        )
+        row = dict(connection.execute(select(tables.study).limit(1)).one()._mapping)
+        more = [
+            {**row, "key": 100 + one, "patient_key": 100 + one, "study_instance_uid": f"1.9.{one}"}
+            for one in range(PAGE_ROWS)
+        ]
+        connection.execute(insert(tables.study), more)
+    plans = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if statement.startswith("SELECT"):
+            plans.extend(row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
+
+    event.listen(index.engine, "before_cursor_execute", explain)
+    search = Search(level, frozenset([level]), availability=True)
+    found = [one for one in candidates(index.engine, search) if "00080056" in one.attributes]
+    event.remove(index.engine, "before_cursor_execute", explain)
+    assert len(found) == 1
+    assert not [plan for plan in plans if plan.startswith("SCAN original")]
 
 
 def test_a_patient_is_marked_under_each_of_its_names(index: Index) -> None:
