@@ -6,7 +6,6 @@ in that syntax, otherwise encoded without loss by a worker.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from node.dimse.pynetdicom_patches.file_sending import send_files_directly
 from node.dimse.pynetdicom_patches.response_timeout import reason_for_no_response
 from node.dimse.sop_classes import in_order
 from storage.records import StoredInstance
-
-LOGGER = logging.getLogger(__name__)
 
 _MAX_CONTEXTS = 128
 """Presentation contexts of one association (PS3.8 7.1.1.13)."""
