@@ -199,7 +199,8 @@ class FidelityCheck:
             return replace(
                 found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
             )
-        beyond = self._missed_limits(found, answer.now) if made.verdict.gated else ""
+        met = found.recorded["burden"] <= 1  # a stricter gate is no failure
+        beyond = "; ".join(answer.now.failures) if answer.now is not None and made.verdict.gated and met else ""
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:
@@ -228,10 +229,6 @@ class FidelityCheck:
             if change > tolerance.gate or (change < -tolerance.gate and not worse_only):
                 differences.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
         return "; ".join(differences)
-
-    def _missed_limits(self, found: FidelityFinding, now: Verdict | None) -> str:
-        """The limits that are missed now, if the recorded figures meet all: a stricter gate is no failure."""
-        return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
 
     def _act_on(
         self, found: FidelityFinding, image: StoredInstance, made: StoredRendition, why_no_original: str
