@@ -30,21 +30,18 @@ Restore = Callable[[Path, str, Path], None]
 """Writes the received bytes of a packed original: (packed, digest of the original, target)."""
 
 
-Damaged = Callable[[Tier, str], None]
-"""Handles an object that does not have its digest any more: (its store, its digest)."""
-
-
 class OriginalAccess:
     """Lends originals as files. ``restored`` caches restored files for the next reader.
 
-    The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called if it is wrong.
+    The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called with the store and
+    the digest of an object if it is wrong.
     """
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
     ) -> None:
         self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
-        self.damaged: Damaged = lambda tier, digest: None
+        self.damaged: Callable[[Tier, str], None] = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
         """A file with the received bytes, for one reader, which unlinks it.
