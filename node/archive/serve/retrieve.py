@@ -85,34 +85,21 @@ class Sendable:
 
 
 def choose(
-    instance: StoredInstance, policy: RenditionPolicy, requested: frozenset[str] = frozenset(), *, draw: bool = True
-) -> Choice:
-    """The object of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
-    ``draw``: whether it gets reconstructions with drawn noise."""
-    rendition = instance.served_rendition
-    if rendition is None or policy is RenditionPolicy.ORIGINAL:
-        return Choice(instance, None)
-    # a request for the UID of an original that is gone fails instead of returning another object
-    named = instance.sop_instance_uid in requested
-    wants_original = rendition.uid(draw=draw) not in requested and (named or not instance.original_gone)
-    if policy is RenditionPolicy.AUTO and wants_original:
-        return Choice(instance, None, draw, once_purged=None if named else rendition)
-    return Choice(instance, rendition, draw)
-
-
-def choose_all(
     instance: StoredInstance,
     policy: RenditionPolicy,
     requested: frozenset[str],
     named: list[StoredRendition],
     *,
-    draw: bool = True,
+    draw: bool,
 ) -> list[Choice]:
-    """The objects of an instance that a peer gets; ``named``: renditions that it requested by a derived UID.
+    """The objects of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
+    ``named``: renditions among them; ``draw``: whether it gets reconstructions with drawn noise.
 
     A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
     of the texture that the peer does not get otherwise.
     """
+    if policy is RenditionPolicy.ORIGINAL:
+        return [Choice(instance, None)]
     served = instance.served_rendition
     current = served.uid(draw=draw) if served else None
     others = [
@@ -121,10 +108,16 @@ def choose_all(
         for draws in (True, False)
         if one.uid(draw=draws) in requested and one.uid(draw=draws) != current
     ]
-    if policy is RenditionPolicy.ORIGINAL or not others:
-        return [choose(instance, policy, requested, draw=draw)]
-    own = {instance.sop_instance_uid, current} & requested
-    return [*([choose(instance, policy, requested, draw=draw)] if own else []), *others]
+    by_own_uid = instance.sop_instance_uid in requested
+    if others and not by_own_uid and current not in requested:
+        return others
+    if served is None:
+        return [Choice(instance, None), *others]
+    # a request for the UID of an original that is gone fails instead of returning another object
+    wants_original = current not in requested and (by_own_uid or not instance.original_gone)
+    if policy is RenditionPolicy.AUTO and wants_original:
+        return [Choice(instance, None, draw, once_purged=None if by_own_uid else served), *others]
+    return [Choice(instance, served, draw), *others]
 
 
 class Retrieve:
@@ -169,7 +162,7 @@ class Retrieve:
             some = keys[start : start + 500]
             rewritten = copies(self._index.engine, some, requested, draw=draw) if rewrite else {}
             for instance in self._index.by_keys(some):
-                for choice in choose_all(instance, policy, requested, named.get(instance.key, []), draw=draw):
+                for choice in choose(instance, policy, requested, named.get(instance.key, []), draw=draw):
                     chosen.append(replace(choice, copy=rewritten.get(instance.key)))
         return chosen
 
