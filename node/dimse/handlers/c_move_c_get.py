@@ -126,7 +126,7 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
         yield _refusal(event, services, "get", error)
         return
     prefers = services.peers.transfer_syntaxes(caller)
-    channel = Channel(event.assoc, priority=event.request.Priority, prefers=prefers)
+    channel = Channel(event.assoc, prefers, priority=event.request.Priority)
     yield from _Retrieval(event, services, choices, channel).run(TrailEntry("get", caller, detail=f"to {caller}"))
 
 
@@ -149,9 +149,8 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     except IdentifierError as error:
         yield _refusal(event, services, "move", error)
         return
-    request = event.request
-    received = {"priority": request.Priority, "originator": caller, "originator_id": int(request.MessageID)}
-    with Destination(outgoing, peer, choices, **received) as destination:
+    originator = {"originator_aet": caller, "originator_id": int(event.request.MessageID)}
+    with Destination(outgoing, peer, choices, priority=event.request.Priority, **originator) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
         yield from _Retrieval(event, services, choices, destination).run(entry)
 
