@@ -25,7 +25,6 @@ from node.training.training_patches import code
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.formats.geometry import CELL, cell_pixels
-from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -114,15 +113,15 @@ def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int,
     energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)
-        upsampled = base.upsampled
+        samples = base.samples()
+        upsampled = base.operator.lift(samples)
         deviation = measure_deviation(image, upsampled, inside, inside).deviation(upsampled) * inside
-        point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
-        task = UpscaleTask(base.samples, base.operator, upsampled, point, base.quantisation, deviation)
+        task = UpscaleTask(samples, base.operator, upsampled, base.point, base.quantisation_rms, deviation)
         began = time.monotonic()
         improved = mammo.structure(task)
         seconds = time.monotonic() - began
         excess: dict[str, float] = {}
-        figures: dict[str, Any] = {"distance": distance, "bytes": base.size}
+        figures: dict[str, Any] = {"distance": distance, "bytes": len(base.coded)}
         for name, structure in (("base", upsampled), ("model", improved)):
             error = structure - image
             lines = noise.look(error).percentile(SHARE)
@@ -130,8 +129,8 @@ def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int,
             excess[name] = max(found / limit for found, limit in zip(lines, LIMITS, strict=True))
             figures[f"{name}_lines"] = [round(value, 2) for value in lines]
             figures[f"{name}_lost"] = [round(value, 3) for value in lost.tolist()]
-        difference = base.operator.down(improved) - base.samples
-        inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
+        difference = base.operator.down(improved) - samples
+        inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation_rms, 1e-9)
         figures |= {"model_inconsistency": round(inconsistency, 3), "seconds": round(seconds, 2)}
         yield Point(excess, figures)
         if min(excess.values()) > 1:
