@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,6 @@ DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.
 """Distances per scale, finest first; a series ends when both structures exceed the limits."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One image at one distance. ``excess``: of the structures of base and model, the largest ratio of a line figure to
-    its limit; 1 just passes. ``figures``: as printed."""
-
-    excess: dict[str, float]
-    figures: dict[str, Any]
-
-
 def evaluate(
     pictures: Sequence[Picture], folder: Path, *, scales: Sequence[int] = (2,), device: str = "auto"
 ) -> Iterator[dict[str, Any]]:
@@ -66,9 +56,9 @@ def evaluate(
                 "image": picture.name,
                 "film": picture.film,
                 "scale": scale,
-                "base_bytes": bytes_at_limits([(one.excess["base"], one.figures["bytes"]) for one in points]),
-                "model_bytes": bytes_at_limits([(one.excess["model"], one.figures["bytes"]) for one in points]),
-                "points": [one.figures for one in points],
+                "base_bytes": bytes_at_limits([(excess["base"], figures["bytes"]) for excess, figures in points]),
+                "model_bytes": bytes_at_limits([(excess["model"], figures["bytes"]) for excess, figures in points]),
+                "points": [figures for _, figures in points],
             }
 
 
@@ -109,7 +99,11 @@ def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
     return image, inside
 
 
-def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Point]:
+def _series(
+    image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo
+) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+    """Per distance: of the structures of base and model, the largest ratio of a line figure to its limit (1 just
+    passes); and the figures as printed."""
     energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)
@@ -132,6 +126,6 @@ def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int,
         difference = base.operator.down(improved) - samples
         inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation_rms, 1e-9)
         figures |= {"model_inconsistency": round(inconsistency, 3), "seconds": round(seconds, 2)}
-        yield Point(excess, figures)
+        yield excess, figures
         if min(excess.values()) > 1:
             return
