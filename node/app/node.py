@@ -112,14 +112,7 @@ class Node:
         settings, archive = self.settings, self.archive
         self.packer = Packer(self.index, archive.stores, self.originals, self.encoders, self.trail, settings)
         self.archivist = Archivist(
-            self.index,
-            self.store,
-            self.originals,
-            self.encoders,
-            settings,
-            archive.marked_regions,
-            when_idle=self.packer.step,
-            concurrency=self.encoders.size,
+            self.index, self.store, self.originals, self.encoders, settings, archive.marked_regions, self.packer.step
         )
 
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:

@@ -38,6 +38,7 @@ class InlineWorkers:
     """The worker's part done at once."""
 
     catalogue = Catalogue(parse({}, "test").reconstruct)
+    size = 1
 
     def submit(self, request: Request[Answer], priority: object) -> Future[Answer]:
         done: Future[Answer] = Future()
