@@ -103,16 +103,8 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     settings = archive.settings
 
     def check(cancelled: Callable[[], bool]) -> FidelityCheck:
-        return FidelityCheck(
-            archive.index,
-            archive.store,
-            archive.originals,
-            archive.trail,
-            settings.audit.tolerance,
-            settings.thresholds,
-            archive.workers.reconstruct,
-            cancelled,
-        )
+        parts = archive.index, archive.store, archive.originals, archive.trail, settings, archive.workers.reconstruct
+        return FidelityCheck(*parts, cancelled)
 
     audit = Audit(archive.index, settings, archive.reports, check, plan or AuditPlan(settings.audit.sample))
     summary = (

@@ -16,7 +16,7 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.storage_commitment import original_fault
-from node.config import ToleranceSettings
+from node.config import Settings
 from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
 from node.workers.waiting import wait_for_result
@@ -36,7 +36,6 @@ from storage.records import (
     InstanceState,
     StoredInstance,
     StoredRendition,
-    Thresholds,
     TrailEntry,
     Verdict,
 )
@@ -110,13 +109,12 @@ class FidelityCheck:
         store: ObjectStore,
         originals: OriginalAccess,
         trail: AuditTrail,
-        tolerance: ToleranceSettings,
-        thresholds: Thresholds,
+        settings: Settings,
         pool: WorkerPool,
         cancelled: Callable[[], bool],
     ) -> None:
         self._index, self._store, self._originals, self._trail = index, store, originals, trail
-        self._tolerance, self._thresholds = tolerance, thresholds
+        self._tolerance, self._thresholds = settings.audit.tolerance, settings.thresholds
         self._pool, self._cancelled = pool, cancelled
         self._rows, self._models = AuditRows(index.engine), ModelStore(index, store)
 
