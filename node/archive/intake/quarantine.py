@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Profile, Settings
@@ -52,12 +51,11 @@ class QuarantineReview:
         store: ObjectStore,
         originals: OriginalAccess,
         deletion: Deletion,
-        trail: AuditTrail,
         settings: Settings,
         examine: Examine,
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
-        self._deletion, self._trail, self._examine = deletion, trail, examine
+        self._deletion, self._examine = deletion, examine
         self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
 
     def find(self, digest: str) -> Quarantined:
