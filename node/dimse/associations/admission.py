@@ -28,11 +28,6 @@ def _not_recognized(why: str) -> Rejection:
     return Rejection(why, 1, 1, 3)
 
 
-def _too_many(why: str) -> Rejection:
-    """Transient, presentation-related, local limit exceeded."""
-    return Rejection(why, 2, 3, 2)
-
-
 class Admission:
     """Accepts or rejects association requests, and finds associations that have been open too long."""
 
@@ -95,7 +90,8 @@ class Admission:
                 (len(admitted), self._settings.node.max_associations),
             ):
                 if number >= most:
-                    return _too_many(f"{most} associations are open already")
+                    # transient, presentation-related, local limit exceeded
+                    return Rejection(f"{most} associations are open already", 2, 3, 2)
             assoc.admitted_at, assoc.admitted_as = time.monotonic(), caller
         return None
 
