@@ -75,7 +75,10 @@ class Node:
         workers = self._start_workers()
         self.archive = build_archive(settings, self.index, stores, workers)
         self.trail, self.originals, self.retention = self.archive.trail, self.archive.originals, self.archive.retention
-        self._finish_interrupted_work()
+        # complete the work that a killed process left unfinished
+        self.trail.recover()
+        self.archive.deletion.finish()
+        self.archive.reports.recover()
         self._trail_writer = TrailWriter(self.trail)
         self._build_encoding()
         self.retrieve = self.archive.retrieve
@@ -102,12 +105,6 @@ class Node:
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         return Workers(self.pool, self.decoders, cache, self.unpacking.restore)
 
-    def _finish_interrupted_work(self) -> None:
-        """Complete the work that a killed process left unfinished."""
-        self.trail.recover()
-        self.archive.deletion.finish()
-        self.archive.reports.recover()
-
     def _build_encoding(self) -> None:
         settings, archive = self.settings, self.archive
         self.packer = Packer(self.index, archive.stores, self.originals, self.encoders, self.trail, settings)
@@ -130,11 +127,7 @@ class Node:
         )
 
     def _build_schedule(self) -> Schedule:
-        planned = plan_jobs(
-            self.archive,
-            lambda: self.archivist.busy,
-            lambda: self.server.outgoing,
-        )
+        planned = plan_jobs(self.archive, lambda: self.archivist.busy, lambda: self.server.outgoing)
         runner = Runner(JobRows(self.index.engine), self.settings.jobs.lease)
         return Schedule(planned, runner, self.settings.jobs.poll)
 
