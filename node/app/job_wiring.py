@@ -27,9 +27,7 @@ from storage.index.job_runs import JobRows
 
 
 def plan_jobs(
-    archive: Services,
-    busy: Callable[[], bool] = lambda: False,
-    outgoing: Callable[[], Outgoing] | None = None,
+    archive: Services, busy: Callable[[], bool] = lambda: False, outgoing: Callable[[], Outgoing] | None = None
 ) -> list[Planned]:
     """All jobs, with their schedules from config.yaml.
 
@@ -72,11 +70,7 @@ def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
     return Job("reverify", summary, reverification.run)
 
 
-def send_to_peer(
-    archive: Services,
-    outgoing: Callable[[], Outgoing] | None = None,
-    to: str = "",
-) -> Job:
+def send_to_peer(archive: Services, outgoing: Callable[[], Outgoing] | None = None, to: str = "") -> Job:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
     settings = archive.settings
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))

@@ -229,11 +229,7 @@ def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy,
 
 
 def _exposition(
-    settings: Settings,
-    index: Index,
-    ingest: Ingest,
-    retrieve: Retrieve,
-    pools: Iterable[WorkerPool],
+    settings: Settings, index: Index, ingest: Ingest, retrieve: Retrieve, pools: Iterable[WorkerPool]
 ) -> Exposition | None:
     """The metrics page, to which the services report the duration of their work; None if it is off."""
     if not settings.metrics.port:

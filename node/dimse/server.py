@@ -186,10 +186,7 @@ class Server:
         needs, services = self._dependencies, self._dependencies.services
         checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
         store = partial(
-            handle_store,
-            ingest=needs.ingest,
-            record=services.record,
-            stopping_since=lambda: self._stopping_since,
+            handle_store, ingest=needs.ingest, record=services.record, stopping_since=lambda: self._stopping_since
         )
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),

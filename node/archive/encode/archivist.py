@@ -26,15 +26,7 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, Request
 from node.workers.waiting import wait_for_result
 from storage.dicom.dicomfile import opened
-from storage.errors import (
-    Cancelled,
-    IndexFault,
-    LatentPacsError,
-    NotReconstructable,
-    PixelError,
-    StoreFull,
-    WorkerDied,
-)
+from storage.errors import Cancelled, IndexFault, LatentPacsError, NotReconstructable, PixelError, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore

@@ -32,13 +32,7 @@ from storage.errors import (
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
 from storage.objects.store import ObjectStore
-from storage.records import (
-    InstanceState,
-    StoredInstance,
-    StoredRendition,
-    TrailEntry,
-    Verdict,
-)
+from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry, Verdict
 from storage.thresholds import burden_of, limits_of, shares_of
 
 __all__ = ["TRENDS", "AuditPictures", "FidelityCheck", "FidelityFinding", "FidelityOutcome"]

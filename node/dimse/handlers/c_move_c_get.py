@@ -165,11 +165,7 @@ def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choi
         requested = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
     peers = services.peers
     return services.retrieve.choices(
-        keys,
-        peers.rendition(receiver),
-        requested,
-        rewrite=peers.rewrites(receiver),
-        draw=peers.draws(receiver),
+        keys, peers.rendition(receiver), requested, rewrite=peers.rewrites(receiver), draw=peers.draws(receiver)
     )
 
 
