@@ -166,10 +166,7 @@ class Notifier:
             self._process(self._commitments.claim(self._owner, LEASE, key=key))
 
     def _process_due(self) -> None:
-        while not self._stopping.is_set():
-            request = self._commitments.claim(self._owner, LEASE)
-            if request is None:
-                return
+        while not self._stopping.is_set() and (request := self._commitments.claim(self._owner, LEASE)):
             self._process(request)
 
     def _process(self, request: CommitmentRequest | None, assoc: Any = None) -> None:
