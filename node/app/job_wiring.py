@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from node.app.backing_up import make_replication
@@ -57,15 +58,8 @@ def _purge(archive: Services) -> Job:
 
 
 def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
-    reverification = Reverification(
-        archive.index,
-        archive.store,
-        archive.settings,
-        archive.workers.reconstruct,
-        archive.originals.borrowed,
-        busy,
-        archive.marked_regions.on_rendition,
-    )
+    parts = archive.index, archive.store, archive.settings, archive.workers.reconstruct, archive.originals.borrowed
+    reverification = Reverification(*parts, busy, archive.marked_regions.on_rendition)
     summary = "verifies held images with a changed model, and adds the renditions that pass the gate"
     return Job("reverify", summary, reverification.run)
 
@@ -95,11 +89,8 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
 def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
     settings = archive.settings
-
-    def check(cancelled: Callable[[], bool]) -> FidelityCheck:
-        parts = archive.index, archive.store, archive.originals, archive.trail, settings, archive.workers.reconstruct
-        return FidelityCheck(*parts, cancelled)
-
+    parts = archive.index, archive.store, archive.originals, archive.trail, settings, archive.workers.reconstruct
+    check = partial(FidelityCheck, *parts)
     audit = Audit(archive.index, settings, archive.reports, check, plan or AuditPlan(settings.audit.sample))
     summary = (
         "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
@@ -109,15 +100,8 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
 
 def make_validation(archive: Services) -> Job:
     """The validation with ResNet50."""
-    validation = Validation(
-        archive.index,
-        archive.store,
-        archive.trail,
-        archive.reports,
-        archive.settings.jobs.validation,
-        archive.settings.reconstruct.threads,
-        archive.retrieve,
-    )
+    settings, parts = archive.settings, (archive.index, archive.store, archive.trail, archive.reports)
+    validation = Validation(*parts, settings.jobs.validation, settings.reconstruct.threads, archive.retrieve)
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return Job("validation", summary, validation.run)
 
