@@ -103,7 +103,6 @@ class Server:
 
     @property
     def tls_port(self) -> int:
-        """The TLS port."""
         return next(listener.port for listener in self._listeners if listener.tls is not None)
 
     @property

@@ -241,7 +241,6 @@ def _rotated(pixels: Float, inside: NDArray[np.bool_], random: np.random.Generat
 
 
 def _operating_point(random: np.random.Generator) -> tuple[int, float]:
-    """A random scale and quantiser distance."""
     scales, chances = zip(*_SCALES, strict=True)
     scale = int(random.choice(scales, p=chances))
     low, high = np.log(_DISTANCES[scale])

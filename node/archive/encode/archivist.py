@@ -86,7 +86,6 @@ class Archivist:
         return self._found_work or not all(one.done() for one in self._in_progress)
 
     def run(self) -> None:
-        """Encode until stopped."""
         with ThreadPoolExecutor(self._pool.size, thread_name_prefix="archivist") as threads:
             while not self._stopping.is_set():
                 self._woken.clear()

@@ -95,7 +95,6 @@ class SubOperations:
         return RetrieveResponse(status, remaining, self.completed, self.failed, self.warning, uids)
 
     def final(self) -> RetrieveResponse:
-        """The final response."""
         if self.failed and not self.completed and not self.warning:
             return self.response(ALL_SUBOPERATIONS_FAILED)
         return self.response(SUBOPERATIONS_FAILED if self.failed or self.warning else SUCCESS)

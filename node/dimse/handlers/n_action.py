@@ -120,7 +120,6 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self, within: float) -> None:
