@@ -72,7 +72,7 @@ class Choice:
 @dataclass(frozen=True)
 class Sendable:
     """A Part 10 file that was made for one sub-operation, and that ``close`` removes. ``packed_form_of``: the instance
-    whose packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
+    whose packed codestreams it contains; other transfer syntaxes are made from its original."""
 
     path: Path
     sop_class_uid: str
@@ -204,7 +204,7 @@ class Retrieve:
         LatentPacsError."""
         what = "copy" if choice.copy else "rendition"
         try:
-            original = self._original(choice.instance)
+            original = self.original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NothingToSend(
                 f"the {what} cannot be sent: {safe_text(error)}; nor can the original: {gone}"
@@ -235,10 +235,12 @@ class Retrieve:
         sendable.close()
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax))
 
-    def unpacked(self, sendable: Sendable) -> Sendable:
-        """The original as it was received, for a file with packed codestreams. Raises LatentPacsError."""
-        assert sendable.packed_form_of is not None
-        return self._original(sendable.packed_form_of)
+    def original(self, instance: StoredInstance) -> Sendable:
+        """The original as it was received, or as amended. Raises LatentPacsError."""
+        path = self._originals.lend(instance.original_digest)
+        if instance.amended:
+            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
     def _packed_form(self, instance: StoredInstance) -> Sendable | None:
         """A packed original in JPEG-LS Lossless without decoding it; None if it has to be unpacked."""
@@ -254,17 +256,11 @@ class Retrieve:
     def _original_or_what_is_left(self, choice: Choice) -> Sendable:
         """The original; its reconstruction if it was purged since it was chosen, and the peer may get that."""
         try:
-            return self._original(choice.instance)
+            return self.original(choice.instance)
         except OriginalPurged:
             if choice.once_purged is None:
                 raise
             return self._reconstruction(replace(choice, rendition=choice.once_purged))
-
-    def _original(self, instance: StoredInstance) -> Sendable:
-        path = self._originals.lend(instance.original_digest)
-        if instance.amended:
-            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
-        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
     def _copy(self, instance: StoredInstance, copy: ReferencingCopy) -> Sendable:
         path = self._originals.lend(instance.original_digest)

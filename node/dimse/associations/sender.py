@@ -59,7 +59,7 @@ class Channel:
         failed. The caller closes the result, or ``sendable`` after an error.
         """
         if sendable.packed_form_of and self.expected(sendable.packed_form_of) != sendable.transfer_syntax_uid:
-            original = retrieve.unpacked(sendable)
+            original = retrieve.original(sendable.packed_form_of)
             try:
                 converted = self.convert(original, retrieve)
             except BaseException:
