@@ -88,6 +88,7 @@ class ScrubTally:
             self.orphan_list.append(entry.digest)
 
     def report(self, extent: Extent, *, finished: bool) -> dict[str, JSON]:
+        others = {name: value for name, value in vars(self).items() if name not in ("checked", "bytes_read", "actions")}
         return {
             "extent": extent.value,
             "finished": finished,
@@ -96,15 +97,8 @@ class ScrubTally:
             "bytes": self.bytes_read,
             "damaged": self.actions.total(),
             **{action: self.actions[action] for action in _ACTIONS},
-            "orphans": self.orphans,
-            "orphan_bytes": self.orphan_bytes,
-            "orphans_moved": self.orphans_moved,
-            "orphans_deleted": self.orphans_deleted,
-            "unclaimed": self.unclaimed,
-            "index_damage": list(self.index_damage),
-            "foreign": self.foreign,
+            **others,
             "findings": [asdict(one) for one in self.findings],
-            "orphan_list": list(self.orphan_list),
         }
 
 
