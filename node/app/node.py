@@ -122,7 +122,6 @@ class Node:
                 self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
             ),
             check_room=self.store.check_room,
-            commitments=self.commitments,
             judge=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
 

@@ -50,7 +50,6 @@ from node.dimse.sop_classes import (
 from node.dimse.spool import Allowance
 from node.dimse.tls import server_context
 from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from storage.index.commitment_requests import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +69,6 @@ class ServerDependencies:
     search: Search
     services: RetrieveServices
     check_room: Callable[[], None]
-    commitments: Commitments
     judge: CommitmentJudge
 
 
@@ -87,7 +85,7 @@ class Server:
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
         self.outgoing = Outgoing(self.entity, settings)
-        self._notifier = Notifier(settings, dependencies.commitments, dependencies.judge, self.outgoing)
+        self._notifier = Notifier(settings, dependencies.judge, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
         self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)
