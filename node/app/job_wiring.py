@@ -23,7 +23,6 @@ from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from storage.errors import ConfigError
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 
 
@@ -108,12 +107,12 @@ def make_validation(archive: Services) -> Job:
 
 def make_scrub(archive: Services, **plan: Any) -> Job:
     """The integrity scrub. ``plan``: fields of ScrubPlan."""
-    settings, index, integrity = archive.settings, archive.index, Integrity(archive.index.engine)
+    settings, index = archive.settings, archive.index
     stores = {str(tier): store for tier, store in archive.stores.items()}
-    repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
+    repair = ScrubRepair(index, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
     can_recover = OrphanRecovery(index, archive.stores, examine_in(archive.workers.decode)).can_recover
     options = ScrubPlan(settings.jobs.scrub, **plan)
-    scrub = Scrub(JobRows(index.engine), integrity, stores, repair, options, standing, can_recover)
+    scrub = Scrub(JobRows(index.engine), repair, options, standing, can_recover)
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
     return Job(SCRUB, summary, scrub.run)
