@@ -86,7 +86,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         retrieve=Retrieve(index, store, workers.reconstruct, workers.decode, workers.cache, originals),
         retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
-        quarantine=QuarantineReview(index, store, originals, deletion, settings, examine_in(workers.decode)),
+        quarantine=QuarantineReview(index, originals, deletion, settings, examine_in(workers.decode)),
         trail=trail,
         marked_regions=MarkedRegions(index, store, originals, settings.gate.patches.file),
         reports=reports_of(settings, index),

@@ -21,7 +21,6 @@ from storage.errors import ChangeRefused, ObjectDamaged, ObjectMissing, Original
 from storage.index import Index
 from storage.index.quarantined import Former
 from storage.objects.inspection import Condition, examine
-from storage.objects.store import ObjectStore
 from storage.records import HeldOriginal, NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
@@ -46,15 +45,9 @@ class QuarantineReview:
     """The decisions on quarantined objects. Every decision is in the audit trail."""
 
     def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        originals: OriginalAccess,
-        deletion: Deletion,
-        settings: Settings,
-        examine: Examine,
+        self, index: Index, originals: OriginalAccess, deletion: Deletion, settings: Settings, examine: Examine
     ) -> None:
-        self._index, self._store, self._originals = index, store, originals
+        self._index, self._store, self._originals = index, originals.stores[Tier.HOT], originals
         self._deletion, self._examine = deletion, examine
         self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
 

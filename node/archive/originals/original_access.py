@@ -40,7 +40,7 @@ class OriginalAccess:
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
     ) -> None:
-        self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
+        self._index, self.stores, self._restored, self._restore = index, stores, restored, restore
         self.damaged: Callable[[Tier, str], None] = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
@@ -119,7 +119,7 @@ class OriginalAccess:
     def condition(self, held: HeldOriginal) -> Condition | None:
         """The condition of the object of an original, read from the disk now; None if its store is not configured or
         holds no object at all, perhaps because its disk is not mounted."""
-        store = self._stores.get(held.tier)
+        store = self.stores.get(held.tier)
         if store is None or not holds_any(store.root):
             return None
         return examine(store, held.object_digest).condition
@@ -188,7 +188,7 @@ class OriginalAccess:
         return ObjectDamaged(f"object {digest} does not have that digest any more")
 
     def _store(self, tier: Tier, digest: str) -> ObjectStore:
-        store = self._stores.get(tier)
+        store = self.stores.get(tier)
         if store is None:
             raise ObjectMissing(f"object {digest} of an original is in the {tier} store; set originals.path")
         return store
