@@ -113,14 +113,12 @@ class Node:
         )
 
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
-        settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record
+        settings, peers, refusals = self.settings, Peers(self.settings), Refusals(self._trail_writer.record)
         fault = functools.partial(original_fault, self.originals)
         return ServerDependencies(
             ingest=ingest,
             search=functools.partial(self._find, peers),
-            services=RetrieveServices(
-                self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
-            ),
+            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, refusals),
             check_room=self.store.check_room,
             judge=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )

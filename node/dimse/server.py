@@ -182,9 +182,7 @@ class Server:
         """The handlers of the listeners: their events are those of associations that peers open."""
         needs, services = self._dependencies, self._dependencies.services
         checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
-        store = partial(
-            handle_store, ingest=needs.ingest, record=services.record, stopping_since=lambda: self._stopping_since
-        )
+        store = partial(handle_store, ingest=needs.ingest, stopping_since=lambda: self._stopping_since)
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
             (evt.EVT_C_STORE, _tracked_call(partial(store, **checks))),

@@ -25,7 +25,7 @@ from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.dimse.associations.extended_negotiation import agreed
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Record, Refusals
+from node.dimse.associations.refusals import Refusals
 from node.dimse.associations.sender import Channel, Destination
 from node.dimse.associations.side_thread import is_done, run_in_thread
 from node.dimse.dimse_status import (
@@ -108,7 +108,6 @@ class RetrieveServices:
     retrieve: Retrieve
     peers: Peers
     keep_alive: float
-    record: Record
     refusals: Refusals
 
 
@@ -197,7 +196,7 @@ class _Retrieval:
         try:
             yield from self._send_all()
         finally:
-            self._services.record(_completed_entry(entry, self._choices, self._counts))
+            self._services.refusals.record(_completed_entry(entry, self._choices, self._counts))
 
     def _send_all(self) -> Iterator[RetrieveResponse]:
         choices, counts, receiver, retrieve = self._choices, self._counts, self._receiver, self._services.retrieve
