@@ -83,7 +83,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         index=index,
         stores=stores,
         originals=originals,
-        retrieve=Retrieve(index, store, workers.reconstruct, workers.decode, workers.cache, originals),
+        retrieve=Retrieve(index, workers.reconstruct, workers.decode, originals),
         retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
         quarantine=QuarantineReview(index, originals, deletion, settings, examine_in(workers.decode)),

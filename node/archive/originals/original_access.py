@@ -31,16 +31,16 @@ Restore = Callable[[Path, str, Path], None]
 
 
 class OriginalAccess:
-    """Lends originals as files. ``restored`` caches restored files for the next reader.
+    """Lends originals as files. ``cache`` keeps restored files for the next reader.
 
     The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called with the store and
     the digest of an object if it is wrong.
     """
 
     def __init__(
-        self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
+        self, index: Index, stores: Mapping[Tier, ObjectStore], cache: RenderedCache, restore: Restore
     ) -> None:
-        self._index, self.stores, self._restored, self._restore = index, stores, restored, restore
+        self._index, self.stores, self.cache, self._restore = index, stores, cache, restore
         self.damaged: Callable[[Tier, str], None] = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
@@ -93,7 +93,7 @@ class OriginalAccess:
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.form is not OriginalForm.PACKED:
             return False
-        if not self._restored.has(original_digest):
+        if not self.cache.has(original_digest):
             self.lend(original_digest).unlink(missing_ok=True)
         return True
 
@@ -127,17 +127,17 @@ class OriginalAccess:
     def _lend(self, held: HeldOriginal) -> Path:
         if held.form is OriginalForm.VERBATIM:
             return self._lend_object(held.tier, held.object_digest)
-        link = self._restored.link(held.original_digest)
+        link = self.cache.link(held.original_digest)
         if link is not None:
             return link
         packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
         try:
             try:
-                return self._unpacked(packed, held, self._restored.new_file())
+                return self._unpacked(packed, held, self.cache.new_file())
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                return self._unpacked(packed, held, self._restored.new_file_elsewhere())
+                return self._unpacked(packed, held, self.cache.new_file_elsewhere())
         finally:
             packed.unlink(missing_ok=True)
 
@@ -146,9 +146,9 @@ class OriginalAccess:
         lent = None
         try:
             self._unpack(packed, held, target)
-            lent = self._restored.keep(held.original_digest, target, held.original_digest)
+            lent = self.cache.keep(held.original_digest, target, held.original_digest)
             if self._index.originals.of_digest(held.original_digest) is None:
-                self._restored.drop(held.original_digest)
+                self.cache.drop(held.original_digest)
             return lent
         finally:
             if lent != target:

@@ -17,7 +17,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
-from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import write_copy
 from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
@@ -29,8 +28,7 @@ from storage.errors import NothingToSend, ObjectDamaged, ObjectMissing, Original
 from storage.index import Index
 from storage.index.rewritten_annotations import copies
 from storage.objects.inspection import is_back
-from storage.objects.store import ObjectStore
-from storage.records import ReferencingCopy, StoredInstance, StoredRendition
+from storage.records import ReferencingCopy, StoredInstance, StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -122,22 +120,14 @@ def choose(
 
 class Retrieve:
     """Prepares files for choices, up to ``threads`` at once; most of these only wait for a worker, and must not delay
-    others that are ready."""
+    others that are ready. They are in the cache of ``originals``."""
 
     def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        pool: WorkerPool,
-        decoders: WorkerPool,
-        cache: RenderedCache,
-        originals: OriginalAccess,
-        *,
-        threads: int = 32,
+        self, index: Index, pool: WorkerPool, decoders: WorkerPool, originals: OriginalAccess, *, threads: int = 32
     ) -> None:
-        self._index, self._store, self._cache, self._originals = index, store, cache, originals
-        self._models = ModelStore(index, store)
-        self._pool, self._decoders = pool, decoders
+        self._index, self._pool, self._decoders, self._originals = index, pool, decoders, originals
+        self._store, self._cache = originals.stores[Tier.HOT], originals.cache
+        self._models = ModelStore(index, self._store)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
