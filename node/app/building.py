@@ -79,16 +79,15 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
     originals = OriginalAccess(index, stores, workers.cache, workers.unpack)
     originals.damaged = damage_handler(index, stores, trail, settings.jobs.replicate.to)
     deletion = Deletion(index, stores, trail, settings, root / "rendered")
-    examine_one = examine_in(workers.decode)
     return Services(
         settings=settings,
         index=index,
         stores=stores,
         originals=originals,
-        retrieve=Retrieve(index, store, workers.reconstruct, workers.decode, workers.cache, originals),
+        retrieve=Retrieve(index, workers.reconstruct, workers.decode, originals),
         retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
-        quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
+        quarantine=QuarantineReview(index, originals, deletion, settings, examine_in(workers.decode)),
         trail=trail,
         marked_regions=MarkedRegions(index, store, originals, settings.gate.patches.file),
         reports=reports_of(settings, index),

@@ -9,7 +9,6 @@ from pathlib import Path
 from node.archive.audit_trail import AuditTrail
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.index import Index
-from storage.index.integrity import Integrity
 from storage.objects.inspection import examine
 from storage.objects.store import ObjectStore
 from storage.records import Tier, TrailEntry
@@ -24,15 +23,14 @@ def damage_handler(
 
     The handler raises nothing, because the reader that met the damage still has to answer its requester.
     """
-    integrity = Integrity(index.engine)
-    repair = ScrubRepair(index, integrity, {str(tier): store for tier, store in stores.items()}, replica)
+    repair = ScrubRepair(index, {str(tier): store for tier, store in stores.items()}, replica)
 
     def settle(tier: Tier, digest: str) -> None:
         try:
             examined = examine(stores[tier], digest)
             if examined.whole:
                 return
-            promises = [one for one in integrity.expected(digest, digest + "0") if one.store == str(tier)]
+            promises = [one for one in repair.integrity.expected(digest, digest + "0") if one.store == str(tier)]
             found = repair.settle(promises, examined) if promises else []
             for one in found:
                 LOGGER.error(

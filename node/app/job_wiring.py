@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from node.app.backing_up import make_replication
@@ -22,14 +23,11 @@ from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from storage.errors import ConfigError
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 
 
 def plan_jobs(
-    archive: Services,
-    busy: Callable[[], bool] = lambda: False,
-    outgoing: Callable[[], Outgoing] | None = None,
+    archive: Services, busy: Callable[[], bool] = lambda: False, outgoing: Callable[[], Outgoing] | None = None
 ) -> list[Planned]:
     """All jobs, with their schedules from config.yaml.
 
@@ -59,24 +57,13 @@ def _purge(archive: Services) -> Job:
 
 
 def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
-    reverification = Reverification(
-        archive.index,
-        archive.store,
-        archive.settings,
-        archive.workers.reconstruct,
-        archive.originals.borrowed,
-        busy,
-        archive.marked_regions.on_rendition,
-    )
+    parts = archive.index, archive.store, archive.settings, archive.workers.reconstruct, archive.originals.borrowed
+    reverification = Reverification(*parts, busy, archive.marked_regions.on_rendition)
     summary = "verifies held images with a changed model, and adds the renditions that pass the gate"
     return Job("reverify", summary, reverification.run)
 
 
-def send_to_peer(
-    archive: Services,
-    outgoing: Callable[[], Outgoing] | None = None,
-    to: str = "",
-) -> Job:
+def send_to_peer(archive: Services, outgoing: Callable[[], Outgoing] | None = None, to: str = "") -> Job:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
     settings = archive.settings
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
@@ -101,19 +88,8 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
 def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
     settings = archive.settings
-
-    def check(cancelled: Callable[[], bool]) -> FidelityCheck:
-        return FidelityCheck(
-            archive.index,
-            archive.store,
-            archive.originals,
-            archive.trail,
-            settings.audit.tolerance,
-            settings.thresholds,
-            archive.workers.reconstruct,
-            cancelled,
-        )
-
+    parts = archive.index, archive.store, archive.originals, archive.trail, settings, archive.workers.reconstruct
+    check = partial(FidelityCheck, *parts)
     audit = Audit(archive.index, settings, archive.reports, check, plan or AuditPlan(settings.audit.sample))
     summary = (
         "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
@@ -123,27 +99,20 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
 
 def make_validation(archive: Services) -> Job:
     """The validation with ResNet50."""
-    validation = Validation(
-        archive.index,
-        archive.store,
-        archive.trail,
-        archive.reports,
-        archive.settings.jobs.validation,
-        archive.settings.reconstruct.threads,
-        archive.retrieve,
-    )
+    settings, parts = archive.settings, (archive.index, archive.store, archive.trail, archive.reports)
+    validation = Validation(*parts, settings.jobs.validation, settings.reconstruct.threads, archive.retrieve)
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return Job("validation", summary, validation.run)
 
 
 def make_scrub(archive: Services, **plan: Any) -> Job:
     """The integrity scrub. ``plan``: fields of ScrubPlan."""
-    settings, index, integrity = archive.settings, archive.index, Integrity(archive.index.engine)
+    settings, index = archive.settings, archive.index
     stores = {str(tier): store for tier, store in archive.stores.items()}
-    repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
+    repair = ScrubRepair(index, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
     can_recover = OrphanRecovery(index, archive.stores, examine_in(archive.workers.decode)).can_recover
     options = ScrubPlan(settings.jobs.scrub, **plan)
-    scrub = Scrub(JobRows(index.engine), integrity, stores, repair, options, standing, can_recover)
+    scrub = Scrub(JobRows(index.engine), repair, options, standing, can_recover)
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
     return Job(SCRUB, summary, scrub.run)

@@ -75,7 +75,10 @@ class Node:
         workers = self._start_workers()
         self.archive = build_archive(settings, self.index, stores, workers)
         self.trail, self.originals, self.retention = self.archive.trail, self.archive.originals, self.archive.retention
-        self._finish_interrupted_work()
+        # complete the work that a killed process left unfinished
+        self.trail.recover()
+        self.archive.deletion.finish()
+        self.archive.reports.recover()
         self._trail_writer = TrailWriter(self.trail)
         self._build_encoding()
         self.retrieve = self.archive.retrieve
@@ -102,46 +105,26 @@ class Node:
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         return Workers(self.pool, self.decoders, cache, self.unpacking.restore)
 
-    def _finish_interrupted_work(self) -> None:
-        """Complete the work that a killed process left unfinished."""
-        self.trail.recover()
-        self.archive.deletion.finish()
-        self.archive.reports.recover()
-
     def _build_encoding(self) -> None:
         settings, archive = self.settings, self.archive
-        self.packer = Packer(self.index, archive.stores, self.originals, self.encoders, self.trail, settings)
+        self.packer = Packer(self.index, self.originals, self.encoders, self.trail, settings)
         self.archivist = Archivist(
-            self.index,
-            self.store,
-            self.originals,
-            self.encoders,
-            settings,
-            archive.marked_regions,
-            when_idle=self.packer.step,
-            concurrency=self.encoders.size,
+            self.index, self.store, self.originals, self.encoders, settings, archive.marked_regions, self.packer.step
         )
 
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
-        settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record
+        settings, peers, refusals = self.settings, Peers(self.settings), Refusals(self._trail_writer.record)
         fault = functools.partial(original_fault, self.originals)
         return ServerDependencies(
             ingest=ingest,
             search=functools.partial(self._find, peers),
-            services=RetrieveServices(
-                self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
-            ),
+            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, refusals),
             check_room=self.store.check_room,
-            commitments=self.commitments,
             judge=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
 
     def _build_schedule(self) -> Schedule:
-        planned = plan_jobs(
-            self.archive,
-            lambda: self.archivist.busy,
-            lambda: self.server.outgoing,
-        )
+        planned = plan_jobs(self.archive, lambda: self.archivist.busy, lambda: self.server.outgoing)
         runner = Runner(JobRows(self.index.engine), self.settings.jobs.lease)
         return Schedule(planned, runner, self.settings.jobs.poll)
 
@@ -243,11 +226,7 @@ def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy,
 
 
 def _exposition(
-    settings: Settings,
-    index: Index,
-    ingest: Ingest,
-    retrieve: Retrieve,
-    pools: Iterable[WorkerPool],
+    settings: Settings, index: Index, ingest: Ingest, retrieve: Retrieve, pools: Iterable[WorkerPool]
 ) -> Exposition | None:
     """The metrics page, to which the services report the duration of their work; None if it is off."""
     if not settings.metrics.port:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from node.app.backing_up import index_file
@@ -31,7 +32,7 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
     store = _store_of_an_archive(settings)
     accept_odd_values()
     with lock_root(store):
-        return rebuild(file, root, take_in_objects=taking_in(settings, store), progress=progress)
+        return rebuild(file, root, take_in_objects=partial(take_in, settings, store), progress=progress)
 
 
 def compact_journal(settings: Settings) -> tuple[int, int]:
@@ -66,7 +67,7 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
     hot = open_store(settings)
     with lock_root(hot):
         stores = {str(Tier.HOT): hot} | ({} if cold is None else {str(Tier.COLD): ObjectStore(cold)})
-        made = restore(backup, file, root, stores, taking_in(settings, hot), progress)
+        made = restore(backup, file, root, stores, partial(take_in, settings, hot), progress)
         with closing(open_for_command(settings)) as index:
             doubt = IndexStanding(index, root).doubt()
         if doubt:
@@ -74,14 +75,10 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
         return made
 
 
-def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
-    """Adds objects to the index that the journal does not mention; the function returns their number."""
-
-    def take_in(index: Index) -> int:
-        stores = {Tier.HOT: store}
-        if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
-            stores[Tier.COLD] = ObjectStore(settings.originals.path)
-        with closing(WorkerPool(settings.reconstruct, name="decode", within=settings.limits.decoders)) as pool:
-            return OrphanRecovery(index, stores, examine_in(pool)).recover()
-
-    return take_in
+def take_in(settings: Settings, store: ObjectStore, index: Index) -> int:
+    """Add objects to the index that the journal does not mention; their number."""
+    stores = {Tier.HOT: store}
+    if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
+        stores[Tier.COLD] = ObjectStore(settings.originals.path)
+    with closing(WorkerPool(settings.reconstruct, name="decode", within=settings.limits.decoders)) as pool:
+        return OrphanRecovery(index, stores, examine_in(pool)).recover()

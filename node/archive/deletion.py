@@ -74,17 +74,16 @@ class Deletion:
         self._trail.write_down()
         return allowed
 
-    def finish(self) -> int:
-        """Complete the deletion of all marked images, from any step; the number of images."""
+    def finish(self) -> None:
+        """Complete the deletion of all marked images, from any step."""
         self._trail.write_down()
         digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
         self._remove_damaged(digests)  # while rows name these digests: a process that is killed later has done it
-        deleted = self._index.tombstones.delete_rows()
+        self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # a reader may have rendered them meanwhile
         self._index.garbage.collect(self._stores)
         self._remove_damaged(digests)
-        return deleted
 
     def _remove_damaged(self, digests: list[str]) -> None:
         """Remove files that a scrub moved aside, unless another image needs an object of that digest."""

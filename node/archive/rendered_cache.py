@@ -47,7 +47,6 @@ class RenderedCache:
         return Path(name)
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry."""
         return self._entry(key) is not None
 
     def link(self, key: str) -> Path | None:

@@ -84,9 +84,7 @@ class Replication:
     ) -> None:
         unanswered = 0
         with (
-            Destination(
-                self._outgoing, self._peer, choices, priority=_LOW, originator="", originator_id=0
-            ) as destination,
+            Destination(self._outgoing, self._peer, choices, priority=_LOW) as destination,
             closing(self._retrieve.prepare(choices, destination.expected)) as preparing,
         ):
             for done, (choice, made) in enumerate(preparing, 1):

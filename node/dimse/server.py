@@ -50,7 +50,6 @@ from node.dimse.sop_classes import (
 from node.dimse.spool import Allowance
 from node.dimse.tls import server_context
 from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from storage.index.commitment_requests import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +69,6 @@ class ServerDependencies:
     search: Search
     services: RetrieveServices
     check_room: Callable[[], None]
-    commitments: Commitments
     judge: CommitmentJudge
 
 
@@ -87,7 +85,7 @@ class Server:
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
         self.outgoing = Outgoing(self.entity, settings)
-        self._notifier = Notifier(settings, dependencies.commitments, dependencies.judge, self.outgoing)
+        self._notifier = Notifier(settings, dependencies.judge, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
         self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)
@@ -103,7 +101,6 @@ class Server:
 
     @property
     def tls_port(self) -> int:
-        """The TLS port."""
         return next(listener.port for listener in self._listeners if listener.tls is not None)
 
     @property
@@ -185,12 +182,7 @@ class Server:
         """The handlers of the listeners: their events are those of associations that peers open."""
         needs, services = self._dependencies, self._dependencies.services
         checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
-        store = partial(
-            handle_store,
-            ingest=needs.ingest,
-            record=services.record,
-            stopping_since=lambda: self._stopping_since,
-        )
+        store = partial(handle_store, ingest=needs.ingest, stopping_since=lambda: self._stopping_since)
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
             (evt.EVT_C_STORE, _tracked_call(partial(store, **checks))),

@@ -86,7 +86,8 @@ class _RunInProgress:
             self._watch(done, total, text)
 
     def cancelled(self) -> bool:
-        return self._cancelled or self._stopping.is_set() or self._out_of_lease()
+        # without the lease, another node may have taken the job over
+        return self._cancelled or self._stopping.is_set() or self._lost or time.monotonic() > self._leased_until
 
     @property
     def outcome(self) -> RunState:
@@ -94,10 +95,6 @@ class _RunInProgress:
         if self._cancelled:
             return RunState.CANCELLED
         return RunState.INTERRUPTED if self._stopping.is_set() else RunState.DONE
-
-    def _out_of_lease(self) -> bool:
-        """Whether another node may have taken the job over, since the lease was lost or could not be renewed."""
-        return self._lost or time.monotonic() > self._leased_until
 
     def _renew_lease(self) -> None:
         while not self._ended.wait(min(self._lease / 3, _MAX_RENEWAL)):

@@ -23,11 +23,10 @@ from node.jobs.job import JSON, Progress
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import END, ExpectedObject, Integrity
+from storage.index.integrity import END, ExpectedObject
 from storage.index.job_runs import JobRows
 from storage.objects.inspection import Listed, examine, finish_moves, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
-from storage.objects.store import ObjectStore
 
 SCRUB = "scrub"
 
@@ -88,6 +87,7 @@ class ScrubTally:
             self.orphan_list.append(entry.digest)
 
     def report(self, extent: Extent, *, finished: bool) -> dict[str, JSON]:
+        others = {name: value for name, value in vars(self).items() if name not in ("checked", "bytes_read", "actions")}
         return {
             "extent": extent.value,
             "finished": finished,
@@ -96,33 +96,24 @@ class ScrubTally:
             "bytes": self.bytes_read,
             "damaged": self.actions.total(),
             **{action: self.actions[action] for action in _ACTIONS},
-            "orphans": self.orphans,
-            "orphan_bytes": self.orphan_bytes,
-            "orphans_moved": self.orphans_moved,
-            "orphans_deleted": self.orphans_deleted,
-            "unclaimed": self.unclaimed,
-            "index_damage": list(self.index_damage),
-            "foreign": self.foreign,
+            **others,
             "findings": [asdict(one) for one in self.findings],
-            "orphan_list": list(self.orphan_list),
         }
 
 
 class Scrub:
-    """The job ``scrub``. ``stores``: by the names in ExpectedObject. ``standing``: of the index that is checked against
-    them. ``can_recover``: whether a rebuild of the index would restore an object without a row (store, digest)."""
+    """The job ``scrub``, over the stores of ``repair``. ``standing``: of the index that is checked against them.
+    ``can_recover``: whether a rebuild of the index would restore an object without a row (store, digest)."""
 
     def __init__(
         self,
         rows: JobRows,
-        integrity: Integrity,
-        stores: Mapping[str, ObjectStore],
         repair: ScrubRepair,
         plan: ScrubPlan,
         standing: IndexStanding,
         can_recover: Callable[[str, str], bool],
     ) -> None:
-        self._rows, self._integrity, self._stores = rows, integrity, stores
+        self._rows, self._integrity, self._stores = rows, repair.integrity, repair.stores
         self._repair, self._plan, self._standing, self._can_recover = repair, plan, standing, can_recover
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, JSON]:

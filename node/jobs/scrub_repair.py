@@ -41,22 +41,21 @@ class ScrubFinding:
 class ScrubRepair:
     """Repairs what a scrub finds. ``stores``: by the names in ExpectedObject; ``replica``: the folder of a backup."""
 
-    def __init__(
-        self, index: Index, integrity: Integrity, stores: Mapping[str, ObjectStore], replica: Path | None = None
-    ) -> None:
-        self._index, self._integrity, self._stores, self._replica = index, integrity, stores, replica
+    def __init__(self, index: Index, stores: Mapping[str, ObjectStore], replica: Path | None = None) -> None:
+        self._index, self.stores, self._replica = index, stores, replica
+        self.integrity = Integrity(index.engine)
 
     def settle(self, expected: list[ExpectedObject], inspection: Inspection) -> list[ScrubFinding]:
         """Repair one object for every row that expects it; no findings if it is whole after all."""
         first = expected[0]
         moved_to = ""
         if inspection.condition is Condition.DAMAGED:
-            aside = set_aside(self._stores[first.store], first.digest)
-            if aside is None and examine(self._stores[first.store], first.digest).whole:
+            aside = set_aside(self.stores[first.store], first.digest)
+            if aside is None and examine(self.stores[first.store], first.digest).whole:
                 return []
             moved_to = aside.name if aside else ""
         if inspection.condition is not Condition.UNREADABLE and (
-            recover(self._stores[first.store], first.digest) or self._copy_from_replica(first)
+            recover(self.stores[first.store], first.digest) or self._copy_from_replica(first)
         ):
             return [self._finding(one, inspection, "recovered") for one in expected]
         return [self._settle_one(one, inspection, moved_to) for one in expected]
@@ -66,7 +65,7 @@ class ScrubRepair:
         if self._replica is None or not (self._replica / "objects").is_dir():
             return False
         try:
-            self._stores[expected.store].take_from(ObjectStore(self._replica), expected.digest)
+            self.stores[expected.store].take_from(ObjectStore(self._replica), expected.digest)
         except (LatentPacsError, OSError):
             return False
         return True
@@ -75,15 +74,15 @@ class ScrubRepair:
         """Check the open damage of earlier scrubs again: close what is whole by now, repair the rest."""
         still: list[tuple[ExpectedObject, Inspection]] = []
         # newest first, so that its effect on the instance is undone first
-        for known in reversed(self._integrity.open_damage()):
-            if known.store not in self._stores:
+        for known in reversed(self.integrity.open_damage()):
+            if known.store not in self.stores:
                 continue  # originals.path is not set; the scrub says so
-            inspection = examine(self._stores[known.store], known.digest)
+            inspection = examine(self.stores[known.store], known.digest)
             expected = ExpectedObject(known.digest, known.kind, known.store, known.instance_key)
             if inspection.whole:
-                self._integrity.close(known.key, "whole again")
-            elif expected not in self._integrity.expected(known.digest, known.digest + "0"):
-                self._integrity.close(known.key, "nothing needs it any more")
+                self.integrity.close(known.key, "whole again")
+            elif expected not in self.integrity.expected(known.digest, known.digest + "0"):
+                self.integrity.close(known.key, "nothing needs it any more")
             else:
                 still.insert(0, (expected, inspection))
         return [found for expected, inspection in still for found in self.settle([expected], inspection)]
@@ -98,16 +97,16 @@ class ScrubRepair:
             moved_to=moved_to,
             action=action,
         )
-        self._integrity.note(found)
+        self.integrity.note(found)
         code = ReasonCode.ORIGINAL_LOST if expected.kind == "original" else ReasonCode.PAYLOAD_LOST
         what = f"scrub: {expected.kind} {inspection.condition}"
         if action == "withdrawn" and instance is not None and instance.rendition is not None:
-            self._integrity.withdraw(instance.rendition.derived_uid, f"{what}; the original is whole, and is served")
+            self.integrity.withdraw(instance.rendition.derived_uid, f"{what}; the original is whole, and is served")
         elif action == "queued" and expected.instance_key is not None:
-            self._integrity.requeue(expected.instance_key, code, f"{what}; made again from the original")
+            self.integrity.requeue(expected.instance_key, code, f"{what}; made again from the original")
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
-            self._integrity.flag(found, state, code, f"{what}; {left}")
+            self.integrity.flag(found, state, code, f"{what}; {left}")
         return self._finding(expected, inspection, action)
 
     def _decide(
@@ -116,7 +115,7 @@ class ScrubRepair:
         """The action, and the new state of the instance, None if it keeps its state."""
         if instance is None or inspection.condition is Condition.UNREADABLE:
             return "reported", None
-        current, needs = instance.rendition, self._integrity.expected_of(instance.key)
+        current, needs = instance.rendition, self.integrity.expected_of(instance.key)
         if expected.kind == "original":
             if current is None or not self._whole(needs, current.base_digest, current.rendition_digest):
                 return "lost", InstanceState.FAILED
@@ -130,7 +129,7 @@ class ScrubRepair:
     def _whole(self, needs: list[ExpectedObject], *digests: str) -> bool:
         """Whether an instance's objects of those digests are expected and whole; False if none is expected."""
         found = [one for one in needs if one.digest in digests]
-        return bool(found) and all(examine(self._stores[one.store], one.digest).whole for one in found)
+        return bool(found) and all(examine(self.stores[one.store], one.digest).whole for one in found)
 
     def _finding(self, expected: ExpectedObject, inspection: Inspection, action: str) -> ScrubFinding:
         instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)

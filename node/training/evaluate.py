@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from node.training.training_patches import code
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.formats.geometry import CELL, cell_pixels
-from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -36,15 +34,6 @@ SHARE = 0.999
 """Quantile of the line responses that is compared with the limits."""
 DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), 4: (0.2, 0.35, 0.6, 1.0)}
 """Distances per scale, finest first; a series ends when both structures exceed the limits."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One image at one distance. ``excess``: of the structures of base and model, the largest ratio of a line figure to
-    its limit; 1 just passes. ``figures``: as printed."""
-
-    excess: dict[str, float]
-    figures: dict[str, Any]
 
 
 def evaluate(
@@ -67,9 +56,9 @@ def evaluate(
                 "image": picture.name,
                 "film": picture.film,
                 "scale": scale,
-                "base_bytes": bytes_at_limits([(one.excess["base"], one.figures["bytes"]) for one in points]),
-                "model_bytes": bytes_at_limits([(one.excess["model"], one.figures["bytes"]) for one in points]),
-                "points": [one.figures for one in points],
+                "base_bytes": bytes_at_limits([(excess["base"], figures["bytes"]) for excess, figures in points]),
+                "model_bytes": bytes_at_limits([(excess["model"], figures["bytes"]) for excess, figures in points]),
+                "points": [figures for _, figures in points],
             }
 
 
@@ -110,19 +99,23 @@ def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
     return image, inside
 
 
-def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Point]:
+def _series(
+    image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo
+) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+    """Per distance: of the structures of base and model, the largest ratio of a line figure to its limit (1 just
+    passes); and the figures as printed."""
     energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)
-        upsampled = base.upsampled
+        samples = base.samples()
+        upsampled = base.operator.lift(samples)
         deviation = measure_deviation(image, upsampled, inside, inside).deviation(upsampled) * inside
-        point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
-        task = UpscaleTask(base.samples, base.operator, upsampled, point, base.quantisation, deviation)
+        task = UpscaleTask(samples, base.operator, upsampled, base.point, base.quantisation_rms, deviation)
         began = time.monotonic()
         improved = mammo.structure(task)
         seconds = time.monotonic() - began
         excess: dict[str, float] = {}
-        figures: dict[str, Any] = {"distance": distance, "bytes": base.size}
+        figures: dict[str, Any] = {"distance": distance, "bytes": len(base.coded)}
         for name, structure in (("base", upsampled), ("model", improved)):
             error = structure - image
             lines = noise.look(error).percentile(SHARE)
@@ -130,9 +123,9 @@ def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int,
             excess[name] = max(found / limit for found, limit in zip(lines, LIMITS, strict=True))
             figures[f"{name}_lines"] = [round(value, 2) for value in lines]
             figures[f"{name}_lost"] = [round(value, 3) for value in lost.tolist()]
-        difference = base.operator.down(improved) - base.samples
-        inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
+        difference = base.operator.down(improved) - samples
+        inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation_rms, 1e-9)
         figures |= {"model_inconsistency": round(inconsistency, 3), "seconds": round(seconds, 2)}
-        yield Point(excess, figures)
+        yield excess, figures
         if min(excess.values()) > 1:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,8 @@ def picture_files(sources: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
-def read_pictures(sources: Iterable[Path]) -> list[Picture]:
+def read_pictures(sources: Sequence[Path]) -> list[Picture]:
     """All mammograms in ``sources``; other files are skipped. Raises NoPictures if there is none."""
-    sources = list(sources)
     pictures = [picture for path in picture_files(sources) if (picture := read_picture(path)) is not None]
     if not pictures:
         raise NoPictures(f"no DICOM, PNG or JPEG mammogram in {', '.join(map(str, sources))}")

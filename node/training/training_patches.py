@@ -26,7 +26,7 @@ from node.upscalers.conditioning import point_features, scene
 from node.upscalers.network import LATENT, STRIDE, UNSHUFFLE, to_latent, to_pixels
 from storage.dicom.dicomfile import HeaderBytes
 from storage.formats.geometry import CELL, cell_pixels
-from storage.formats.resample import Operator
+from storage.formats.payload import Base
 from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
@@ -62,18 +62,6 @@ class TrainingPatch:
     noise: Tensor
 
 
-@dataclass(frozen=True)
-class Coded:
-    """A coded base: decoded samples and the upsampled image (``Operator.lift``), float32 grey levels; the RMS coding
-    error in grey levels; bytes."""
-
-    operator: Operator
-    samples: Float
-    upsampled: Float
-    quantisation: float
-    size: int
-
-
 def make_patch(pictures: Sequence[Picture], seed: int, number: int) -> TrainingPatch:
     """The patch of that number."""
     random = np.random.default_rng((seed, 1, number))
@@ -90,7 +78,7 @@ def degrade(
 ) -> TrainingPatch:
     """A patch from 12-bit grey levels. ``inside``: bool, true in the breast."""
     base = code(pixels, scale, distance)
-    upsampled = base.upsampled
+    upsampled = base.operator.lift(base.samples())
     original, kept = (totals(band_energies(image, inside)) for image in (pixels, upsampled))
     model = measure_deviation(pixels, upsampled, inside, inside)
     deviation = model.deviation(upsampled)
@@ -100,7 +88,7 @@ def degrade(
     wanted = np.divide(pixels - upsampled, deviation, out=np.zeros_like(pixels), where=deviation > 0)
     rows, columns = (slice(0, length) for length in pixels.shape)
     noise = unit_noise(rows, columns, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
-    quantisation = base.quantisation * float(random.uniform(_LEAST_QUANTISATION, 1.0))
+    quantisation = base.quantisation_rms * float(random.uniform(_LEAST_QUANTISATION, 1.0))
     return TrainingPatch(
         seen=scene(upsampled, deviation, quantisation, scale).half(),
         wanted=_as_latent(np.clip(wanted, -_CLIP, _CLIP)),
@@ -114,8 +102,8 @@ def _as_latent(values: Float) -> Tensor:
     return to_latent(torch.from_numpy(np.ascontiguousarray(values))[None, None])[0].half()
 
 
-def code(pixels: Float, scale: int, distance: float, bits: int = BITS) -> Coded:
-    """Code ``pixels``, integer grey levels below 2 ** ``bits``, by JPEG XL as the encoder does, and decode them."""
+def code(pixels: Float, scale: int, distance: float, bits: int = BITS) -> Base:
+    """Code ``pixels``, integer grey levels below 2 ** ``bits``, by JPEG XL as the encoder does."""
     source = Source(
         pixels.astype(np.uint16),
         padding=None,
@@ -127,9 +115,7 @@ def code(pixels: Float, scale: int, distance: float, bits: int = BITS) -> Coded:
         header_bytes=HeaderBytes(ExplicitVRLittleEndian, b"", b""),
         _extremes=(0, (1 << bits) - 1),
     )
-    base = make_base(source, OperatingPoint(scale=scale, coder="jpegxl", distance=distance))
-    samples = base.samples()
-    return Coded(base.operator, samples, base.operator.lift(samples), base.quantisation_rms, len(base.coded))
+    return make_base(source, OperatingPoint(scale=scale, coder="jpegxl", distance=distance))
 
 
 def crops(patches: Sequence[TrainingPatch], size: int, count: int, random: np.random.Generator) -> tuple[Tensor, ...]:
@@ -255,7 +241,6 @@ def _rotated(pixels: Float, inside: NDArray[np.bool_], random: np.random.Generat
 
 
 def _operating_point(random: np.random.Generator) -> tuple[int, float]:
-    """A random scale and quantiser distance."""
     scales, chances = zip(*_SCALES, strict=True)
     scale = int(random.choice(scales, p=chances))
     low, high = np.log(_DISTANCES[scale])

@@ -137,9 +137,7 @@ class WorkerPool:
 
         If the worker dies, perhaps of the request before, a new one is tried; a request that ends both is given up.
         """
-        attempts = 0
-        while True:
-            attempts += 1
+        for _ in range(2):
             try:
                 executor = executor or self._new_executor()
                 future.set_result(self._ask(executor, request))
@@ -149,14 +147,13 @@ class WorkerPool:
                     future.set_exception(OutOfTime(_TOO_LONG))
                     return None
                 executor = None
-                if self._closing.is_set() or attempts == 2:
-                    future.set_exception(
-                        WorkerDied(f"the worker process ended while it worked on {type(request).__name__}")
-                    )
-                    return None
+                if self._closing.is_set():
+                    break
             except BaseException as error:  # noqa: BLE001 - an error of the worker belongs to the caller
                 future.set_exception(error)
                 return executor
+        future.set_exception(WorkerDied(f"the worker process ended while it worked on {type(request).__name__}"))
+        return None
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request[Answer]) -> Answer:
         try:

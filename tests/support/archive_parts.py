@@ -38,6 +38,7 @@ class InlineWorkers:
     """The worker's part done at once."""
 
     catalogue = Catalogue(parse({}, "test").reconstruct)
+    size = 1
 
     def submit(self, request: Request[Answer], priority: object) -> Future[Answer]:
         done: Future[Answer] = Future()
@@ -64,14 +65,8 @@ class ArchiveParts:
         self.journal = TrailJournal(root / "journal")
         self.trail = AuditTrail(self.index, self.journal)
         self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
-        self.custodian = Packer(
-            self.index,
-            self.stores,
-            self.originals,
-            InlineWorkers(),
-            self.trail,
-            self.settings,  # type: ignore[arg-type]
-        )
+        parts = self.index, self.originals, InlineWorkers(), self.trail, self.settings
+        self.custodian = Packer(*parts)  # type: ignore[arg-type]
         self.rendered: list[str] = []
         self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 

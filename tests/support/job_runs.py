@@ -11,7 +11,6 @@ from node.jobs.scrub_job import Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from storage.index import Index
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.objects.store import ObjectStore
 
@@ -32,7 +31,7 @@ class CountedRun:
 
 def scrub_in(index: Index, stores: Mapping[str, ObjectStore], plan: ScrubPlan) -> Scrub:
     """A scrub that does not doubt the index, and to which a rebuild would bring nothing back."""
-    rows, integrity = JobRows(index.engine), Integrity(index.engine)
+    rows = JobRows(index.engine)
     rows.ensure(["scrub"])
     sound = Mock(IndexStanding, doubt=lambda: "", damage=list)
-    return Scrub(rows, integrity, stores, ScrubRepair(index, integrity, stores), plan, sound, lambda *_: False)
+    return Scrub(rows, ScrubRepair(index, stores), plan, sound, lambda *_: False)

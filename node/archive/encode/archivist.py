@@ -26,15 +26,7 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, Request
 from node.workers.waiting import wait_for_result
 from storage.dicom.dicomfile import opened
-from storage.errors import (
-    Cancelled,
-    IndexFault,
-    LatentPacsError,
-    NotReconstructable,
-    PixelError,
-    StoreFull,
-    WorkerDied,
-)
+from storage.errors import Cancelled, IndexFault, LatentPacsError, NotReconstructable, PixelError, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
@@ -53,7 +45,7 @@ _BYTES_PER_PIXEL = 190
 
 
 class Archivist:
-    """Encodes the backlog, up to ``concurrency`` images at once, and calls ``when_idle`` while it is empty.
+    """Encodes the backlog, as many images at once as ``pool`` has workers, and calls ``when_idle`` while it is empty.
 
     ``run`` is meant for a thread of its own.
     """
@@ -66,11 +58,10 @@ class Archivist:
         pool: WorkerPool,
         settings: Settings,
         regions: MarkedRegions,
-        when_idle: Callable[[], bool] = lambda: False,
-        concurrency: int = 1,
+        when_idle: Callable[[], bool],
     ) -> None:
         self._index, self._originals, self._pool, self._settings = index, originals, pool, settings
-        self._regions, self._when_idle, self._concurrency = regions, when_idle, concurrency
+        self._regions, self._when_idle = regions, when_idle
         self._writer = RenditionWriter(index, store)
         self._remake = Remake(index, store, self._writer, regions)
         self._in_progress: list[Future[None]] = []
@@ -95,14 +86,13 @@ class Archivist:
         return self._found_work or not all(one.done() for one in self._in_progress)
 
     def run(self) -> None:
-        """Encode until stopped."""
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="archivist") as threads:
+        with ThreadPoolExecutor(self._pool.size, thread_name_prefix="archivist") as threads:
             while not self._stopping.is_set():
                 self._woken.clear()
                 worked = False
                 try:
                     self._in_progress = [one for one in self._in_progress if not one.done()]
-                    if len(self._in_progress) < self._concurrency:
+                    if len(self._in_progress) < self._pool.size:
                         claim = self._claim()
                         if claim is not None:
                             work = threads.submit(self._work, claim)

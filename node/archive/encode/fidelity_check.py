@@ -16,7 +16,7 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.storage_commitment import original_fault
-from node.config import ToleranceSettings
+from node.config import Settings
 from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
 from node.workers.waiting import wait_for_result
@@ -32,14 +32,7 @@ from storage.errors import (
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
 from storage.objects.store import ObjectStore
-from storage.records import (
-    InstanceState,
-    StoredInstance,
-    StoredRendition,
-    Thresholds,
-    TrailEntry,
-    Verdict,
-)
+from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry, Verdict
 from storage.thresholds import burden_of, limits_of, shares_of
 
 __all__ = ["TRENDS", "AuditPictures", "FidelityCheck", "FidelityFinding", "FidelityOutcome"]
@@ -110,13 +103,12 @@ class FidelityCheck:
         store: ObjectStore,
         originals: OriginalAccess,
         trail: AuditTrail,
-        tolerance: ToleranceSettings,
-        thresholds: Thresholds,
+        settings: Settings,
         pool: WorkerPool,
         cancelled: Callable[[], bool],
     ) -> None:
         self._index, self._store, self._originals, self._trail = index, store, originals, trail
-        self._tolerance, self._thresholds = tolerance, thresholds
+        self._tolerance, self._thresholds = settings.audit.tolerance, settings.thresholds
         self._pool, self._cancelled = pool, cancelled
         self._rows, self._models = AuditRows(index.engine), ModelStore(index, store)
 
@@ -199,7 +191,8 @@ class FidelityCheck:
             return replace(
                 found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
             )
-        beyond = self._missed_limits(found, answer.now) if made.verdict.gated else ""
+        met = found.recorded["burden"] <= 1  # a stricter gate is no failure
+        beyond = "; ".join(answer.now.failures) if answer.now is not None and made.verdict.gated and met else ""
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:
@@ -228,10 +221,6 @@ class FidelityCheck:
             if change > tolerance.gate or (change < -tolerance.gate and not worse_only):
                 differences.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
         return "; ".join(differences)
-
-    def _missed_limits(self, found: FidelityFinding, now: Verdict | None) -> str:
-        """The limits that are missed now, if the recorded figures meet all: a stricter gate is no failure."""
-        return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
 
     def _act_on(
         self, found: FidelityFinding, image: StoredInstance, made: StoredRendition, why_no_original: str

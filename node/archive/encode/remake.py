@@ -43,7 +43,11 @@ class Remake:
         Returns None if that has ended the claim, and the result of an encoding that is to be stored otherwise. Raises
         NotReconstructable if the former rendition cannot be sent; it is withdrawn then.
         """
-        if self._lacks_patches(instance, request):
+        try:
+            lacks_patches = self._regions.lacks_patches(instance, request.regions)
+        except (ObjectMissing, ObjectDamaged):  # it is made again first
+            lacks_patches = False
+        if lacks_patches:
             return self._with_patches(instance, request, ask) or ask(request)
         return None if self._restored(claim, instance, request, ask) else ask(request)
 
@@ -88,13 +92,6 @@ class Remake:
         LOGGER.warning("rendition %s cannot be made again; its image is encoded again", lost.derived_uid)
         self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
         return False
-
-    def _lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
-        """Whether the rendition is whole, and lacks exact patches on marked regions."""
-        try:
-            return self._regions.lacks_patches(instance, request.regions)
-        except (ObjectMissing, ObjectDamaged):  # it is made again first
-            return False
 
     def _with_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
         """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""

@@ -16,15 +16,7 @@ from storage.errors import ModelMissing, NotReconstructable, ObjectDamaged, Obje
 from storage.formats.payload import Rendition
 from storage.index import Index
 from storage.objects.store import ObjectStore
-from storage.records import (
-    Claim,
-    NewRendition,
-    OperatingPoint,
-    ReasonCode,
-    StoredRendition,
-    Tier,
-    Trial,
-)
+from storage.records import Claim, NewRendition, OperatingPoint, ReasonCode, StoredRendition, Tier, Trial
 
 _UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
 """Errors that are not caused by the image; another attempt may succeed."""

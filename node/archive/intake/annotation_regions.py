@@ -7,7 +7,7 @@ Nothing here reads pixels or uses the archive.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydicom import Dataset
@@ -183,8 +183,3 @@ def _placed(points: list[Point], units: str, area: Dataset | None, rotated: bool
 def _edges(first: float, last: float) -> Point:
     """Outer edges of a range of pixels, given by its first and last pixel, 1-based; reversed in a flipped image."""
     return (first - 1, last) if first <= last else (first, last - 1)
-
-
-def merged(*found: Iterable[Box]) -> tuple[Box, ...]:
-    """The boxes of several sources, without duplicates, sorted."""
-    return tuple(sorted({box for boxes in found for box in boxes}))

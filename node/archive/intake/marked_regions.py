@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from node.archive.intake.annotation_regions import ANNOTATING, Box, clipped, merged, regions_of
+from node.archive.intake.annotation_regions import ANNOTATING, Box, clipped, regions_of
 from node.archive.originals.original_access import OriginalAccess
 from node.codec.patches import cells_under, decode_patches
 from storage.dicom.dicomfile import opened
@@ -56,7 +56,7 @@ class MarkedRegions:
             for uid, marked in self.in_annotation(annotation).items():
                 if uid in uids:
                     boxes += [inside for box in marked if (inside := clipped(box, rows, columns))]
-        return merged(boxes)
+        return tuple(sorted(set(boxes)))
 
     def on_rendition(self, instance_key: int) -> tuple[Box, ...]:
         """The regions marked on an image that has a rendition."""

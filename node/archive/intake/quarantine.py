@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Profile, Settings
@@ -22,7 +21,6 @@ from storage.errors import ChangeRefused, ObjectDamaged, ObjectMissing, Original
 from storage.index import Index
 from storage.index.quarantined import Former
 from storage.objects.inspection import Condition, examine
-from storage.objects.store import ObjectStore
 from storage.records import HeldOriginal, NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
@@ -47,17 +45,10 @@ class QuarantineReview:
     """The decisions on quarantined objects. Every decision is in the audit trail."""
 
     def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        originals: OriginalAccess,
-        deletion: Deletion,
-        trail: AuditTrail,
-        settings: Settings,
-        examine: Examine,
+        self, index: Index, originals: OriginalAccess, deletion: Deletion, settings: Settings, examine: Examine
     ) -> None:
-        self._index, self._store, self._originals = index, store, originals
-        self._deletion, self._trail, self._examine = deletion, trail, examine
+        self._index, self._store, self._originals = index, originals.stores[Tier.HOT], originals
+        self._deletion, self._examine = deletion, examine
         self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
 
     def find(self, digest: str) -> Quarantined:

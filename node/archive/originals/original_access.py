@@ -30,21 +30,18 @@ Restore = Callable[[Path, str, Path], None]
 """Writes the received bytes of a packed original: (packed, digest of the original, target)."""
 
 
-Damaged = Callable[[Tier, str], None]
-"""Handles an object that does not have its digest any more: (its store, its digest)."""
-
-
 class OriginalAccess:
-    """Lends originals as files. ``restored`` caches restored files for the next reader.
+    """Lends originals as files. ``cache`` keeps restored files for the next reader.
 
-    The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called if it is wrong.
+    The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called with the store and
+    the digest of an object if it is wrong.
     """
 
     def __init__(
-        self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
+        self, index: Index, stores: Mapping[Tier, ObjectStore], cache: RenderedCache, restore: Restore
     ) -> None:
-        self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
-        self.damaged: Damaged = lambda tier, digest: None
+        self._index, self.stores, self.cache, self._restore = index, stores, cache, restore
+        self.damaged: Callable[[Tier, str], None] = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
         """A file with the received bytes, for one reader, which unlinks it.
@@ -96,7 +93,7 @@ class OriginalAccess:
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.form is not OriginalForm.PACKED:
             return False
-        if not self._restored.has(original_digest):
+        if not self.cache.has(original_digest):
             self.lend(original_digest).unlink(missing_ok=True)
         return True
 
@@ -122,7 +119,7 @@ class OriginalAccess:
     def condition(self, held: HeldOriginal) -> Condition | None:
         """The condition of the object of an original, read from the disk now; None if its store is not configured or
         holds no object at all, perhaps because its disk is not mounted."""
-        store = self._stores.get(held.tier)
+        store = self.stores.get(held.tier)
         if store is None or not holds_any(store.root):
             return None
         return examine(store, held.object_digest).condition
@@ -130,17 +127,17 @@ class OriginalAccess:
     def _lend(self, held: HeldOriginal) -> Path:
         if held.form is OriginalForm.VERBATIM:
             return self._lend_object(held.tier, held.object_digest)
-        link = self._restored.link(held.original_digest)
+        link = self.cache.link(held.original_digest)
         if link is not None:
             return link
         packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
         try:
             try:
-                return self._unpacked(packed, held, self._restored.new_file())
+                return self._unpacked(packed, held, self.cache.new_file())
             except OSError as error:
                 if error.errno not in FULL:
                     raise
-                return self._unpacked(packed, held, self._restored.new_file_elsewhere())
+                return self._unpacked(packed, held, self.cache.new_file_elsewhere())
         finally:
             packed.unlink(missing_ok=True)
 
@@ -149,9 +146,9 @@ class OriginalAccess:
         lent = None
         try:
             self._unpack(packed, held, target)
-            lent = self._restored.keep(held.original_digest, target, held.original_digest)
+            lent = self.cache.keep(held.original_digest, target, held.original_digest)
             if self._index.originals.of_digest(held.original_digest) is None:
-                self._restored.drop(held.original_digest)
+                self.cache.drop(held.original_digest)
             return lent
         finally:
             if lent != target:
@@ -191,7 +188,7 @@ class OriginalAccess:
         return ObjectDamaged(f"object {digest} does not have that digest any more")
 
     def _store(self, tier: Tier, digest: str) -> ObjectStore:
-        store = self._stores.get(tier)
+        store = self.stores.get(tier)
         if store is None:
             raise ObjectMissing(f"object {digest} of an original is in the {tier} store; set originals.path")
         return store

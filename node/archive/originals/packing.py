@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from node.workers.waiting import wait_for_result
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
-from storage.objects.store import ObjectStore
 from storage.records import OriginalClaim, Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
@@ -36,15 +35,9 @@ class Packer:
     """Packs and moves originals, one per ``step``."""
 
     def __init__(
-        self,
-        index: Index,
-        stores: Mapping[Tier, ObjectStore],
-        originals: OriginalAccess,
-        pool: WorkerPool,
-        trail: AuditTrail,
-        settings: Settings,
+        self, index: Index, originals: OriginalAccess, pool: WorkerPool, trail: AuditTrail, settings: Settings
     ) -> None:
-        self._index, self._stores, self._originals, self._pool = index, stores, originals, pool
+        self._index, self._stores, self._originals, self._pool = index, originals.stores, originals, pool
         self._trail, self._settings = trail, settings
         self._owner = new_owner()
         self._stopping = threading.Event()

@@ -52,22 +52,22 @@ class CommitmentJudge:
         fault: Callable[[StoredInstance], str],
         settings: CommitmentSettings,
     ) -> None:
-        self._index, self._commitments, self._fault = index, commitments, fault
+        self._index, self.commitments, self._fault = index, commitments, fault
         self._settings = settings
 
     def judge(self, request: CommitmentRequest) -> tuple[CommitmentAnswer, ...]:
         """The report on a request: the stored one, or one that is judged, pinned and stored now."""
         if request.report is not None:
             return request.report
-        contested = self._commitments.contested([one.sop_instance_uid for one in request.references])
+        contested = self.commitments.contested([one.sop_instance_uid for one in request.references])
         report, renewed = [], time.monotonic()
         for one in request.references:
             report.append(self._judge_one(one, request.duplicate, contested))
             if time.monotonic() - renewed > LEASE / 4:
-                self._commitments.renew(request, LEASE)
+                self.commitments.renew(request, LEASE)
                 renewed = time.monotonic()
         seconds = self._settings.pin_seconds
-        return self._commitments.decide(request, report, until=None if seconds is None else time.time() + seconds)
+        return self.commitments.decide(request, report, until=None if seconds is None else time.time() + seconds)
 
     def _judge_one(self, one: CommitmentItem, duplicate: bool, contested: set[str]) -> CommitmentAnswer:
         if duplicate:

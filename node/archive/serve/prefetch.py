@@ -65,7 +65,6 @@ class Prefetch:
         self._stopping.set()
 
     def run(self) -> None:
-        """Prefetch until stopped."""
         while not self._stopping.is_set():
             try:
                 self.prepare(self._studies.get(timeout=_POLL))

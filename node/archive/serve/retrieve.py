@@ -17,7 +17,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
-from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import write_copy
 from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
@@ -29,8 +28,7 @@ from storage.errors import NothingToSend, ObjectDamaged, ObjectMissing, Original
 from storage.index import Index
 from storage.index.rewritten_annotations import copies
 from storage.objects.inspection import is_back
-from storage.objects.store import ObjectStore
-from storage.records import ReferencingCopy, StoredInstance, StoredRendition
+from storage.records import ReferencingCopy, StoredInstance, StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ class Choice:
 @dataclass(frozen=True)
 class Sendable:
     """A Part 10 file that was made for one sub-operation, and that ``close`` removes. ``packed_form_of``: the instance
-    whose packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
+    whose packed codestreams it contains; other transfer syntaxes are made from its original."""
 
     path: Path
     sop_class_uid: str
@@ -85,34 +83,21 @@ class Sendable:
 
 
 def choose(
-    instance: StoredInstance, policy: RenditionPolicy, requested: frozenset[str] = frozenset(), *, draw: bool = True
-) -> Choice:
-    """The object of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
-    ``draw``: whether it gets reconstructions with drawn noise."""
-    rendition = instance.served_rendition
-    if rendition is None or policy is RenditionPolicy.ORIGINAL:
-        return Choice(instance, None)
-    # a request for the UID of an original that is gone fails instead of returning another object
-    named = instance.sop_instance_uid in requested
-    wants_original = rendition.uid(draw=draw) not in requested and (named or not instance.original_gone)
-    if policy is RenditionPolicy.AUTO and wants_original:
-        return Choice(instance, None, draw, once_purged=None if named else rendition)
-    return Choice(instance, rendition, draw)
-
-
-def choose_all(
     instance: StoredInstance,
     policy: RenditionPolicy,
     requested: frozenset[str],
     named: list[StoredRendition],
     *,
-    draw: bool = True,
+    draw: bool,
 ) -> list[Choice]:
-    """The objects of an instance that a peer gets; ``named``: renditions that it requested by a derived UID.
+    """The objects of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
+    ``named``: renditions among them; ``draw``: whether it gets reconstructions with drawn noise.
 
     A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
     of the texture that the peer does not get otherwise.
     """
+    if policy is RenditionPolicy.ORIGINAL:
+        return [Choice(instance, None)]
     served = instance.served_rendition
     current = served.uid(draw=draw) if served else None
     others = [
@@ -121,30 +106,28 @@ def choose_all(
         for draws in (True, False)
         if one.uid(draw=draws) in requested and one.uid(draw=draws) != current
     ]
-    if policy is RenditionPolicy.ORIGINAL or not others:
-        return [choose(instance, policy, requested, draw=draw)]
-    own = {instance.sop_instance_uid, current} & requested
-    return [*([choose(instance, policy, requested, draw=draw)] if own else []), *others]
+    by_own_uid = instance.sop_instance_uid in requested
+    if others and not by_own_uid and current not in requested:
+        return others
+    if served is None:
+        return [Choice(instance, None), *others]
+    # a request for the UID of an original that is gone fails instead of returning another object
+    wants_original = current not in requested and (by_own_uid or not instance.original_gone)
+    if policy is RenditionPolicy.AUTO and wants_original:
+        return [Choice(instance, None, draw, once_purged=None if by_own_uid else served), *others]
+    return [Choice(instance, served, draw), *others]
 
 
 class Retrieve:
     """Prepares files for choices, up to ``threads`` at once; most of these only wait for a worker, and must not delay
-    others that are ready."""
+    others that are ready. They are in the cache of ``originals``."""
 
     def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        pool: WorkerPool,
-        decoders: WorkerPool,
-        cache: RenderedCache,
-        originals: OriginalAccess,
-        *,
-        threads: int = 32,
+        self, index: Index, pool: WorkerPool, decoders: WorkerPool, originals: OriginalAccess, *, threads: int = 32
     ) -> None:
-        self._index, self._store, self._cache, self._originals = index, store, cache, originals
-        self._models = ModelStore(index, store)
-        self._pool, self._decoders = pool, decoders
+        self._index, self._pool, self._decoders, self._originals = index, pool, decoders, originals
+        self._store, self._cache = originals.stores[Tier.HOT], originals.cache
+        self._models = ModelStore(index, self._store)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -169,7 +152,7 @@ class Retrieve:
             some = keys[start : start + 500]
             rewritten = copies(self._index.engine, some, requested, draw=draw) if rewrite else {}
             for instance in self._index.by_keys(some):
-                for choice in choose_all(instance, policy, requested, named.get(instance.key, []), draw=draw):
+                for choice in choose(instance, policy, requested, named.get(instance.key, []), draw=draw):
                     chosen.append(replace(choice, copy=rewritten.get(instance.key)))
         return chosen
 
@@ -211,7 +194,7 @@ class Retrieve:
         LatentPacsError."""
         what = "copy" if choice.copy else "rendition"
         try:
-            original = self._original(choice.instance)
+            original = self.original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NothingToSend(
                 f"the {what} cannot be sent: {safe_text(error)}; nor can the original: {gone}"
@@ -242,10 +225,12 @@ class Retrieve:
         sendable.close()
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax))
 
-    def unpacked(self, sendable: Sendable) -> Sendable:
-        """The original as it was received, for a file with packed codestreams. Raises LatentPacsError."""
-        assert sendable.packed_form_of is not None
-        return self._original(sendable.packed_form_of)
+    def original(self, instance: StoredInstance) -> Sendable:
+        """The original as it was received, or as amended. Raises LatentPacsError."""
+        path = self._originals.lend(instance.original_digest)
+        if instance.amended:
+            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
     def _packed_form(self, instance: StoredInstance) -> Sendable | None:
         """A packed original in JPEG-LS Lossless without decoding it; None if it has to be unpacked."""
@@ -261,17 +246,11 @@ class Retrieve:
     def _original_or_what_is_left(self, choice: Choice) -> Sendable:
         """The original; its reconstruction if it was purged since it was chosen, and the peer may get that."""
         try:
-            return self._original(choice.instance)
+            return self.original(choice.instance)
         except OriginalPurged:
             if choice.once_purged is None:
                 raise
             return self._reconstruction(replace(choice, rendition=choice.once_purged))
-
-    def _original(self, instance: StoredInstance) -> Sendable:
-        path = self._originals.lend(instance.original_digest)
-        if instance.amended:
-            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
-        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
     def _copy(self, instance: StoredInstance, copy: ReferencingCopy) -> Sendable:
         path = self._originals.lend(instance.original_digest)

@@ -29,11 +29,6 @@ def _not_recognized(why: str) -> Rejection:
     return Rejection(why, 1, 1, 3)
 
 
-def _too_many(why: str) -> Rejection:
-    """Transient, presentation-related, local limit exceeded."""
-    return Rejection(why, 2, 3, 2)
-
-
 class Admission:
     """Accepts or rejects association requests, and finds associations that have been open too long."""
 
@@ -96,7 +91,8 @@ class Admission:
                 (len(admitted), self._settings.node.max_associations),
             ):
                 if number >= most:
-                    return _too_many(f"the limit of {counted(most, 'association')} is reached")
+                    # transient, presentation-related, local limit exceeded
+                    return Rejection(f"the limit of {counted(most, 'association')} is reached", 2, 3, 2)
             assoc.admitted_at, assoc.admitted_as = time.monotonic(), caller
         return None
 

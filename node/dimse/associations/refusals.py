@@ -26,10 +26,10 @@ _MOST_REMEMBERED = 1000
 
 
 class Refusals:
-    """Writes to log and trail. Safe to share between threads."""
+    """Writes to log and trail. ``record`` takes other entries too. Safe to share between threads."""
 
     def __init__(self, record: Record) -> None:
-        self._record = record
+        self.record = record
         self._lock = threading.Lock()
         self._recorded: dict[tuple[str, str, str], float] = {}
 
@@ -39,7 +39,7 @@ class Refusals:
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)
         level = "image" if uids else ""
-        self._record(
+        self.record(
             TrailEntry(verb, who, level, uids, outcome=f"refused: {status:04X}", detail=f"{why}; from {address}")
         )
 
@@ -53,7 +53,7 @@ class Refusals:
             if len(self._recorded) >= _MOST_REMEMBERED:
                 self._recorded.clear()
             self._recorded[same] = now
-        self._record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"))
+        self.record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"))
 
 
 def address_of(assoc: Any) -> str:

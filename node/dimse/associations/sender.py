@@ -6,7 +6,6 @@ in that syntax, otherwise encoded without loss by a worker.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -24,27 +23,18 @@ from node.dimse.pynetdicom_patches.response_timeout import reason_for_no_respons
 from node.dimse.sop_classes import in_order
 from storage.records import StoredInstance
 
-LOGGER = logging.getLogger(__name__)
-
 _MAX_CONTEXTS = 128
 """Presentation contexts of one association (PS3.8 7.1.1.13)."""
 
 
 class Channel:
     """One established association on which images can be sent with C-STORE. ``priority``: that of the request, which is
-    theirs too (PS3.7 9.1.3.1, 9.1.4.1)."""
+    theirs too; ``originator``: of a C-MOVE, as arguments of ``send_c_store`` (PS3.7 9.1.3.1, 9.1.4.1)."""
 
     def __init__(
-        self,
-        assoc: Association,
-        *,
-        priority: int,
-        prefers: tuple[WireSyntax, ...] = (),
-        originator: str = "",
-        originator_id: int = 0,
+        self, assoc: Association, prefers: tuple[WireSyntax, ...], *, priority: int, **originator: Any
     ) -> None:
-        self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
-        self._priority, self._prefers = priority, prefers
+        self._assoc, self._prefers, self._options = assoc, prefers, {"priority": priority, **originator}
         self._message_id = 0
         self._unanswered = False
         self._close_reason = ""
@@ -69,7 +59,7 @@ class Channel:
         failed. The caller closes the result, or ``sendable`` after an error.
         """
         if sendable.packed_form_of and self.expected(sendable.packed_form_of) != sendable.transfer_syntax_uid:
-            original = retrieve.unpacked(sendable)
+            original = retrieve.original(sendable.packed_form_of)
             try:
                 converted = self.convert(original, retrieve)
             except BaseException:
@@ -112,11 +102,8 @@ class Channel:
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
-        options: dict[str, Any] = {"priority": self._priority}
-        if self._originator:
-            options |= {"originator_aet": self._originator, "originator_id": self._originator_id}
         try:
-            status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **options)
+            status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **self._options)
         except (ValueError, RuntimeError, OSError) as error:
             raise DestinationUnavailable(str(error)) from error
         if "Status" not in status:
@@ -131,20 +118,15 @@ class Channel:
 
 
 class Destination:
-    """A move destination. Opens an association for the first image, and another when more contexts are needed."""
+    """A move destination. Opens an association for the first image, and another when more contexts are needed.
+
+    ``priority``, ``originator``: as of a ``Channel``.
+    """
 
     def __init__(
-        self,
-        outgoing: Outgoing,
-        peer: Peer,
-        choices: Sequence[Choice],
-        *,
-        priority: int,
-        originator: str,
-        originator_id: int,
+        self, outgoing: Outgoing, peer: Peer, choices: Sequence[Choice], *, priority: int, **originator: Any
     ) -> None:
-        self._outgoing, self._peer, self._priority = outgoing, peer, priority
-        self._originator, self._originator_id = originator, originator_id
+        self._outgoing, self._peer, self._options = outgoing, peer, {"priority": priority, **originator}
         self._batches = _batches(choices, peer.transfer_syntaxes)
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
         self._open: tuple[int, Channel, Association] | None = None
@@ -185,13 +167,7 @@ class Destination:
             raise DestinationUnavailable(self._refused)
         self._close()
         assoc = self._associate(self._batches[number])
-        channel = Channel(
-            assoc,
-            priority=self._priority,
-            prefers=self._peer.transfer_syntaxes,
-            originator=self._originator,
-            originator_id=self._originator_id,
-        )
+        channel = Channel(assoc, self._peer.transfer_syntaxes, **self._options)
         self._open = (number, channel, assoc)
         return channel
 

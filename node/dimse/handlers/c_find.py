@@ -44,9 +44,7 @@ def handle_find(
 
     def is_over() -> bool:
         nonlocal cancelled
-        cancelled = (
-            cancelled or bool(event.is_cancelled) or wants_release(event.assoc)
-        )  # reading is_cancelled clears it
+        cancelled = cancelled or bool(event.is_cancelled) or wants_release(event.assoc)  # reading the former clears it
         return cancelled or has_ended(event.assoc)
 
     caller = peers.calling(event)

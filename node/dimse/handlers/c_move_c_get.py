@@ -25,7 +25,7 @@ from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.dimse.associations.extended_negotiation import agreed
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Record, Refusals
+from node.dimse.associations.refusals import Refusals
 from node.dimse.associations.sender import Channel, Destination
 from node.dimse.associations.side_thread import is_done, run_in_thread
 from node.dimse.dimse_status import (
@@ -95,7 +95,6 @@ class SubOperations:
         return RetrieveResponse(status, remaining, self.completed, self.failed, self.warning, uids)
 
     def final(self) -> RetrieveResponse:
-        """The final response."""
         if self.failed and not self.completed and not self.warning:
             return self.response(ALL_SUBOPERATIONS_FAILED)
         return self.response(SUBOPERATIONS_FAILED if self.failed or self.warning else SUCCESS)
@@ -109,7 +108,6 @@ class RetrieveServices:
     retrieve: Retrieve
     peers: Peers
     keep_alive: float
-    record: Record
     refusals: Refusals
 
 
@@ -126,7 +124,7 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
         yield _refusal(event, services, "get", error)
         return
     prefers = services.peers.transfer_syntaxes(caller)
-    channel = Channel(event.assoc, priority=event.request.Priority, prefers=prefers)
+    channel = Channel(event.assoc, prefers, priority=event.request.Priority)
     yield from _Retrieval(event, services, choices, channel).run(TrailEntry("get", caller, detail=f"to {caller}"))
 
 
@@ -149,9 +147,8 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     except IdentifierError as error:
         yield _refusal(event, services, "move", error)
         return
-    request = event.request
-    received = {"priority": request.Priority, "originator": caller, "originator_id": int(request.MessageID)}
-    with Destination(outgoing, peer, choices, **received) as destination:
+    originator = {"originator_aet": caller, "originator_id": int(event.request.MessageID)}
+    with Destination(outgoing, peer, choices, priority=event.request.Priority, **originator) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
         yield from _Retrieval(event, services, choices, destination).run(entry)
 
@@ -166,11 +163,7 @@ def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choi
         requested = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
     peers = services.peers
     return services.retrieve.choices(
-        keys,
-        peers.rendition(receiver),
-        requested,
-        rewrite=peers.rewrites(receiver),
-        draw=peers.draws(receiver),
+        keys, peers.rendition(receiver), requested, rewrite=peers.rewrites(receiver), draw=peers.draws(receiver)
     )
 
 
@@ -203,7 +196,7 @@ class _Retrieval:
         try:
             yield from self._send_all()
         finally:
-            self._services.record(_completed_entry(entry, self._choices, self._counts))
+            self._services.refusals.record(_completed_entry(entry, self._choices, self._counts))
 
     def _send_all(self) -> Iterator[RetrieveResponse]:
         choices, counts, receiver, retrieve = self._choices, self._counts, self._receiver, self._services.retrieve

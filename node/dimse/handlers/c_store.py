@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from node.archive.intake.ingest import Ingest
 from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Record, Refusals
+from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import (
     NOT_AUTHORIZED,
     PIXELS_NOT_SOUND,
@@ -31,7 +31,6 @@ def handle_store(
     ingest: Ingest,
     peers: Peers,
     refusals: Refusals,
-    record: Record,
     stopping_since: Callable[[], float] = lambda: float("inf"),
 ) -> Dataset:
     """Handle C-STORE: call ingest once, record one entry in the audit trail, and return one status.
@@ -66,7 +65,7 @@ def handle_store(
         answer = of_error(error, STORE_ERRORS)
         refusals.of_request(event.assoc, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
         return answer
-    record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original", detail=receipt.note))
+    refusals.record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original", detail=receipt.note))
     if receipt.warning:
         return response(PIXELS_NOT_SOUND, receipt.warning)
     return response(SUCCESS)

@@ -30,7 +30,7 @@ from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, is_w
 from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
-from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
+from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest
 from storage.index.lease import new_owner
 
 LOGGER = logging.getLogger(__name__)
@@ -108,10 +108,8 @@ def _request(event: Any) -> tuple[str, list[CommitmentItem]]:
 class Notifier:
     """Stores requests, and reports their results to peers; a thread of its own processes those that are due."""
 
-    def __init__(
-        self, settings: Settings, commitments: Commitments, judge: CommitmentJudge, outgoing: Outgoing
-    ) -> None:
-        self._settings, self._commitments = settings, commitments
+    def __init__(self, settings: Settings, judge: CommitmentJudge, outgoing: Outgoing) -> None:
+        self._settings, self._commitments = settings, judge.commitments
         self._judge, self._outgoing = judge, outgoing
         self._owner = new_owner()
         self._unanswered: dict[Any, list[int]] = {}
@@ -120,7 +118,6 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self, within: float) -> None:
@@ -166,10 +163,7 @@ class Notifier:
             self._process(self._commitments.claim(self._owner, LEASE, key=key))
 
     def _process_due(self) -> None:
-        while not self._stopping.is_set():
-            request = self._commitments.claim(self._owner, LEASE)
-            if request is None:
-                return
+        while not self._stopping.is_set() and (request := self._commitments.claim(self._owner, LEASE)):
             self._process(request)
 
     def _process(self, request: CommitmentRequest | None, assoc: Any = None) -> None:

@@ -32,17 +32,12 @@ from node.dimse.pynetdicom_patches import (
 )
 
 
+@cache
 def install() -> None:
     """Set pynetdicom's switches, and patch its services and its decoder for ``ArchiveEntity``, once in a process."""
     _config.LOG_HANDLER_LEVEL = "none"
-    for switch in ("LOG_REQUEST_IDENTIFIERS", "LOG_RESPONSE_IDENTIFIERS"):
-        setattr(_config, switch, False)  # identifiers are patient data
+    _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False  # identifiers are patient data
     _config.STORE_SEND_CHUNKED_DATASET = True  # send_c_store sends the bytes of a path unchanged
-    _patch()
-
-
-@cache
-def _patch() -> None:
     retrieve_responses.install()
     after_action.install()
     decoder.install()

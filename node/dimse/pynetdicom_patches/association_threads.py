@@ -19,7 +19,6 @@ class GuardedAcceptor(Association):
     """An association that a peer opens; it is aborted if its thread fails."""
 
     def run(self) -> None:
-        """Serve the association until it has ended."""
         try:
             super().run()
         except Exception:

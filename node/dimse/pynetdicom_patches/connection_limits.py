@@ -65,7 +65,6 @@ class LimitedServer(ThreadedAssociationServer):
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the thread of a connection."""
         try:
             super().process_request(request, client_address)
         except BaseException:

@@ -63,7 +63,6 @@ class Listener(LimitedServer):
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
         return int(self.server_address[1])
 
     def start(self) -> None:

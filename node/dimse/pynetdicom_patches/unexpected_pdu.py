@@ -20,7 +20,6 @@ class UnexpectedPduClosing(DULServiceProvider):
     """The thread that owns a connection; it closes the connection after an unexpected PDU."""
 
     def run(self) -> None:
-        """Serve the connection until it has ended."""
         try:
             super().run()
         except InvalidEventError:  # such as an invalid PDU behind a request, while the response to that is made

@@ -119,7 +119,7 @@ def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
         desk.accept(sent.one().digest, **WHY)
     here = sent.here
     strict = parse({"codec": {"profile": "us-mqsa"}}, "test")
-    mqsa = QuarantineReview(index, here.store, here.originals, here.deletion, here.trail, strict, raise_if_asked)
+    mqsa = QuarantineReview(index, here.originals, here.deletion, strict, raise_if_asked)
     with pytest.raises(ChangeRefused, match="MQSA"):
         mqsa.accept(sent.one().digest, **WHY)
     assert sent.got("a") == data_set_bytes(sent.first)

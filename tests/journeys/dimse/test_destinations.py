@@ -94,12 +94,14 @@ def study_of(identifier: Dataset) -> Dataset:
 
 @pytest.mark.parametrize("priority", [1, 2], ids=["high", "low"])
 def test_images_have_the_priority_of_their_request(four: Four, port: int, priority: int) -> None:
-    """Of a C-MOVE and of a C-GET (PS3.7 9.1.3.1, 9.1.4.1)."""
+    """Of a C-MOVE, which is their originator, and of a C-GET (PS3.7 9.1.1.1, 9.1.3.1, 9.1.4.1)."""
     archive, identifier = four
-    found: list[int] = []
+    found: list[Any] = []
 
     def handle(event: Any) -> int:
-        found.append(event.request.Priority)
+        request = event.request
+        originator = request.MoveOriginatorApplicationEntityTitle, request.MoveOriginatorMessageID
+        found.append((request.Priority, *originator))
         return 0
 
     entity, handlers = AE("VIEWER"), [(evt.EVT_C_STORE, handle)]
@@ -110,12 +112,12 @@ def test_images_have_the_priority_of_their_request(four: Four, port: int, priori
     roles = [build_role(MG, scp_role=True)]
     assoc = requested(archive, *contexts, ext_neg=roles, evt_handlers=handlers)
     try:
-        list(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, priority=priority))
+        list(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7, priority=priority))
         list(assoc.send_c_get(study_of(identifier), GET, priority=priority))
         assoc.release()
     finally:
         server.shutdown()
-    assert found == [priority] * 8
+    assert found == [(priority, "VIEWER", 7)] * 4 + [(priority, None, None)] * 4
 
 
 # --- faults, by every switch of storescp's ---

@@ -11,7 +11,7 @@ import pytest
 
 from node.app.backing_up import index_file, make_backup, make_replication, stores_of
 from node.app.building import Services, open_archive, open_stores
-from node.app.rebuilding import compact_journal, rebuild_index, taking_in
+from node.app.rebuilding import compact_journal, rebuild_index, take_in
 from node.config import ScrubSettings, Settings, parse
 from node.jobs.scrub_job import Extent, ScrubPlan
 from storage.errors import BackupRefused, ConfigError, ObjectMissing
@@ -70,7 +70,7 @@ def test_originals_in_the_cold_store_are_taken_into_a_new_index(bench: ArchivePa
     for file in tmp_path.glob("archive/index.sqlite*"):
         file.unlink()
     again = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
-    assert taking_in(again.settings, again.hot)(again.index) == 1
+    assert take_in(again.settings, again.hot, again.index) == 1
     ((_, held),) = again.index.originals.below("image", UID)
     assert (held.form, held.tier, held.object_digest) == (OriginalForm.VERBATIM, Tier.COLD, before.object_digest)
     again.check_promises()

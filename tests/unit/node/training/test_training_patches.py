@@ -82,7 +82,8 @@ def test_what_is_wanted_has_unit_variance_and_so_has_noise(scale: int, distance:
     assert float(patch.wanted.abs().max()) <= 8
     assert not patch.share[:16, 48:].any()
     assert not patch.wanted[:, :16, 48:].any()
-    residual = pixels - code(pixels, scale, distance).upsampled
+    base = code(pixels, scale, distance)
+    residual = pixels - base.operator.lift(base.samples())
     wanted = to_pixels(patch.wanted.float()[None])[0, 0].numpy()
     there = np.corrcoef(wanted[inside], residual[inside])[0, 1]
     assert there > 0.9
@@ -90,9 +91,10 @@ def test_what_is_wanted_has_unit_variance_and_so_has_noise(scale: int, distance:
 
 def test_a_coarser_base_is_smaller_and_further_off() -> None:
     fine, coarse = code(tissue(), 2, 0.3), code(tissue(), 2, 3.0)
-    assert fine.size > coarse.size
-    assert fine.quantisation < coarse.quantisation
-    np.testing.assert_allclose(fine.operator.down(fine.upsampled), fine.samples, atol=0.05)
+    assert len(fine.coded) > len(coarse.coded)
+    assert fine.quantisation_rms < coarse.quantisation_rms
+    samples = fine.samples()
+    np.testing.assert_allclose(fine.operator.down(fine.operator.lift(samples)), samples, atol=0.05)
 
 
 def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,8 @@ def bench(tmp_path: Path) -> ArchiveParts:
 
 
 def check(bench: ArchiveParts, pool: InlinePool | None = None) -> FidelityCheck:
-    settings = bench.settings
-    return FidelityCheck(
-        *(bench.index, bench.hot, bench.originals, bench.trail, settings.audit.tolerance, settings.thresholds),
-        pool or InlinePool(),  # type: ignore[arg-type]
-        lambda: False,
-    )
+    parts = bench.index, bench.hot, bench.originals, bench.trail, bench.settings
+    return FidelityCheck(*parts, pool or InlinePool(), lambda: False)  # type: ignore[arg-type]
 
 
 def image(bench: ArchiveParts) -> StoredInstance:

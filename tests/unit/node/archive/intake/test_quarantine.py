@@ -47,7 +47,7 @@ class Contested:
 
     def desk(self) -> QuarantineReview:
         bench, workers = self.bench, InlineWorkers()
-        parts = bench.index, bench.hot, bench.originals, self.deletion, bench.trail, bench.settings
+        parts = bench.index, bench.originals, self.deletion, bench.settings
         return QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
 
     def original(self) -> HeldOriginal:

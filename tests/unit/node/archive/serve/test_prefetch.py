@@ -36,8 +36,8 @@ class Priors:
             hold_image(self.bench, small(f"1.2.3.{number}", **uids), f"2.25.{number}")
         new = small("1.2.3.3", StudyInstanceUID=NEW, StudyDate="20260102")
         receive(self.bench, write(new, self.bench.root / "new.dcm").read_bytes(), new)
-        self.cache = RenderedCache(self.bench.root / "rendered", 1 << 30)
-        parts = self.bench.index, self.bench.hot, self.pool, self.pool, self.cache, self.bench.originals
+        self.cache = self.bench.originals.cache = RenderedCache(self.bench.root / "rendered", 1 << 30)
+        parts = self.bench.index, self.pool, self.pool, self.bench.originals
         self.retrieve = Retrieve(*parts, threads=1)  # type: ignore[arg-type]
         variants = frozenset({(RenditionPolicy.RECONSTRUCTED, True)})
         self.prefetch = Prefetch(self.bench.index, self.retrieve, variants, 10, self._is_busy)

@@ -35,12 +35,12 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
         bench, self.pool = self.bench, InlinePool()
-        self.cache = RenderedCache(bench.root / "rendered", 1 << 30)
+        self.cache = bench.originals.cache = RenderedCache(bench.root / "rendered", 1 << 30)
         ds = small(UID)
         self.received = hold_image(bench, ds, DERIVED)
         self.state = presentation_state(str(ds.StudyInstanceUID), [UID])
         receive(bench, write(self.state, bench.root / "state.dcm").read_bytes(), self.state)
-        parts = bench.index, bench.hot, self.pool, self.pool, self.cache, bench.originals
+        parts = bench.index, self.pool, self.pool, bench.originals
         self.retrieve = Retrieve(*parts, threads=1)  # type: ignore[arg-type]
 
     def held(self, uid: str = UID) -> StoredInstance:
