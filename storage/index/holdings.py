@@ -22,12 +22,7 @@ from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
-from storage.index.original_locations import (
-    OriginalLocations,
-    held_columns,
-    held_original,
-    insert_original,
-)
+from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
 from storage.index.quarantined import QuarantineRows
 from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (

@@ -24,16 +24,7 @@ from storage.index.integrity import Integrity
 from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
 from storage.index.rendition_rows import is_known_by
-from storage.index.tables import (
-    archive,
-    hold,
-    instance,
-    quarantine,
-    reference_copy,
-    rendition,
-    tombstone,
-    trail,
-)
+from storage.index.tables import archive, hold, instance, quarantine, reference_copy, rendition, tombstone, trail
 from storage.index.trail_rows import record_digest
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.inspection import holds_any

@@ -13,20 +13,6 @@ from storage.records.instances import (
     ReferencingCopy,
     StoredInstance,
 )
-from storage.records.originals import (
-    HeldOriginal,
-    OriginalClaim,
-    OriginalForm,
-    OriginalTotals,
-    Purgeable,
-    Tier,
-)
-from storage.records.renditions import (
-    NewRendition,
-    OperatingPoint,
-    StoredRendition,
-    Thresholds,
-    Trial,
-    Verdict,
-)
+from storage.records.originals import HeldOriginal, OriginalClaim, OriginalForm, OriginalTotals, Purgeable, Tier
+from storage.records.renditions import NewRendition, OperatingPoint, StoredRendition, Thresholds, Trial, Verdict
 from storage.records.states import RENDITION_STATES, InstanceState, ReasonCode
