@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table
 
+from storage.index.reading import batches
 from storage.index.tables import archive, change, metadata, trail
 from storage.objects.change_journal import Change
 
@@ -104,9 +105,7 @@ def all_rows(connection: Connection) -> Iterator[list[Change]]:
 
 def _rows(connection: Connection, name: str, keys: dict[str, bool]) -> Iterator[dict[str, Any]]:
     columns = [column.name for column in TABLES[name].primary_key]
-    values = [json.loads(key) for key in keys]
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        some = values[start : start + _ROWS_AT_ONCE]
+    for some in batches(map(json.loads, keys)):
         if len(columns) == 1:
             where = f'"{columns[0]}" IN ({", ".join("?" * len(some))})'
             looks = [(where, tuple(key for (key,) in some))]

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, exists, insert, or_, select
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.lease import is_free, owned
-from storage.index.reading import IndexPart, record_of
+from storage.index.reading import IndexPart, batches, record_of
 from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone, tombstone_in_force
 from storage.records import OriginalForm
 
@@ -72,8 +72,6 @@ class CommitmentRequest:
 
 
 _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
-_AT_ONCE = 500
-"""UIDs or keys in one query. SQLite may take no more than 32,766 values, and a peer may name more instances."""
 
 
 class Commitments(IndexPart):
@@ -127,10 +125,9 @@ class Commitments(IndexPart):
         An original that was replaced, purged or deleted since it was checked fails with 0110H.
         """
         with writing(self._engine) as connection:
-            keys = [one.instance_key for one in report if not one.reason]
             held: dict[int, str] = {}
-            for start in range(0, len(keys), _AT_ONCE):
-                held |= _originals_of(connection, keys[start : start + _AT_ONCE])
+            for keys in batches(one.instance_key for one in report if not one.reason):
+                held |= _originals_of(connection, keys)
             final = tuple(
                 one if one.reason or held.get(one.instance_key) == one.original_digest else _failed(one)
                 for one in report
@@ -164,8 +161,7 @@ class Commitments(IndexPart):
         query = select(quarantine.c.sop_instance_uid)
         found: set[str] = set()
         with self._engine.connect() as connection:
-            for start in range(0, len(sop_instance_uids), _AT_ONCE):
-                some = sop_instance_uids[start : start + _AT_ONCE]
+            for some in batches(sop_instance_uids):
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
 

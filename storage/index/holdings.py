@@ -24,7 +24,7 @@ from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
 from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
 from storage.index.quarantined import QuarantineRows
-from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
+from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (
     current_renditions,
     insert_rendition_or_reuse_row,
@@ -53,9 +53,6 @@ from storage.records import (
     StoredRendition,
     TrailRecord,
 )
-
-_KEYS_AT_ONCE = 1000
-"""Most keys of one query. SQLite takes 32,766 parameters by default."""
 
 
 class Added(Enum):
@@ -156,11 +153,7 @@ class Index:
 
     def by_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         """The instance rows of those keys, in their order, each with its current rendition."""
-        return [
-            one
-            for start in range(0, len(keys), _KEYS_AT_ONCE)
-            for one in self._by_some_keys(keys[start : start + _KEYS_AT_ONCE])
-        ]
+        return [one for some in batches(keys) for one in self._by_some_keys(some)]
 
     def _by_some_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         query = select(

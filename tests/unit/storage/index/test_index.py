@@ -21,6 +21,7 @@ from storage.index import Index, connect, lease, migrate
 from storage.index.connection import writing
 from storage.index.holdings import Added
 from storage.index.quarantined import Former
+from storage.index.reading import batches
 from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import (
     Claim,
@@ -218,7 +219,7 @@ def test_the_same_uid_is_added_once(index: Index) -> None:
 
 
 def test_more_keys_than_a_query_takes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.index.holdings._KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(batches, "__defaults__", (2,))
     for number in range(5):
         index.add(new_instance(f"1.2.3.{number}", original_digest=digest(str(number))))
     assert [one.sop_instance_uid for one in index.by_keys([5, 2, 9, 1, 4, 3])] == [
