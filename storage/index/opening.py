@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,8 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
     The caller keeps nodes out. Raises the errors of ``open_checked_index``, JournalDamaged and StoreFull; nothing is
     lost then.
     """
-    index = open_checked_index(url, root, holds_objects=True).index
-    journal = ChangeJournal(root / "journal")
-    try:
+    with closing(open_checked_index(url, root, holds_objects=True).index) as index:
+        journal = ChangeJournal(root / "journal")
         with journal.locked(), index.engine.connect() as connection:
             _checkpoint(connection)
             before, number = journal.size(), last_number(connection)
@@ -192,8 +192,6 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
                 raise IndexRefused("another process uses the index: compact its journal when that has ended")
             journal.compact(journal.archive(), number, all_rows(connection))
             return before, journal.size()
-    finally:
-        index.close()
 
 
 def _is_blank(connection: Connection) -> bool:

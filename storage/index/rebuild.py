@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,8 +71,7 @@ def rebuild(
         _remove(making)
         for note in (journal.repair(), of_trail.repair()):
             made.damaged_lines += [note] if note else []
-        index = Index.open(f"sqlite:///{making}")
-        try:
+        with closing(Index.open(f"sqlite:///{making}")) as index:
             known = journal.last() >= 0
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
@@ -87,8 +87,6 @@ def rebuild(
                 if begin_anew:  # ahead of the journal: if this is killed, opening the index writes the journal again
                     set_last_number(connection, last_number(connection) + 1)
             _into_one_file(index)
-        finally:
-            index.close()
         made.former = _swap(making, file)
         if begin_anew:
             _journal_of(file, journal)
@@ -98,11 +96,8 @@ def rebuild(
 
 def _journal_of(file: Path, journal: ChangeJournal) -> None:
     """Write the journal again with the rows of the new index."""
-    index = Index.open(f"sqlite:///{file}")
-    try:
+    with closing(Index.open(f"sqlite:///{file}")) as index:
         begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
-    finally:
-        index.close()
 
 
 def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callable[[int, int, str], None]) -> None:
