@@ -43,14 +43,12 @@ class CommitmentItem:
 
 
 @dataclass(frozen=True)
-class CommitmentAnswer:
+class CommitmentAnswer(CommitmentItem):
     """One instance with its Failure Reason (0008,1197); 0 if it is committed.
 
     ``instance_key`` and ``original_digest`` name the original to pin.
     """
 
-    sop_class_uid: str
-    sop_instance_uid: str
     reason: int
     instance_key: int = 0
     original_digest: str = ""
@@ -143,13 +141,11 @@ class Commitments(IndexPart):
             lease.change(connection, commitment, _owned(request), report=items, state=CommitmentState.DECIDED)
         return final
 
-    def close_as_reported(self, request: CommitmentRequest) -> None:
-        """Close a request whose report the peer has received."""
-        self._close(request, CommitmentState.REPORTED)
-
-    def give_up(self, request: CommitmentRequest) -> None:
-        """Close a request whose peer cannot be reached. Its pins stay."""
-        self._close(request, CommitmentState.GIVEN_UP)
+    def close(self, request: CommitmentRequest, *, given_up: bool = False) -> None:
+        """Close a request whose report the peer has received, or whose peer cannot be reached. Its pins stay."""
+        state = CommitmentState.GIVEN_UP if given_up else CommitmentState.REPORTED
+        with writing(self._engine) as connection:
+            lease.change_and_release(connection, commitment, _owned(request), state=state, closed_at=now())
 
     def postpone(self, request: CommitmentRequest, due: float) -> None:
         """Release a request, to be tried again at that time."""
@@ -164,10 +160,6 @@ class Commitments(IndexPart):
             for some in batches(sop_instance_uids):
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
-
-    def _close(self, request: CommitmentRequest, state: CommitmentState) -> None:
-        with writing(self._engine) as connection:
-            lease.change_and_release(connection, commitment, _owned(request), state=state, closed_at=now())
 
 
 def is_pinned() -> ColumnElement[bool]:
