@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select, update
 
 from storage.clock import EARLIEST
 from storage.index import lease
@@ -68,33 +68,18 @@ class OriginalLocations(IndexPart):
 
     def totals(self) -> OriginalTotals:
         """Counts and bytes on disk, and how many originals are to be packed."""
-        query = select(
-            original.c.form,
-            original.c.tier,
-            original.c.to_pack,
-            func.count().label("count"),
-            func.sum(original.c.object_bytes).label("bytes"),
-        ).group_by(original.c.form, original.c.tier, original.c.to_pack)
-        rows = rows_of(self._engine, query)
-
-        def total(column: str, **wanted: object) -> int:
-            return sum(
-                int(getattr(row, column) or 0)
-                for row in rows
-                if all(getattr(row, name) == value for name, value in wanted.items())
-            )
-
-        kept = (OriginalForm.VERBATIM, OriginalForm.PACKED)
-        return OriginalTotals(
-            verbatim=total("count", form=OriginalForm.VERBATIM),
-            verbatim_bytes=total("bytes", form=OriginalForm.VERBATIM),
-            packed=total("count", form=OriginalForm.PACKED),
-            packed_bytes=total("bytes", form=OriginalForm.PACKED),
-            cold=sum(total("count", form=form, tier=Tier.COLD) for form in kept),
-            cold_bytes=sum(total("bytes", form=form, tier=Tier.COLD) for form in kept),
-            purged=total("count", form=OriginalForm.PURGED),
-            to_pack=total("count", form=OriginalForm.VERBATIM, to_pack=1),
-        )
+        form, size = original.c.form, func.sum(original.c.object_bytes)
+        kinds = {
+            "verbatim": form == OriginalForm.VERBATIM,
+            "packed": form == OriginalForm.PACKED,
+            "cold": and_(form != OriginalForm.PURGED, original.c.tier == Tier.COLD),
+            "purged": form == OriginalForm.PURGED,
+            "to_pack": and_(form == OriginalForm.VERBATIM, original.c.to_pack == 1),
+        }
+        counts = [func.count().filter(which).label(kind) for kind, which in kinds.items()]
+        sizes = [size.filter(kinds[kind]).label(f"{kind}_bytes") for kind in ("verbatim", "packed", "cold")]
+        (row,) = rows_of(self._engine, select(*counts, *sizes).select_from(original))
+        return OriginalTotals(**{name: int(value or 0) for name, value in row._mapping.items()})
 
     # --- packing and moving ---
 
