@@ -156,14 +156,8 @@ class Index:
         return [one for some in batches(keys) for one in self._by_some_keys(some)]
 
     def _by_some_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
-        query = select(
-            instance,
-            series.c.series_instance_uid,
-            study.c.study_instance_uid,
-            study.c.amended,
-            patient.c.patient_id,
-            *held_columns(),
-        ).outerjoin(original, original.c.instance_key == instance.c.key)
+        above = (series.c.series_instance_uid, study.c.study_instance_uid, study.c.amended, patient.c.patient_id)
+        query = select(instance, *above, *held_columns()).outerjoin(original, original.c.instance_key == instance.c.key)
         with self.engine.connect() as connection:
             rows = {row.key: row for row in connection.execute(with_patient(query).where(instance.c.key.in_(keys)))}
             renditions = current_renditions(connection, rows.values())

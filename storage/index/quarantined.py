@@ -118,16 +118,10 @@ def _is_still(former: Former, held: HeldOriginal, present: Present) -> bool:
 
 
 def _held(connection: Connection, uid: str) -> Row[Any] | None:
-    query = select(
-        instance.c.key,
-        instance.c.series_key,
-        instance.c.original_digest,
-        instance.c.calling_aet,
-        *held_columns(),
-        on_hold().label("on_hold"),
-        is_pinned().label("pinned"),
-    ).join(original, original.c.instance_key == instance.c.key)
-    row = connection.execute(with_patient(query).where(instance.c.sop_instance_uid == uid)).first()
+    own = (instance.c.key, instance.c.series_key, instance.c.original_digest, instance.c.calling_aet)
+    query = select(*own, *held_columns(), on_hold().label("on_hold"), is_pinned().label("pinned"))
+    query = with_patient(query.join(original, original.c.instance_key == instance.c.key))
+    row = connection.execute(query.where(instance.c.sop_instance_uid == uid)).first()
     return cast(Row[Any] | None, row)
 
 

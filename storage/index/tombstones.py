@@ -205,15 +205,8 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
         "series": series.c.series_instance_uid,
         "study": study.c.study_instance_uid,
     }[level]
-    query = with_patient(
-        select(
-            instance,
-            series.c.series_instance_uid,
-            study.c.study_instance_uid,
-            on_hold().label("on_hold"),
-            is_pinned().label("pinned"),
-        )
-    )
+    above = (series.c.series_instance_uid, study.c.study_instance_uid)
+    query = with_patient(select(instance, *above, on_hold().label("on_hold"), is_pinned().label("pinned")))
     rows = connection.execute(query.where(column == uid).order_by(instance.c.key)).all()
     if not rows:
         of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)
