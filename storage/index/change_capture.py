@@ -83,15 +83,16 @@ def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]
     stored: list[Change] = []
     for name in TABLES:
         keys = wanted.get(name, {})
-        found = {json.dumps(_key(name, row), separators=(",", ":")): row for row in _rows(connection, name, keys)}
-        for key, whole in keys.items():
-            row = found.get(_canonical(key))
+        found = {tuple(_key(name, row)): row for row in _rows(connection, name, keys)}
+        for text, whole in keys.items():
+            key = json.loads(text)
+            row = found.get(tuple(key))
             if row is None:
-                deleted.append(["-", name, json.loads(key)])
+                deleted.append(["-", name, key])
             elif whole:
-                stored.append(["+", name, json.loads(key), row])
+                stored.append(["+", name, key, row])
             else:
-                stored.append(["~", name, json.loads(key), {column: row[column] for column in _JOURNALLED_ALONE[name]}])
+                stored.append(["~", name, key, {column: row[column] for column in _JOURNALLED_ALONE[name]}])
     return number, deleted + stored
 
 
@@ -123,10 +124,6 @@ def _clean(row: Any) -> dict[str, Any]:
 
 def _key(name: str, row: Any) -> list[Any]:
     return [row[column.name] for column in TABLES[name].primary_key]
-
-
-def _canonical(key: str) -> str:
-    return json.dumps(json.loads(key), separators=(",", ":"))
 
 
 def _existing(connection: Connection) -> dict[str, str]:
