@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -89,15 +90,10 @@ def rebuild(
             _into_one_file(index)
         made.former = _swap(making, file)
         if begin_anew:
-            _journal_of(file, journal)
+            with closing(Index.open(f"sqlite:///{file}")) as index:
+                begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
     made.seconds = round(time.monotonic() - began, 3)
     return made
-
-
-def _journal_of(file: Path, journal: ChangeJournal) -> None:
-    """Write the journal again with the rows of the new index."""
-    with closing(Index.open(f"sqlite:///{file}")) as index:
-        begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
 
 
 def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callable[[int, int, str], None]) -> None:
@@ -151,8 +147,7 @@ def _counts(connection: Connection) -> dict[str, int]:
 def _into_one_file(index: Index) -> None:
     """Write everything to the file itself, without a log."""
     with index.engine.connect() as connection:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         driver.execute("PRAGMA journal_mode=DELETE")
 
