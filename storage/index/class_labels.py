@@ -34,10 +34,9 @@ class ClassLabels(IndexPart):
             for name in sorted(set(classes.values())):
                 uids = sorted(uid for uid, of in classes.items() if of == name)
                 for some in batches(uids, _UIDS_AT_ONCE):
-                    before = select(func.count()).where(
-                        class_label.c.sop_instance_uid.in_(some), class_label.c.class_name == name
-                    )
-                    changed += len(some) - int(connection.execute(before).scalar_one())
+                    same = (class_label.c.sop_instance_uid.in_(some), class_label.c.class_name == name)
+                    known = connection.execute(select(func.count()).where(*same)).scalar_one()
+                    changed += len(some) - int(known)
                     _put(connection, some, name)
                     append_in(connection, [TrailEntry("class.put", who, "image", some, detail=name)])
             for study_uid in _studies(connection, classes):
@@ -74,16 +73,13 @@ class ClassLabels(IndexPart):
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
         """SOP Instance UIDs of originals held here, by UID; a UID may be that of a reconstruction."""
         found: dict[str, str] = {}
-        objects = (rendition.c.derived_uid, rendition.c.structure_uid)
+        own, objects = instance.c.sop_instance_uid, (rendition.c.derived_uid, rendition.c.structure_uid)
         with self._engine.connect() as connection:
             for some in batches(uids):
                 for uid in objects:
-                    query = select(uid, instance.c.sop_instance_uid).join(
-                        instance, rendition.c.instance_key == instance.c.key
-                    )
+                    query = select(uid, own).join(instance, rendition.c.instance_key == instance.c.key)
                     found |= {row[0]: row[1] for row in connection.execute(query.where(uid.in_(some)))}
-                own = select(instance.c.sop_instance_uid).where(instance.c.sop_instance_uid.in_(some))
-                found |= {uid: uid for uid in connection.execute(own).scalars()}
+                found |= {uid: uid for uid in connection.execute(select(own).where(own.in_(some))).scalars()}
         return found
 
     def views_of(self, patient_id: str) -> list[LabelledView]:

@@ -80,15 +80,13 @@ class Commitments(IndexPart):
 
         It is a duplicate if another request with that transaction UID is still open.
         """
-        open_too = select(commitment.c.key).where(
-            commitment.c.transaction_uid == transaction_uid, commitment.c.state.in_(_OPEN)
-        )
+        same = (commitment.c.transaction_uid == transaction_uid, commitment.c.state.in_(_OPEN))
         with writing(self._engine) as connection:
             row = {
                 "transaction_uid": transaction_uid,
                 "calling_aet": calling_aet,
                 "items": [[one.sop_class_uid, one.sop_instance_uid] for one in references],
-                "duplicate": int(connection.execute(open_too).first() is not None),
+                "duplicate": int(connection.execute(select(commitment.c.key).where(*same)).first() is not None),
                 "state": CommitmentState.REQUESTED,
                 "attempts": 0,
                 "due": due,

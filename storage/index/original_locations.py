@@ -153,9 +153,8 @@ class OriginalLocations(IndexPart):
 
         ``reserve``: originals whose digest is below this text stay, since audits measure against them.
         """
-        query = with_patient(
-            _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
-        ).where(*_to_be_purged(held_before, reserve), instance.c.key > after)
+        query = with_patient(_held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key))
+        query = query.where(*_to_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             renditions = current_renditions(connection, rows)
@@ -179,12 +178,10 @@ class OriginalLocations(IndexPart):
         """
         held = one.original
         with writing(self._engine) as connection:
-            allowed = with_patient(_held(rendition.c.derived_uid)).join(
-                rendition, instance.c.rendition_key == rendition.c.key
-            )
-            row = connection.execute(
-                allowed.where(*_may_be_purged(held_before, reserve), instance.c.key == held.instance_key)
-            ).first()
+            query = with_patient(_held(rendition.c.derived_uid))
+            query = query.join(rendition, instance.c.rendition_key == rendition.c.key)
+            allowed = (*_may_be_purged(held_before, reserve), instance.c.key == held.instance_key)
+            row = connection.execute(query.where(*allowed)).first()
             if row is None or held_original(row) != held or row.derived_uid != one.rendition.derived_uid:
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}
