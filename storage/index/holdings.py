@@ -210,7 +210,7 @@ class Index:
 
         Nobody can claim it again for ``wait`` seconds.
         """
-        later = lease.free_after(wait) if wait else lease.FREE
+        later = lease.leased_to(None, wait) if wait else lease.FREE
         with writing(self.engine) as connection:
             attempts = claim.attempts - 1 if forgive else claim.attempts
             return lease.change_and_release(connection, instance, _owned(claim), attempts=attempts, **later)

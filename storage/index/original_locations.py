@@ -142,7 +142,7 @@ class OriginalLocations(IndexPart):
         """Give the original up unfinished; nobody can claim it again for ``wait`` seconds."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
-                _change(connection, claim.original, **(lease.free_after(wait) if wait else FREE))
+                _change(connection, claim.original, **(lease.leased_to(None, wait) if wait else FREE))
 
     # --- removing ---
 
