@@ -15,12 +15,10 @@ def limits_of(thresholds: Thresholds) -> dict[str, float]:
 
     Limits of single tiles are not included, because a verdict has no figures for them.
     """
+    lines = dict(zip(WIDTHS, thresholds.lines, strict=True))
     return {
-        **{f"lines_{width}": limit for width, limit in zip(WIDTHS, thresholds.lines, strict=True)},
-        **{
-            f"lines_most_{width}": limit * thresholds.lines_most
-            for width, limit in zip(WIDTHS, thresholds.lines, strict=True)
-        },
+        **{f"lines_{width}": limit for width, limit in lines.items()},
+        **{f"lines_most_{width}": limit * thresholds.lines_most for width, limit in lines.items()},
         **{f"lost_{number}": limit for number, limit in enumerate(thresholds.lost, start=1)},
         "shift": thresholds.shift,
         "slow": thresholds.slow,

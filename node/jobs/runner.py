@@ -100,10 +100,10 @@ class _RunInProgress:
         while not self._ended.wait(min(self._lease / 3, _MAX_RENEWAL)):
             now = time.monotonic()
             try:
-                pulse = self._rows.heartbeat(self._ticket, self._lease, self.done, self.total, self.text)
+                cancel = self._rows.heartbeat(self._ticket, self._lease, self.done, self.total, self.text)
             except Exception:
                 LOGGER.exception("job %s cannot reach the index", self._ticket.job)
                 continue
-            self._lost = self._lost or not pulse.held
-            self._cancelled = self._cancelled or (pulse.held and pulse.cancelled)
+            self._lost = self._lost or cancel is None
+            self._cancelled = self._cancelled or bool(cancel)
             self._leased_until = now + self._lease

@@ -17,9 +17,10 @@ from node.config import MetricsSettings
 from node.metrics.timing import Observe
 from storage.errors import ConfigError
 from storage.index import Index
-from storage.index.holding_counts import MonitoringCounts, monitoring_counts
+from storage.index.holding_counts import monitoring_counts
 from storage.index.job_runs import JobRows, StoredJob
 from storage.index.report_rows import ReportRows
+from storage.records import HoldingCounts
 
 COUNT_INTERVAL = 15.0
 """Seconds between two counts of the index; in a large archive a count takes seconds."""
@@ -81,18 +82,17 @@ class _Counted:
         with self._lock:
             if time.monotonic() >= self._read_at + COUNT_INTERVAL:
                 held, counted = monitoring_counts(self._index.engine), JobRows(self._index.engine).all()
-                self._gauges = [*_holdings(held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
+                self._gauges = [*_holdings(*held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
                 self._read_at = time.monotonic()
             return iter(self._gauges)
 
 
-def _holdings(held: MonitoringCounts) -> Iterator[Any]:
-    counts = held.counts
+def _holdings(counts: HoldingCounts, gate_failures: int) -> Iterator[Any]:
     yield _gauge("instances", "Instances held, by state", "state", counts.by_state)
     yield _gauge("bytes", "Bytes of objects on disk, by kind", "kind", counts.bytes_by_kind)
     yield _plain("backlog", "Instances that have not been encoded yet", counts.backlog)
     yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
-    yield _plain("gate_failures", "Images of which no operating point passed the gate", held.gate_failures)
+    yield _plain("gate_failures", "Images of which no operating point passed the gate", gate_failures)
     yield _plain("damage_open", "Damaged or missing objects that have not been repaired", counts.damaged)
 
 

@@ -272,10 +272,7 @@ IMAGE_KEYS = _keys(
             "FillerOrderNumberImagingServiceRequest",
             "RequestedProcedureID",
             "RequestedProcedureDescription",
-            sequences={
-                "RequestedProcedureCodeSequence": _CODE,
-                "IssuerOfAccessionNumberSequence": _ISSUER,
-            },
+            sequences={"RequestedProcedureCodeSequence": _CODE, "IssuerOfAccessionNumberSequence": _ISSUER},
         ),
         "VerifyingObserverSequence": _keys("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime"),
     },
@@ -294,10 +291,7 @@ COMPUTED_KEYS = {
         "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedSeries", "NumberOfPatientRelatedInstances"
     ),
     Level.STUDY: _keys(
-        "NumberOfStudyRelatedSeries",
-        "NumberOfStudyRelatedInstances",
-        "ModalitiesInStudy",
-        "SOPClassesInStudy",
+        "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "ModalitiesInStudy", "SOPClassesInStudy"
     ),
     Level.SERIES: _keys("NumberOfSeriesRelatedInstances"),
     Level.IMAGE: (),

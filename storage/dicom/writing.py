@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_VR, private_dictionary_VR
 from pydicom.dataelem import RawDataElement
@@ -198,10 +199,7 @@ def swapped(value: bytes, vr: str) -> bytes:
     size = _WORD_BYTES.get(vr, 1)
     if size == 1 or len(value) % size:
         return value
-    reversed_words = bytearray(len(value))
-    for place in range(size):
-        reversed_words[place::size] = value[size - 1 - place :: size]
-    return bytes(reversed_words)
+    return np.frombuffer(value, f"u{size}").byteswap().tobytes()
 
 
 def _items(raw: RawDataElement, dataset: Dataset) -> Items | None:

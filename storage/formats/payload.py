@@ -188,13 +188,7 @@ def structure_uid(derived: str) -> str:
 
 
 def derived_uid(
-    original_uid: str,
-    base_digest: str,
-    upscaler: str,
-    weights_digest: str,
-    steps: int,
-    seed: int,
-    extra: str = "",
+    original_uid: str, base_digest: str, upscaler: str, weights_digest: str, steps: int, seed: int, extra: str = ""
 ) -> str:
     """The SOP Instance UID of a reconstruction: a function of everything that determines its pixels (PS3.5 B.2).
 

@@ -6,5 +6,3 @@ claimed by leases on rows: a node and any number of commands use one index, and 
 
 from storage.index.connection import connect, migrate
 from storage.index.holdings import Index
-
-__all__ = ["Index", "connect", "migrate"]

@@ -41,17 +41,10 @@ class AuditRows(IndexPart):
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         standing = instance.c.state.in_(RENDITION_STATES)
+        own = (instance.c.key, instance.c.state, instance.c.calling_aet)
+        device = map(_text, (_MANUFACTURER, _MODEL, _INSTITUTION))
         query = (
-            select(
-                instance.c.key,
-                instance.c.state,
-                instance.c.calling_aet,
-                _text(_MANUFACTURER),
-                _text(_MODEL),
-                _text(_INSTITUTION),
-                rendition.c.point,
-                rendition.c.verified_at,
-            )
+            select(*own, *device, rendition.c.point, rendition.c.verified_at)
             .join(rendition, instance.c.rendition_key == rendition.c.key)
             .join(series, instance.c.series_key == series.c.key)
             .where(or_(standing, flagged))

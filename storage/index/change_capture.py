@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table
 
+from storage.index.reading import batches
 from storage.index.tables import archive, change, metadata, trail
 from storage.objects.change_journal import Change
 
@@ -82,15 +83,16 @@ def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]
     stored: list[Change] = []
     for name in TABLES:
         keys = wanted.get(name, {})
-        found = {json.dumps(_key(name, row), separators=(",", ":")): row for row in _rows(connection, name, keys)}
-        for key, whole in keys.items():
-            row = found.get(_canonical(key))
+        found = {tuple(_key(name, row)): row for row in _rows(connection, name, keys)}
+        for text, whole in keys.items():
+            key = json.loads(text)
+            row = found.get(tuple(key))
             if row is None:
-                deleted.append(["-", name, json.loads(key)])
+                deleted.append(["-", name, key])
             elif whole:
-                stored.append(["+", name, json.loads(key), row])
+                stored.append(["+", name, key, row])
             else:
-                stored.append(["~", name, json.loads(key), {column: row[column] for column in _JOURNALLED_ALONE[name]}])
+                stored.append(["~", name, key, {column: row[column] for column in _JOURNALLED_ALONE[name]}])
     return number, deleted + stored
 
 
@@ -104,9 +106,7 @@ def all_rows(connection: Connection) -> Iterator[list[Change]]:
 
 def _rows(connection: Connection, name: str, keys: dict[str, bool]) -> Iterator[dict[str, Any]]:
     columns = [column.name for column in TABLES[name].primary_key]
-    values = [json.loads(key) for key in keys]
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        some = values[start : start + _ROWS_AT_ONCE]
+    for some in batches(map(json.loads, keys)):
         if len(columns) == 1:
             where = f'"{columns[0]}" IN ({", ".join("?" * len(some))})'
             looks = [(where, tuple(key for (key,) in some))]
@@ -124,10 +124,6 @@ def _clean(row: Any) -> dict[str, Any]:
 
 def _key(name: str, row: Any) -> list[Any]:
     return [row[column.name] for column in TABLES[name].primary_key]
-
-
-def _canonical(key: str) -> str:
-    return json.dumps(json.loads(key), separators=(",", ":"))
 
 
 def _existing(connection: Connection) -> dict[str, str]:

@@ -5,9 +5,8 @@ While an original is kept for this, its study has the label HOLD_LABEL, on which
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
@@ -15,13 +14,14 @@ from sqlalchemy import Connection, Select, delete, func, insert, select, update
 from storage.index.connection import writing
 from storage.index.holds import add_hold_in, put_label_in, take_label_in
 from storage.index.level_joins import with_patient, with_study
-from storage.index.reading import IndexPart, record_of, rows_of
+from storage.index.reading import IndexPart, batches, record_of, rows_of
 from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
 
 HOLD_LABEL = "validation"
 _UIDS_AT_ONCE = 200
+"""UIDs in one entry of the trail."""
 
 
 class ClassLabels(IndexPart):
@@ -33,11 +33,10 @@ class ClassLabels(IndexPart):
         with writing(self._engine) as connection:
             for name in sorted(set(classes.values())):
                 uids = sorted(uid for uid, of in classes.items() if of == name)
-                for some in _batches(uids):
-                    before = select(func.count()).where(
-                        class_label.c.sop_instance_uid.in_(some), class_label.c.class_name == name
-                    )
-                    changed += len(some) - int(connection.execute(before).scalar_one())
+                for some in batches(uids, _UIDS_AT_ONCE):
+                    same = (class_label.c.sop_instance_uid.in_(some), class_label.c.class_name == name)
+                    known = connection.execute(select(func.count()).where(*same)).scalar_one()
+                    changed += len(some) - int(known)
                     _put(connection, some, name)
                     append_in(connection, [TrailEntry("class.put", who, "image", some, detail=name)])
             for study_uid in _studies(connection, classes):
@@ -55,7 +54,7 @@ class ClassLabels(IndexPart):
         """
         released = 0
         with writing(self._engine) as connection:
-            for some in _batches(sorted(set(uids))):
+            for some in batches(sorted(set(uids)), _UIDS_AT_ONCE):
                 there = (class_label.c.sop_instance_uid.in_(some), class_label.c.held == 1)
                 count = connection.execute(update(class_label).where(*there).values(held=0)).rowcount
                 if count:
@@ -74,16 +73,13 @@ class ClassLabels(IndexPart):
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
         """SOP Instance UIDs of originals held here, by UID; a UID may be that of a reconstruction."""
         found: dict[str, str] = {}
-        objects = (rendition.c.derived_uid, rendition.c.structure_uid)
+        own, objects = instance.c.sop_instance_uid, (rendition.c.derived_uid, rendition.c.structure_uid)
         with self._engine.connect() as connection:
-            for some in _batches(uids):
+            for some in batches(uids):
                 for uid in objects:
-                    query = select(uid, instance.c.sop_instance_uid).join(
-                        instance, rendition.c.instance_key == instance.c.key
-                    )
+                    query = select(uid, own).join(instance, rendition.c.instance_key == instance.c.key)
                     found |= {row[0]: row[1] for row in connection.execute(query.where(uid.in_(some)))}
-                own = select(instance.c.sop_instance_uid).where(instance.c.sop_instance_uid.in_(some))
-                found |= {uid: uid for uid in connection.execute(own).scalars()}
+                found |= {uid: uid for uid in connection.execute(select(own).where(own.in_(some))).scalars()}
         return found
 
     def views_of(self, patient_id: str) -> list[LabelledView]:
@@ -109,12 +105,6 @@ class ClassLabels(IndexPart):
         return len(stale)
 
 
-def _batches(uids: Collection[str]) -> Iterator[tuple[str, ...]]:
-    rest = iter(uids)
-    while some := tuple(islice(rest, _UIDS_AT_ONCE)):
-        yield some
-
-
 def _put(connection: Connection, uids: Sequence[str], name: str, *, held: bool = True) -> None:
     connection.execute(delete(class_label).where(class_label.c.sop_instance_uid.in_(uids)))
     rows = [{"sop_instance_uid": uid, "class_name": name, "held": int(held)} for uid in uids]
@@ -124,7 +114,7 @@ def _put(connection: Connection, uids: Sequence[str], name: str, *, held: bool =
 def _studies(connection: Connection, uids: Collection[str]) -> list[str]:
     found: set[str] = set()
     query = with_study(select(study.c.study_instance_uid).select_from(instance))
-    for some in _batches(uids):
+    for some in batches(uids):
         found.update(connection.execute(query.where(instance.c.sop_instance_uid.in_(some))).scalars())
     return sorted(found)
 

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, exists, insert, or_, select
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.lease import is_free, owned
-from storage.index.reading import IndexPart, record_of
+from storage.index.reading import IndexPart, batches, record_of
 from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone, tombstone_in_force
 from storage.records import OriginalForm
 
@@ -43,14 +43,12 @@ class CommitmentItem:
 
 
 @dataclass(frozen=True)
-class CommitmentAnswer:
+class CommitmentAnswer(CommitmentItem):
     """One instance with its Failure Reason (0008,1197); 0 if it is committed.
 
     ``instance_key`` and ``original_digest`` name the original to pin.
     """
 
-    sop_class_uid: str
-    sop_instance_uid: str
     reason: int
     instance_key: int = 0
     original_digest: str = ""
@@ -72,8 +70,6 @@ class CommitmentRequest:
 
 
 _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
-_AT_ONCE = 500
-"""UIDs or keys in one query. SQLite may take no more than 32,766 values, and a peer may name more instances."""
 
 
 class Commitments(IndexPart):
@@ -84,15 +80,13 @@ class Commitments(IndexPart):
 
         It is a duplicate if another request with that transaction UID is still open.
         """
-        open_too = select(commitment.c.key).where(
-            commitment.c.transaction_uid == transaction_uid, commitment.c.state.in_(_OPEN)
-        )
+        same = (commitment.c.transaction_uid == transaction_uid, commitment.c.state.in_(_OPEN))
         with writing(self._engine) as connection:
             row = {
                 "transaction_uid": transaction_uid,
                 "calling_aet": calling_aet,
                 "items": [[one.sop_class_uid, one.sop_instance_uid] for one in references],
-                "duplicate": int(connection.execute(open_too).first() is not None),
+                "duplicate": int(connection.execute(select(commitment.c.key).where(*same)).first() is not None),
                 "state": CommitmentState.REQUESTED,
                 "attempts": 0,
                 "due": due,
@@ -127,10 +121,9 @@ class Commitments(IndexPart):
         An original that was replaced, purged or deleted since it was checked fails with 0110H.
         """
         with writing(self._engine) as connection:
-            keys = [one.instance_key for one in report if not one.reason]
             held: dict[int, str] = {}
-            for start in range(0, len(keys), _AT_ONCE):
-                held |= _originals_of(connection, keys[start : start + _AT_ONCE])
+            for keys in batches(one.instance_key for one in report if not one.reason):
+                held |= _originals_of(connection, keys)
             final = tuple(
                 one if one.reason or held.get(one.instance_key) == one.original_digest else _failed(one)
                 for one in report
@@ -146,13 +139,11 @@ class Commitments(IndexPart):
             lease.change(connection, commitment, _owned(request), report=items, state=CommitmentState.DECIDED)
         return final
 
-    def close_as_reported(self, request: CommitmentRequest) -> None:
-        """Close a request whose report the peer has received."""
-        self._close(request, CommitmentState.REPORTED)
-
-    def give_up(self, request: CommitmentRequest) -> None:
-        """Close a request whose peer cannot be reached. Its pins stay."""
-        self._close(request, CommitmentState.GIVEN_UP)
+    def close(self, request: CommitmentRequest, *, given_up: bool = False) -> None:
+        """Close a request whose report the peer has received, or whose peer cannot be reached. Its pins stay."""
+        state = CommitmentState.GIVEN_UP if given_up else CommitmentState.REPORTED
+        with writing(self._engine) as connection:
+            lease.change_and_release(connection, commitment, _owned(request), state=state, closed_at=now())
 
     def postpone(self, request: CommitmentRequest, due: float) -> None:
         """Release a request, to be tried again at that time."""
@@ -164,14 +155,9 @@ class Commitments(IndexPart):
         query = select(quarantine.c.sop_instance_uid)
         found: set[str] = set()
         with self._engine.connect() as connection:
-            for start in range(0, len(sop_instance_uids), _AT_ONCE):
-                some = sop_instance_uids[start : start + _AT_ONCE]
+            for some in batches(sop_instance_uids):
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
-
-    def _close(self, request: CommitmentRequest, state: CommitmentState) -> None:
-        with writing(self._engine) as connection:
-            lease.change_and_release(connection, commitment, _owned(request), state=state, closed_at=now())
 
 
 def is_pinned() -> ColumnElement[bool]:

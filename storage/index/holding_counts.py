@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select
@@ -11,20 +10,12 @@ from storage.index.tables import damage, instance, original, quarantine, renditi
 from storage.records import HoldingCounts, InstanceState, ReasonCode
 
 
-@dataclass(frozen=True)
-class MonitoringCounts:
-    """``gate_failures``: images for which nothing passed the gate."""
-
-    counts: HoldingCounts
-    gate_failures: int
-
-
-def monitoring_counts(engine: Engine) -> MonitoringCounts:
-    """Count everything once."""
+def monitoring_counts(engine: Engine) -> tuple[HoldingCounts, int]:
+    """All counts, and how many images are held for which nothing passed the gate."""
     failed = (instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE)
     with engine.connect() as connection:
         gate_failures = _total(connection, select(func.count()).select_from(instance).where(*failed))
-        return MonitoringCounts(holding_counts(connection), gate_failures)
+        return holding_counts(connection), gate_failures
 
 
 def holding_counts(connection: Connection) -> HoldingCounts:

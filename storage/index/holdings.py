@@ -22,14 +22,9 @@ from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
-from storage.index.original_locations import (
-    OriginalLocations,
-    held_columns,
-    held_original,
-    insert_original,
-)
+from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
 from storage.index.quarantined import QuarantineRows
-from storage.index.reading import first_of, record_of, rows_of, value_of, values_of
+from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (
     current_renditions,
     insert_rendition_or_reuse_row,
@@ -58,9 +53,6 @@ from storage.records import (
     StoredRendition,
     TrailRecord,
 )
-
-_KEYS_AT_ONCE = 1000
-"""Most keys of one query. SQLite takes 32,766 parameters by default."""
 
 
 class Added(Enum):
@@ -161,21 +153,11 @@ class Index:
 
     def by_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         """The instance rows of those keys, in their order, each with its current rendition."""
-        return [
-            one
-            for start in range(0, len(keys), _KEYS_AT_ONCE)
-            for one in self._by_some_keys(keys[start : start + _KEYS_AT_ONCE])
-        ]
+        return [one for some in batches(keys) for one in self._by_some_keys(some)]
 
     def _by_some_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
-        query = select(
-            instance,
-            series.c.series_instance_uid,
-            study.c.study_instance_uid,
-            study.c.amended,
-            patient.c.patient_id,
-            *held_columns(),
-        ).outerjoin(original, original.c.instance_key == instance.c.key)
+        above = (series.c.series_instance_uid, study.c.study_instance_uid, study.c.amended, patient.c.patient_id)
+        query = select(instance, *above, *held_columns()).outerjoin(original, original.c.instance_key == instance.c.key)
         with self.engine.connect() as connection:
             rows = {row.key: row for row in connection.execute(with_patient(query).where(instance.c.key.in_(keys)))}
             renditions = current_renditions(connection, rows.values())
@@ -228,7 +210,7 @@ class Index:
 
         Nobody can claim it again for ``wait`` seconds.
         """
-        later = lease.free_after(wait) if wait else lease.FREE
+        later = lease.leased_to(None, wait) if wait else lease.FREE
         with writing(self.engine) as connection:
             attempts = claim.attempts - 1 if forgive else claim.attempts
             return lease.change_and_release(connection, instance, _owned(claim), attempts=attempts, **later)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import select
@@ -42,11 +43,8 @@ def quick_check(file: Path) -> None:
 def damage_of(file: Path, check: str) -> list[str]:
     """The findings of SQLite's ``quick_check`` or ``integrity_check``, a line each; empty if the file is sound."""
     try:
-        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)
-        try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as connection:
             found = [str(line) for (line,) in connection.execute(f"PRAGMA {check}(20)")]
-        finally:
-            connection.close()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in _NOT_OPENED:
             raise

@@ -117,21 +117,15 @@ class Integrity(IndexPart):
         False if the instance is being worked on; the next scrub tries again.
         """
         with writing(self._engine) as connection:
-            row = connection.execute(
-                select(instance.c.state, instance.c.reason, instance.c.reason_code).where(
-                    instance.c.key == found.instance_key, is_free(instance)
-                )
-            ).first()
+            own = select(instance.c.state, instance.c.reason, instance.c.reason_code)
+            mine = instance.c.key == found.instance_key
+            row = connection.execute(own.where(mine, is_free(instance))).first()
             if row is None:
                 return False
             if (row.state, row.reason) == (state, reason):
                 return True
             noted = connection.execute(select(damage).where(*_open(found))).one()
-            connection.execute(
-                update(instance)
-                .where(instance.c.key == found.instance_key)
-                .values(state=state, reason=reason, reason_code=code)
-            )
+            connection.execute(update(instance).where(mine).values(state=state, reason=reason, reason_code=code))
             former = {"former_state": row.state, "former_reason": row.reason, "former_code": row.reason_code}
             before = {} if noted.former_state else former
             connection.execute(update(damage).where(damage.c.key == noted.key).values(set_reason=reason, **before))
@@ -146,10 +140,8 @@ class Integrity(IndexPart):
         changes = {"state": InstanceState.RECEIVED, "reason": reason, "reason_code": code, "attempts": 0, **FREE}
         there = select(original.c.instance_key).where(original.c.form != OriginalForm.PURGED)
         with writing(self._engine) as connection:
-            found = update(instance).where(
-                instance.c.key == instance_key, instance.c.key.in_(there), instance.c.state.in_(final)
-            )
-            connection.execute(found.values(changes))
+            found = (instance.c.key == instance_key, instance.c.key.in_(there), instance.c.state.in_(final))
+            connection.execute(update(instance).where(*found).values(changes))
 
     # --- renditions ---
 

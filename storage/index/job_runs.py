@@ -91,14 +91,6 @@ class StoredJob:
     last: JobRun | None
 
 
-@dataclass(frozen=True)
-class Heartbeat:
-    """The answer to a heartbeat: whether the lease is still ours, and whether the run is to be cancelled."""
-
-    held: bool
-    cancelled: bool
-
-
 class JobRows(IndexPart):
     """The jobs in one index."""
 
@@ -176,36 +168,23 @@ class JobRows(IndexPart):
                 connection.execute(update(job).where(job.c.name == name).values(due_at=max(dealt_with, due)))
                 return None
             _note_lost(connection, name)
-            opened = insert(job_run).values(
-                job=name,
-                owner=owner,
-                cause=cause,
-                state=RunState.RUNNING,
-                started_at=now,
-                done=0,
-                total=0,
-                text="",
-                cancel=0,
-                report={},
-                error="",
-            )
-            key = connection.execute(opened.returning(job_run.c.key)).scalar_one()
+            run = {"job": name, "owner": owner, "cause": cause, "state": RunState.RUNNING, "started_at": now}
+            blank = {"done": 0, "total": 0, "text": "", "cancel": 0, "report": {}, "error": ""}
+            opened = insert(job_run).values(**run, **blank).returning(job_run.c.key)
+            key = connection.execute(opened).scalar_one()
             taken = {"run_key": key, "requested_at": None, "due_at": max(dealt_with, due)}
             begun = update(job).where(job.c.name == name).values(**leased_to(owner, lease_seconds), **taken)
             connection.execute(begun)
             _forget_oldest(connection, name)
         return Ticket(name, key, owner, cause, dealt_with)
 
-    def heartbeat(self, ticket: Ticket, lease_seconds: float, done: int, total: int, text: str) -> Heartbeat:
-        """Extend the lease, and store the progress."""
+    def heartbeat(self, ticket: Ticket, lease_seconds: float, done: int, total: int, text: str) -> bool | None:
+        """Extend the lease, and store the progress; whether the run is to be cancelled, None if the lease was lost."""
         with writing(self._engine) as connection:
             if not lease.renew(connection, job, _owned(ticket), lease_seconds):
-                return Heartbeat(False, True)
-            connection.execute(
-                update(job_run).where(job_run.c.key == ticket.run_key).values(done=done, total=total, text=text)
-            )
-            cancel = connection.execute(select(job_run.c.cancel).where(job_run.c.key == ticket.run_key)).scalar_one()
-        return Heartbeat(True, bool(cancel))
+                return None
+            mine = update(job_run).where(job_run.c.key == ticket.run_key).values(done=done, total=total, text=text)
+            return bool(connection.execute(mine.returning(job_run.c.cancel)).scalar_one())
 
     def end(
         self,
@@ -228,11 +207,8 @@ class JobRows(IndexPart):
             if not lease.change_and_release(connection, job, _owned(ticket), **undone):
                 return False
             closed = {"state": state, "ended_at": time.time(), "report": dict(report), "error": error}
-            connection.execute(
-                update(job_run)
-                .where(job_run.c.key == ticket.run_key)
-                .values(done=done, total=total, text=text, **closed)
-            )
+            mine = update(job_run).where(job_run.c.key == ticket.run_key)
+            connection.execute(mine.values(done=done, total=total, text=text, **closed))
         return True
 
     # --- state that a job keeps between its runs ---

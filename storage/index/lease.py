@@ -23,7 +23,7 @@ from storage.index.connection import writing
 Claimed = TypeVar("Claimed")
 
 LONGEST = 3600.0
-"""Most seconds of a lease and of ``free_after``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
+"""Most seconds of ``leased_to``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
 _BEYOND = 2 * LONGEST
 """A lease that ends later than this from now is over: the clock was set back since. Clocks of nodes may differ by less
 than an hour."""
@@ -37,14 +37,9 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def leased_to(owner: str, seconds: float) -> dict[str, Any]:
-    """Values of the lease columns from now on."""
+def leased_to(owner: str | None, seconds: float) -> dict[str, Any]:
+    """Values of the lease columns from now on. ``owner``: None if nobody may claim the row until then."""
     return {"lease_owner": owner, "lease_until": time.time() + seconds}
-
-
-def free_after(seconds: float) -> dict[str, Any]:
-    """Values of the lease columns of a row that nobody may claim until then."""
-    return {"lease_owner": None, "lease_until": time.time() + seconds}
 
 
 def is_free(table: Table) -> ColumnElement[bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,7 @@ from storage.index.integrity import Integrity
 from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
 from storage.index.rendition_rows import is_known_by
-from storage.index.tables import (
-    archive,
-    hold,
-    instance,
-    quarantine,
-    reference_copy,
-    rendition,
-    tombstone,
-    trail,
-)
+from storage.index.tables import archive, hold, instance, quarantine, reference_copy, rendition, tombstone, trail
 from storage.index.trail_rows import record_digest
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.inspection import holds_any
@@ -192,9 +184,8 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
     The caller keeps nodes out. Raises the errors of ``open_checked_index``, JournalDamaged and StoreFull; nothing is
     lost then.
     """
-    index = open_checked_index(url, root, holds_objects=True).index
-    journal = ChangeJournal(root / "journal")
-    try:
+    with closing(open_checked_index(url, root, holds_objects=True).index) as index:
+        journal = ChangeJournal(root / "journal")
         with journal.locked(), index.engine.connect() as connection:
             _checkpoint(connection)
             before, number = journal.size(), last_number(connection)
@@ -202,8 +193,6 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
                 raise IndexRefused("another process uses the index: compact its journal when that has ended")
             journal.compact(journal.archive(), number, all_rows(connection))
             return before, journal.size()
-    finally:
-        index.close()
 
 
 def _is_blank(connection: Connection) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select, update
 
 from storage.clock import EARLIEST
 from storage.index import lease
@@ -68,33 +68,18 @@ class OriginalLocations(IndexPart):
 
     def totals(self) -> OriginalTotals:
         """Counts and bytes on disk, and how many originals are to be packed."""
-        query = select(
-            original.c.form,
-            original.c.tier,
-            original.c.to_pack,
-            func.count().label("count"),
-            func.sum(original.c.object_bytes).label("bytes"),
-        ).group_by(original.c.form, original.c.tier, original.c.to_pack)
-        rows = rows_of(self._engine, query)
-
-        def total(column: str, **wanted: object) -> int:
-            return sum(
-                int(getattr(row, column) or 0)
-                for row in rows
-                if all(getattr(row, name) == value for name, value in wanted.items())
-            )
-
-        kept = (OriginalForm.VERBATIM, OriginalForm.PACKED)
-        return OriginalTotals(
-            verbatim=total("count", form=OriginalForm.VERBATIM),
-            verbatim_bytes=total("bytes", form=OriginalForm.VERBATIM),
-            packed=total("count", form=OriginalForm.PACKED),
-            packed_bytes=total("bytes", form=OriginalForm.PACKED),
-            cold=sum(total("count", form=form, tier=Tier.COLD) for form in kept),
-            cold_bytes=sum(total("bytes", form=form, tier=Tier.COLD) for form in kept),
-            purged=total("count", form=OriginalForm.PURGED),
-            to_pack=total("count", form=OriginalForm.VERBATIM, to_pack=1),
-        )
+        form, size = original.c.form, func.sum(original.c.object_bytes)
+        kinds = {
+            "verbatim": form == OriginalForm.VERBATIM,
+            "packed": form == OriginalForm.PACKED,
+            "cold": and_(form != OriginalForm.PURGED, original.c.tier == Tier.COLD),
+            "purged": form == OriginalForm.PURGED,
+            "to_pack": and_(form == OriginalForm.VERBATIM, original.c.to_pack == 1),
+        }
+        counts = [func.count().filter(which).label(kind) for kind, which in kinds.items()]
+        sizes = [size.filter(kinds[kind]).label(f"{kind}_bytes") for kind in ("verbatim", "packed", "cold")]
+        (row,) = rows_of(self._engine, select(*counts, *sizes).select_from(original))
+        return OriginalTotals(**{name: int(value or 0) for name, value in row._mapping.items()})
 
     # --- packing and moving ---
 
@@ -157,7 +142,7 @@ class OriginalLocations(IndexPart):
         """Give the original up unfinished; nobody can claim it again for ``wait`` seconds."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
-                _change(connection, claim.original, **(lease.free_after(wait) if wait else FREE))
+                _change(connection, claim.original, **(lease.leased_to(None, wait) if wait else FREE))
 
     # --- removing ---
 
@@ -168,9 +153,8 @@ class OriginalLocations(IndexPart):
 
         ``reserve``: originals whose digest is below this text stay, since audits measure against them.
         """
-        query = with_patient(
-            _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
-        ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
+        query = with_patient(_held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key))
+        query = query.where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             renditions = current_renditions(connection, rows)
@@ -194,12 +178,10 @@ class OriginalLocations(IndexPart):
         """
         held = one.original
         with writing(self._engine) as connection:
-            allowed = with_patient(_held(rendition.c.derived_uid)).join(
-                rendition, instance.c.rendition_key == rendition.c.key
-            )
-            row = connection.execute(
-                allowed.where(*_may_be_purged(held_before, reserve), instance.c.key == held.instance_key)
-            ).first()
+            query = with_patient(_held(rendition.c.derived_uid))
+            query = query.join(rendition, instance.c.rendition_key == rendition.c.key)
+            allowed = (*_may_be_purged(held_before, reserve), instance.c.key == held.instance_key)
+            row = connection.execute(query.where(*allowed)).first()
             if row is None or held_original(row) != held or row.derived_uid != one.rendition.derived_uid:
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}

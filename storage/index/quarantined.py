@@ -15,11 +15,7 @@ from storage.index.hierarchy import drop_empty_above, instance_row, take_attribu
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.level_joins import with_patient
-from storage.index.original_locations import (
-    held_columns,
-    held_original,
-    insert_original,
-)
+from storage.index.original_locations import held_columns, held_original, insert_original
 from storage.index.reading import IndexPart, record_of, rows_of
 from storage.index.rendition_rows import withdraw_in
 from storage.index.resent_originals import close_damage
@@ -49,12 +45,7 @@ class QuarantineRows(IndexPart):
     """The quarantine of one index."""
 
     def put(
-        self,
-        digest: str,
-        sop_instance_uid: str,
-        calling_aet: str,
-        reason: str,
-        present: Present = lambda _: True,
+        self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str, present: Present = lambda _: True
     ) -> bool:
         """Commit an object that is refused under its UID; the same object twice is one row.
 
@@ -127,16 +118,10 @@ def _is_still(former: Former, held: HeldOriginal, present: Present) -> bool:
 
 
 def _held(connection: Connection, uid: str) -> Row[Any] | None:
-    query = select(
-        instance.c.key,
-        instance.c.series_key,
-        instance.c.original_digest,
-        instance.c.calling_aet,
-        *held_columns(),
-        on_hold().label("on_hold"),
-        is_pinned().label("pinned"),
-    ).join(original, original.c.instance_key == instance.c.key)
-    row = connection.execute(with_patient(query).where(instance.c.sop_instance_uid == uid)).first()
+    own = (instance.c.key, instance.c.series_key, instance.c.original_digest, instance.c.calling_aet)
+    query = select(*own, *held_columns(), on_hold().label("on_hold"), is_pinned().label("pinned"))
+    query = with_patient(query.join(original, original.c.instance_key == instance.c.key))
+    row = connection.execute(query.where(instance.c.sop_instance_uid == uid)).first()
     return cast(Row[Any] | None, row)
 
 

@@ -204,10 +204,7 @@ def _derived_objects(connection: Connection, keys: Sequence[int], search: Search
     query = (
         select(instance.c.key, _object_uid(search.draw).label("uid"))
         .join(rendition, instance.c.rendition_key == rendition.c.key)
-        .where(
-            instance.c.key.in_(keys),
-            is_served(),
-        )
+        .where(instance.c.key.in_(keys), is_served())
     )
     if search.only_gone:
         query = query.join(original, original.c.instance_key == instance.c.key).where(is_gone())

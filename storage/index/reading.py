@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Engine, Executable, Row
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Record = TypeVar("Record", bound="DataclassInstance")
+Value = TypeVar("Value")
 
 
 class IndexPart:
@@ -42,6 +44,13 @@ def value_of(engine: Engine, query: Executable) -> Any:
     """The first column of the first row that a query finds; None if there is none."""
     with engine.connect() as connection:
         return connection.execute(query).scalar()
+
+
+def batches(values: Iterable[Value], size: int = 500) -> Iterator[tuple[Value, ...]]:
+    """Values for one query each: SQLite takes 32,766 parameters by default."""
+    rest = iter(values)
+    while some := tuple(islice(rest, size)):
+        yield some
 
 
 def record_of(kind: type[Record], row: Row[Any], /, **converted: Any) -> Record:

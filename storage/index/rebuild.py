@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -70,8 +72,7 @@ def rebuild(
         _remove(making)
         for note in (journal.repair(), of_trail.repair()):
             made.damaged_lines += [note] if note else []
-        index = Index.open(f"sqlite:///{making}")
-        try:
+        with closing(Index.open(f"sqlite:///{making}")) as index:
             known = journal.last() >= 0
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
@@ -87,22 +88,12 @@ def rebuild(
                 if begin_anew:  # ahead of the journal: if this is killed, opening the index writes the journal again
                     set_last_number(connection, last_number(connection) + 1)
             _into_one_file(index)
-        finally:
-            index.close()
         made.former = _swap(making, file)
         if begin_anew:
-            _journal_of(file, journal)
+            with closing(Index.open(f"sqlite:///{file}")) as index:
+                begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
     made.seconds = round(time.monotonic() - began, 3)
     return made
-
-
-def _journal_of(file: Path, journal: ChangeJournal) -> None:
-    """Write the journal again with the rows of the new index."""
-    index = Index.open(f"sqlite:///{file}")
-    try:
-        begin_journal(index, journal, value_of(index.engine, select(archive.c.identity)))
-    finally:
-        index.close()
 
 
 def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callable[[int, int, str], None]) -> None:
@@ -156,8 +147,7 @@ def _counts(connection: Connection) -> dict[str, int]:
 def _into_one_file(index: Index) -> None:
     """Write everything to the file itself, without a log."""
     with index.engine.connect() as connection:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         driver.execute("PRAGMA journal_mode=DELETE")
 

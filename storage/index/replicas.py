@@ -49,11 +49,7 @@ class Replicas(IndexPart):
 
     def acknowledged(self, peer: str, sent: StoredInstance) -> None:
         """Commit that the peer answered with success."""
-        row = {
-            "original_digest": sent.original_digest,
-            "version": version_of(sent.amended),
-            "acknowledged_at": now(),
-        }
+        row = {"original_digest": sent.original_digest, "version": version_of(sent.amended), "acknowledged_at": now()}
         this = and_(replica.c.instance_key == sent.key, replica.c.peer == peer)
         there = select(instance.c.key).where(instance.c.key == sent.key)
         with writing(self._engine) as connection:

@@ -14,12 +14,7 @@ from storage.index.connection import writing
 from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
-from storage.index.original_locations import (
-    as_received,
-    held_original,
-    insert_original,
-    still_held,
-)
+from storage.index.original_locations import as_received, held_original, insert_original, still_held
 from storage.index.tables import damage, instance, original
 from storage.index.trail_rows import append_in
 from storage.records import HeldOriginal, InstanceState, NewInstance, ReasonCode, Tier, TrailEntry

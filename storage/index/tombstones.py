@@ -22,7 +22,7 @@ from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.level_joins import with_patient
-from storage.index.reading import IndexPart, first_of, record_of, values_of
+from storage.index.reading import IndexPart, batches, first_of, record_of, values_of
 from storage.index.rendition_rows import is_known_by, mark_objects_as_garbage
 from storage.index.tables import (
     damage,
@@ -44,8 +44,6 @@ from storage.records import InstanceState, OriginalForm, ReasonCode, TrailEntry,
 
 _NAMED = 5
 """Images that a refusal names."""
-_UIDS_AT_ONCE = 500
-"""UIDs in one statement."""
 _SAME = timedelta(seconds=1)
 """A tombstone that is younger than a record of the trail by more than this is of another deletion."""
 
@@ -92,12 +90,11 @@ class Tombstones(IndexPart):
             for one in found:
                 for each in (one.sop_instance_uid, *one.derived_uids):
                     _put(connection, each, one, reason=reason, who=who, at=now())
-            uids = [one.sop_instance_uid for one in found]
             stopped = {"state": InstanceState.EXACT, "reason": "being deleted", "reason_code": ReasonCode.OTHER, **FREE}
-            for start in range(0, len(uids), _UIDS_AT_ONCE):  # the archivist loses its claims, and its results
-                those = instance.c.sop_instance_uid.in_(uids[start : start + _UIDS_AT_ONCE])
-                changes = {**stopped, "attempts": instance.c.attempts + 1}
-                connection.execute(update(instance).where(those).values(changes))
+            for some in batches(one.sop_instance_uid for one in found):
+                those = update(instance).where(instance.c.sop_instance_uid.in_(some))
+                # the archivist loses its claims, and its results
+                connection.execute(those.values(**stopped, attempts=instance.c.attempts + 1))
             append_in(connection, [_entry(one, reason, who) for one in found])
         return found
 
@@ -208,15 +205,8 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
         "series": series.c.series_instance_uid,
         "study": study.c.study_instance_uid,
     }[level]
-    query = with_patient(
-        select(
-            instance,
-            series.c.series_instance_uid,
-            study.c.study_instance_uid,
-            on_hold().label("on_hold"),
-            is_pinned().label("pinned"),
-        )
-    )
+    above = (series.c.series_instance_uid, study.c.study_instance_uid)
+    query = with_patient(select(instance, *above, on_hold().label("on_hold"), is_pinned().label("pinned")))
     rows = connection.execute(query.where(column == uid).order_by(instance.c.key)).all()
     if not rows:
         of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)

@@ -13,54 +13,6 @@ from storage.records.instances import (
     ReferencingCopy,
     StoredInstance,
 )
-from storage.records.originals import (
-    HeldOriginal,
-    OriginalClaim,
-    OriginalForm,
-    OriginalTotals,
-    Purgeable,
-    Tier,
-)
-from storage.records.renditions import (
-    NewRendition,
-    OperatingPoint,
-    StoredRendition,
-    Thresholds,
-    Trial,
-    Verdict,
-)
+from storage.records.originals import HeldOriginal, OriginalClaim, OriginalForm, OriginalTotals, Purgeable, Tier
+from storage.records.renditions import NewRendition, OperatingPoint, StoredRendition, Thresholds, Trial, Verdict
 from storage.records.states import RENDITION_STATES, InstanceState, ReasonCode
-
-__all__ = [
-    "RENDITION_STATES",
-    "Applied",
-    "Claim",
-    "ClassLabel",
-    "DicomJson",
-    "HeldOriginal",
-    "Hold",
-    "HoldKind",
-    "HoldingCounts",
-    "InstanceState",
-    "LabelledView",
-    "Levels",
-    "ModelUse",
-    "NewInstance",
-    "NewRendition",
-    "OperatingPoint",
-    "OriginalClaim",
-    "OriginalForm",
-    "OriginalTotals",
-    "Purgeable",
-    "Quarantined",
-    "ReasonCode",
-    "ReferencingCopy",
-    "StoredInstance",
-    "StoredRendition",
-    "Thresholds",
-    "Tier",
-    "TrailEntry",
-    "TrailRecord",
-    "Trial",
-    "Verdict",
-]

@@ -89,9 +89,9 @@ class ArchiveParts:
         assert claim is not None
         if state in (InstanceState.VERIFIED, InstanceState.MEASURED):
             base, rendition = self.hot.put(f"base {uid}".encode()), self.hot.put(f"rendition {uid}".encode())
-            self.index.finish_with(
-                claim, state, new_rendition(f"2.25.{uid[-1]}", base_digest=base, rendition_digest=rendition)
-            )
+            derived_uid = f"2.25.{uid.rpartition('.')[2]}"
+            made = new_rendition(derived_uid, base_digest=base, rendition_digest=rendition)
+            self.index.finish_with(claim, state, made)
         else:
             self.index.finish(claim, state, ReasonCode.OTHER, "because")
         return data

@@ -177,7 +177,7 @@ class Notifier:
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.close_as_reported(request)
+        self._commitments.close(request)
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info(
             "reported storage commitment to %s: %s committed, %s not", request.calling_aet, len(report) - failed, failed
@@ -190,7 +190,7 @@ class Notifier:
             LOGGER.error(
                 "storage commitment cannot be reported to %s, no further attempt: %s", request.calling_aet, error
             )
-            self._commitments.give_up(request)
+            self._commitments.close(request, given_up=True)
             return
         LOGGER.warning(
             "storage commitment not reported to %s, next attempt in %.0f s: %s", request.calling_aet, wait, error

@@ -1,10 +1,11 @@
-"""Column types that the tables share."""
+"""What the tables share: their metadata, and types of columns."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String
+from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String, Table
+from sqlalchemy.schema import SchemaItem
 
 metadata = MetaData(
     naming_convention={
@@ -14,6 +15,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+def table(name: str, *parts: SchemaItem, sqlite_autoincrement: bool = False) -> Table:
+    """A table of the index."""
+    return Table(name, metadata, *parts, sqlite_autoincrement=sqlite_autoincrement)
+
 
 Key = Integer().with_variant(BigInteger, "postgresql")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, DateTime, Index, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import JSON, Column, DateTime, Index, Integer, String, Text, UniqueConstraint
 
-from storage.index.tables.columns import Key, code_point_text, metadata
+from storage.index.tables.columns import Key, code_point_text, table
 
-hold = Table(
+hold = table(
     "hold",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("value", code_point_text(128), nullable=False),
@@ -21,18 +20,16 @@ hold = Table(
     Index("ix_hold_kind_value", "kind", "value"),
 )
 
-label = Table(
+label = table(
     "label",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("study_instance_uid", code_point_text(64), nullable=False),
     Column("name", code_point_text(128), nullable=False),
     UniqueConstraint("study_instance_uid", "name"),
 )
 
-class_label = Table(
+class_label = table(
     "class_label",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("sop_instance_uid", code_point_text(64), nullable=False, unique=True),
     Column("class_name", code_point_text(64), nullable=False),
@@ -41,24 +38,21 @@ class_label = Table(
 )
 """The class of an image, for a validation."""
 
-amendment = Table(
+amendment = table(
     "amendment",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("kind", String(16), nullable=False),
-    Column("target", code_point_text(160), nullable=False),
+    Column("target", code_point_text(160), nullable=False, index=True),
     Column("changes", JSON, nullable=False),
     Column("reason", Text, nullable=False),
     Column("made_by", String(128), nullable=False),
     Column("made_at", DateTime, nullable=False),
     Column("undoes", Key, nullable=True, index=True),
-    Index("ix_amendment_target", "target"),
 )
 """Amendments of headers; rows are only ever added. Undoing one adds a row whose ``undoes`` names it."""
 
-tombstone = Table(
+tombstone = table(
     "tombstone",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("uid", code_point_text(64), nullable=False, unique=True),
     Column("original_uid", code_point_text(64), nullable=False, index=True),
@@ -77,9 +71,8 @@ tombstone = Table(
 tombstone_in_force = tombstone.c.return_allowed_at.is_(None)
 """Condition of a tombstone: its UIDs may not return."""
 
-trail = Table(
+trail = table(
     "trail",
-    metadata,
     Column("number", Key, primary_key=True),
     Column("at", String(32), nullable=False, index=True),
     Column("action", String(64), nullable=False),

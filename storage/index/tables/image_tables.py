@@ -12,16 +12,14 @@ from sqlalchemy import (
     Index,
     Integer,
     String,
-    Table,
     Text,
     UniqueConstraint,
 )
 
-from storage.index.tables.columns import Key, code_point_text, lease_columns, metadata
+from storage.index.tables.columns import Key, code_point_text, lease_columns, table
 
-patient = Table(
+patient = table(
     "patient",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("identity", code_point_text(160), nullable=False, index=True),
     Column("patient_id", code_point_text(64), nullable=False, index=True),
@@ -33,9 +31,8 @@ patient = Table(
 """A patient has a row for each set of attributes that its studies came with, or were amended to. Rows with the same
 identity are one patient."""
 
-study = Table(
+study = table(
     "study",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("patient_key", ForeignKey("patient.key"), nullable=False, index=True),
     Column("study_instance_uid", code_point_text(64), nullable=False, unique=True),
@@ -51,9 +48,8 @@ study = Table(
     Index("ix_study_date_time", "study_date", "study_time"),
 )
 
-series = Table(
+series = table(
     "series",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("study_key", ForeignKey("study.key"), nullable=False, index=True),
     Column("series_instance_uid", code_point_text(64), nullable=False, index=True),
@@ -62,9 +58,8 @@ series = Table(
     UniqueConstraint("study_key", "series_instance_uid"),
 )
 
-instance = Table(
+instance = table(
     "instance",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("series_key", ForeignKey("series.key"), nullable=False, index=True),
     Column("sop_instance_uid", code_point_text(64), nullable=False, unique=True),
@@ -88,9 +83,8 @@ instance = Table(
     Index("ix_instance_state", "state", "key"),
 )
 
-rendition = Table(
+rendition = table(
     "rendition",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
     # one payload represents two objects: with drawn noise, and the structure alone
@@ -122,9 +116,8 @@ rendition = Table(
     Column("recipe", String(64), nullable=False),
 )
 
-original = Table(
+original = table(
     "original",
-    metadata,
     Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
     Column("form", String(16), nullable=False),
     Column("tier", String(8), nullable=False),
@@ -142,9 +135,8 @@ original = Table(
 )
 """How each original is held. ``instance.original_digest`` is always the digest of the received file."""
 
-model_file = Table(
+model_file = table(
     "model_file",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("upscaler", String(32), nullable=False),
     Column("weights_digest", String(64), nullable=False),
@@ -155,9 +147,8 @@ model_file = Table(
 )
 """Files of the models that made renditions; each is kept as an object."""
 
-quarantine = Table(
+quarantine = table(
     "quarantine",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("digest", String(64), nullable=False, unique=True),
     Column("sop_instance_uid", String(64), nullable=False, index=True),
@@ -166,17 +157,15 @@ quarantine = Table(
     Column("arrived_at", DateTime, nullable=False),
 )
 
-reference = Table(
+reference = table(
     "reference",
-    metadata,
     Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
     Column("uid", code_point_text(64), primary_key=True),
 )
 """SOP Instance UIDs that annotations reference."""
 
-reference_copy = Table(
+reference_copy = table(
     "reference_copy",
-    metadata,
     Column("uid", code_point_text(64), primary_key=True),
     Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), nullable=False, index=True),
     Column("pairs", JSON, nullable=False),
@@ -184,24 +173,18 @@ reference_copy = Table(
 )
 """Copies of annotations that were announced to peers: their references name reconstructions."""
 
-former_patient = Table(
+former_patient = table(
     "former_patient",
-    metadata,
     Column("study_key", ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
     Column("patient_id", code_point_text(64), primary_key=True),
 )
 """Patient IDs of a study before it was amended: legal holds on them still cover it."""
 
-archive = Table(
-    "archive",
-    metadata,
-    Column("identity", String(36), primary_key=True),
-)
+archive = table("archive", Column("identity", String(36), primary_key=True))
 """One row: the identity of the archive. The change journal beside the objects has the same identity."""
 
-change = Table(
+change = table(
     "change",
-    metadata,
     Column("number", Integer, primary_key=True, autoincrement=True),
     Column("name", String(32), nullable=False),
     Column("key", Text, nullable=False),

@@ -12,16 +12,14 @@ from sqlalchemy import (
     Index,
     Integer,
     String,
-    Table,
     Text,
     UniqueConstraint,
 )
 
-from storage.index.tables.columns import Key, code_point_text, lease_columns, metadata
+from storage.index.tables.columns import Key, code_point_text, lease_columns, table
 
-reverification = Table(
+reverification = table(
     "reverification",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False),
     Column("base_digest", String(64), nullable=False),
@@ -37,9 +35,8 @@ reverification = Table(
     UniqueConstraint("instance_key", "base_digest", "terms"),
 )
 
-job = Table(
+job = table(
     "job",
-    metadata,
     Column("name", String(32), primary_key=True),
     Column("paused", Integer, nullable=False),
     Column("requested_at", Float, nullable=True),
@@ -51,9 +48,8 @@ job = Table(
     Column("memory", JSON, nullable=False),
 )
 
-job_run = Table(
+job_run = table(
     "job_run",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("job", String(32), nullable=False),
     Column("owner", String(100), nullable=False),
@@ -70,9 +66,8 @@ job_run = Table(
     Index("ix_job_run_job", "job", "key"),
 )
 
-damage = Table(
+damage = table(
     "damage",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("digest", String(64), nullable=False, index=True),
     Column("kind", String(16), nullable=False),
@@ -92,9 +87,8 @@ damage = Table(
     Column("outcome", Text, nullable=False),
 )
 
-report = Table(
+report = table(
     "report",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("kind", String(32), nullable=False),
     # of its files in the reports folder, without their extensions
@@ -108,9 +102,8 @@ report = Table(
 )
 """Reports of audits and validations."""
 
-commitment = Table(
+commitment = table(
     "commitment",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("transaction_uid", code_point_text(64), nullable=False, index=True),
     Column("calling_aet", String(16), nullable=False),
@@ -126,9 +119,8 @@ commitment = Table(
     Index("ix_commitment_state_due", "state", "due"),
 )
 
-pin = Table(
+pin = table(
     "pin",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
     Column("commitment_key", ForeignKey("commitment.key"), nullable=False),
@@ -136,9 +128,8 @@ pin = Table(
 )
 """Originals that a commitment protects from a purge, until a time in seconds since the epoch; NULL: for ever."""
 
-replica = Table(
+replica = table(
     "replica",
-    metadata,
     Column("instance_key", ForeignKey("instance.key"), primary_key=True),
     Column("peer", String(16), primary_key=True),
     Column("original_digest", String(64), nullable=False),
@@ -148,9 +139,8 @@ replica = Table(
 )
 """Originals that a peer holds: it answered their C-STORE with 0x0000."""
 
-garbage = Table(
+garbage = table(
     "garbage",
-    metadata,
     Column("key", Key, primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("tier", String(8), nullable=False),

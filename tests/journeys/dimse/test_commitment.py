@@ -25,9 +25,9 @@ from node.config import parse
 from node.dimse.client import Address, store
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import ConfigError
-from storage.index import commitment_requests
 from storage.index.commitment_requests import CommitmentItem, Commitments, CommitmentState
 from storage.index.connection import writing
+from storage.index.reading import batches
 from storage.index.tables import original
 from storage.records import OriginalForm, StoredInstance
 from tests.conftest import settings_for, wait_for
@@ -404,7 +404,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
 
 @pytest.mark.slow
 def test_more_instances_than_one_query_takes_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commitment_requests, "_AT_ONCE", 2)
+    monkeypatch.setattr(batches, "__defaults__", (2,))
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
     with node(tmp_path, modality) as running:

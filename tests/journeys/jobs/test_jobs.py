@@ -212,14 +212,14 @@ def test_a_lease_that_ran_out(rows: JobRows, clock: Clock) -> None:
     first = rows.begin("task", "a", 10, Cause.SCHEDULE, due=clock.now + 1)
     assert first is not None
     clock.now += 9
-    assert rows.heartbeat(first, 10, 1, 2, "x").held
+    assert rows.heartbeat(first, 10, 1, 2, "x") is False
     clock.now += 9
     assert rows.begin("task", "b", 10, Cause.TAKEOVER) is None, "renewed"
     clock.now += 2
     assert states(rows) == [("schedule", RunState.LOST)], "seen by whoever looks, before anybody takes it over"
     second = rows.begin("task", "b", 10, Cause.TAKEOVER)
     assert second is not None
-    assert not rows.heartbeat(first, 10, 1, 2, "x").held
+    assert rows.heartbeat(first, 10, 1, 2, "x") is None
     assert not rows.end(first, RunState.DONE, {}, "", done=2, total=2, text="")
     assert states(rows) == [("takeover", RunState.RUNNING), ("schedule", RunState.LOST)]
     clock.now += 11

@@ -58,9 +58,9 @@ def test_one_owner_at_a_time(connection: Connection) -> None:
 
 
 def test_a_row_may_stay_unclaimable_for_a_while(connection: Connection) -> None:
-    connection.execute(job.update().values(lease.free_after(60)))
+    connection.execute(job.update().values(lease.leased_to(None, 60)))
     assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is None
-    connection.execute(job.update().values(lease.free_after(-1)))
+    connection.execute(job.update().values(lease.leased_to(None, -1)))
     assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is not None
 
 
