@@ -9,7 +9,11 @@ import yaml
 
 def read_yaml(text: str) -> Any:
     """The data of a YAML document. Raises YAMLError, which names the line."""
-    return yaml.load(text, _StrictLoader)
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -46,7 +46,7 @@ def test_folds_keep_patients_together_and_classes_apart() -> None:
 
 def test_folds_need_as_many_patients_of_each_class() -> None:
     truth = np.array([True, True, True, False, False, False])
-    with pytest.raises(TooFewCases, match="3 folds need 3 patients with a positive image; 2 are labelled"):
+    with pytest.raises(TooFewCases, match="3 folds need 3 patients with a positive image, and 2 patients had one"):
         grouped_folds(truth, ["a", "a", "b", "c", "d", "e"], 3, seed=0)
 
 
@@ -54,7 +54,11 @@ def test_the_positive_class() -> None:
     assert positive_class(["a", "a", "b"], "") == "b"
     assert positive_class(["a", "a", "b"], "a") == "a"
     assert positive_class(["benign", "malignant"], "") == "malignant"
-    for names, wanted, says in (([], "", "no labelled image"), (["a"], "", "1 classes"), (["a", "b"], "c", "none of")):
+    for names, wanted, says in (
+        ([], "", "no labelled image"),
+        (["a"], "", "have the classes"),
+        (["a", "b"], "c", "none of"),
+    ):
         with pytest.raises(NothingToValidate, match=says):
             positive_class(names, wanted)
 
