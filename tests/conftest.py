@@ -26,7 +26,6 @@ from tests.support.faster import (
     copy_new_indexes,
     fork_workers_from_a_warm_process,
     measure_fsim_of_two_tiles,
-    read_yaml_by_libyaml,
     stop_servers_at_once,
 )
 from tests.support.requestors import keep_responses_of_all_requestors
@@ -142,7 +141,6 @@ def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
     stop_servers_at_once()
     measure_fsim_of_two_tiles()
     build_commands_once()
-    read_yaml_by_libyaml()
     copy_new_indexes(tmp_path_factory.mktemp("index"))
 
 

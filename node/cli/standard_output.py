@@ -18,7 +18,10 @@ def name_standard_output() -> None:
     if out is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends
     else:
-        sys.stdout = _StandardOutput(out.buffer, out.encoding, out.errors, line_buffering=out.isatty())
+        unbuffered = getattr(out, "write_through", False)  # as PYTHONUNBUFFERED demands
+        sys.stdout = _StandardOutput(
+            out.buffer, out.encoding, out.errors, line_buffering=out.isatty(), write_through=unbuffered
+        )
 
 
 class _StandardOutput(io.TextIOWrapper):

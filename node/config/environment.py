@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from node.config.settings import Settings
 from node.config.strict_yaml import read_yaml
 from storage.errors import ConfigError
@@ -30,10 +28,8 @@ def overrides(environment: Mapping[str, str]) -> dict[Location, Any]:
                 hint = f"; did you mean {variable_of((*location[:depth], near))}?" if near else ""
                 raise ConfigError(f"environment variable {variable}: config.yaml has no key {'.'.join(location)}{hint}")
         text = environment[variable].strip()
-        try:
-            found[location] = read_yaml(text) if text[:1] in ("[", "{") else text
-        except yaml.YAMLError as error:
-            raise ConfigError(f"environment variable {variable} is not valid YAML: {error}") from error
+        is_yaml = text[:1] in ("[", "{")
+        found[location] = read_yaml(text, f"environment variable {variable}") if is_yaml else text
     return found
 
 

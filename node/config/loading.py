@@ -41,7 +41,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
     Raises ConfigError, which names the file or the variable, the key, and what would be valid.
     """
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8")) or {}
+        raw = read_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}; name another file with --config FILE or in LATENT_PACS_CONFIG, "
@@ -50,8 +50,6 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path} is not UTF-8: line {line} holds other bytes; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     values = overrides(environment)
     if isinstance(raw, dict):
         apply(raw, values)
@@ -69,7 +67,7 @@ def parse(raw: Any, source: str) -> Settings:
 def as_data(settings: Settings) -> dict[str, Any]:
     """Settings as plain data that ``parse`` takes, except that a password in storage.database is hidden."""
     data = settings.model_dump(mode="json", by_alias=True)
-    data["storage"]["database"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", data["storage"]["database"])
+    data["storage"]["database"] = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", data["storage"]["database"])
     return data
 
 

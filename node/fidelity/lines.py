@@ -163,11 +163,13 @@ class LineNoise:
         """The histogram of one square; its cells are written into ``worst``."""
         (row, column), step = square, STEPS[level]
         side = (CELL >> level) // step
-        responses = _filtered(small, row, column, level, step)
+        # by turns the first and the second of two pixels: an error may be greater along the borders of coded blocks
+        top, left = row + row // SQUARE % step, column + column // SQUARE % step
+        responses = _filtered(small, top, left, level, step)
         responses /= self._noise_at(level, row, column)
         strongest = np.maximum(responses.max(axis=0), -responses.min(axis=0))
         seen, counted = (
-            inside[row : row + SQUARE : step, column : column + SQUARE : step] for inside in self._inside(level)
+            inside[top : row + SQUARE : step, left : column + SQUARE : step] for inside in self._inside(level)
         )
         height, width = seen.shape
         strongest[:height, :width][~seen] = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -61,8 +62,10 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     element: Any = dataset.get_item(tag, keep_deferred=True)
     value: Any = None if element is None else element.value
     if isinstance(element, RawDataElement) and isinstance(value, bytes):
-        unknown = element.VR == "UN"  # its items are in implicit VR little endian then (PS3.5 6.2.2)
-        value = convert_SQ(value, element.is_implicit_VR or unknown, element.is_little_endian or unknown, list(codecs))
+        # items of a sequence of unknown VR are in little endian (PS3.5 6.2.2), some wrongly in explicit VR:
+        # ``convert_SQ`` looks which, unless it is told that the VR is implicit
+        unknown = element.VR == "UN"
+        value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian or unknown, list(codecs))
     return [item for item in value or [] if isinstance(item, Dataset)]
 
 
@@ -141,9 +144,14 @@ def _unpadded(text: str, vr: str) -> str:
     """Text without padding (PS3.5 section 6.2), and without control characters if the VR forbids them."""
     if vr in {"ST", "LT", "UT"}:
         return text.replace("\0", "").rstrip()
-    if not text.isprintable():
-        text = "".join(character for character in text if character.isprintable())
-    return text.strip()
+    if not text.isprintable():  # also because of an ideographic or a no-break space, or of a joiner
+        text = "".join(character for character in text if not is_control(character))
+    return text.strip(" ")
+
+
+def is_control(character: str) -> bool:
+    """Whether no value of one line may hold the character (PS3.5 section 6.1.3): controls, and ends of lines."""
+    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
 
 
 _CHARACTER_SET = BaseTag(0x00080005)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,7 @@ from pydicom.config import RAISE
 from pydicom.valuerep import validate_value
 
 from storage.dicom.dicomfile import quiet
+from storage.dicom.elements import is_control
 from storage.dicom.levels import columns_of, levels_of, text_of
 from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
 from storage.errors import ChangeRefused
@@ -132,15 +134,22 @@ def _check(key: Key, value: str) -> None:
         raise _invalid(key, value, "it takes one value, and a backslash separates values")
     for each in values:
         try:
+            if key.vr == "US" and not re.fullmatch("[0-9]{1,5}", each):
+                raise ValueError("it is no number")
             validate_value(key.vr, int(each) if key.vr == "US" else each, RAISE)
             if key.vr == "DA":
                 datetime.strptime(each, "%Y%m%d")
         except ValueError as error:
             raise _invalid(key, value, _FORMS.get(key.vr) or str(error).partition(" Please see")[0]) from None
-        if key.vr not in texts and not each.isprintable():
+        if key.vr == "PN" and any(group.count("^") > 4 for group in each.split("=")):
+            raise _invalid(key, value, "a name has at most five components, with ^ between them")
+        allowed = "\t\n\f\r" if key.vr in texts else ""
+        if any(is_control(one) or one in _REORDERING for one in each if one not in allowed):
             raise _invalid(key, value, "it has a control character")
 
 
+_REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Controls that change the order in which characters are shown."""
 _FORMS = {
     "AS": "write an age such as 045Y",
     "CS": "write at most 16 capital letters, digits, spaces and underscores",

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
@@ -35,6 +35,8 @@ def connect(url: str) -> Engine:
     ``commits_need_no_sync`` lowers synchronous for an index whose journal is synced. Raises ConfigError.
     """
     try:
+        if "@" in (make_url(url).host or ""):
+            raise ConfigError("storage.database: write each @ of the user and the password as %40")
         engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
     except ImportError as error:
         raise ConfigError(f"storage.database cannot be used: {error}; run `pip install 'psycopg[binary]'`") from error

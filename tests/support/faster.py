@@ -12,8 +12,6 @@ for connections only, and one from ourselves ends the wait.
 
 ``build_commands_once``: the tree of all commands takes 80 ms to build, which the console script does once.
 
-``read_yaml_by_libyaml``: the commented config.yaml takes 40 ms to read in Python, and 4 ms by libyaml.
-
 ``measure_fsim_of_two_tiles``: FSIM decides nothing, and measuring it takes half the time to encode a small image. Tests
 of FSIM itself measure all tiles (``tests/unit/node/fidelity/test_fidelity.py``).
 """
@@ -32,7 +30,6 @@ from typing import Any
 
 import typer.main
 import typer.testing
-import yaml
 from sqlalchemy import Engine
 
 from node.fidelity.gate import paper_figures
@@ -63,11 +60,6 @@ def stop_servers_at_once() -> None:
 def build_commands_once() -> None:
     """From now on, commands that run in this process share their tree."""
     typer.main.get_command = typer.testing._get_command = lru_cache(typer.main.get_command)
-
-
-def read_yaml_by_libyaml() -> None:
-    """From now on, ``yaml.safe_load`` of this process uses libyaml, if it is installed."""
-    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def measure_fsim_of_two_tiles() -> None:

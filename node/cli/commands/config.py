@@ -56,6 +56,8 @@ def _problems(settings: Settings) -> Iterator[str]:
             check()
         except LatentPacsError as error:
             yield str(error)
+        except OSError as error:  # below a folder that this user may not read
+            yield f"{error.filename} cannot be used: {error.strerror}; run this as the user of the node"
 
 
 def _checks(settings: Settings) -> Iterator[Callable[[], object]]:
@@ -78,7 +80,8 @@ def _checks(settings: Settings) -> Iterator[Callable[[], object]]:
         yield from (partial(_file, key, name) for key, name in files.items() if name)
     else:
         yield partial(server_context, tls)
-    yield from (partial(load_network, Path(name)) for name in (model.mammo.weights, *model.mammo.older) if name)
+    named = (model.mammo.weights if model.upscaler == "mammo" else "", *model.mammo.older)
+    yield from (partial(load_network, Path(name)) for name in named if name)
     if model.upscaler == "sd_x2":
         yield partial(require_extra, "sd-x2", "reconstruct.upscaler sd_x2")
         if Path(model.sd_x2.weights).is_dir():

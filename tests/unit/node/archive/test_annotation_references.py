@@ -191,20 +191,22 @@ def test_text_of_a_copy_is_what_was_received(tmp_path: Path, character_set: str 
     assert (written.count(text), written.count(b"2.25.99")) == (2, 2)
 
 
-def test_references_in_sequences_of_unknown_vr_are_rewritten(tmp_path: Path) -> None:
-    """A gateway with an old dictionary sends a sequence as UN, whose items are in implicit VR (PS3.5 6.2.2)."""
+@pytest.mark.parametrize("implicit", [True, False])
+def test_references_in_sequences_of_unknown_vr_are_rewritten(tmp_path: Path, implicit: bool) -> None:
+    """A gateway with an old dictionary sends a sequence as UN, whose items are in implicit VR (PS3.5 6.2.2). Some keep
+    explicit VR."""
     report = cad_report("1.2.3", ["1.2.3.99"], finding("1", selected_from("1.2.3.99")))
     only = Dataset()
     only.ContentSequence = report.ContentSequence
-    implicit = DicomBytesIO()
-    implicit.is_little_endian = implicit.is_implicit_VR = True
-    write_dataset(implicit, only)
-    tag, value = BaseTag(0x0040A730), implicit.getvalue()[8:]
+    written = DicomBytesIO()
+    written.is_little_endian, written.is_implicit_VR = True, implicit
+    write_dataset(written, only)
+    tag, value = BaseTag(0x0040A730), written.getvalue()[8 if implicit else 12 :]
     report[tag] = RawDataElement(tag, "UN", len(value), value, 0, False, True)
     assert references_of(dcmread(write(report, tmp_path / "sent.dcm"))) == ("1.2.3.99",)
     copied(tmp_path, report)
-    written = (tmp_path / "copy.dcm").read_bytes()
-    assert (written.count(b"1.2.3.99"), written.count(b"2.25.99")) == (0, 2)
+    copy = (tmp_path / "copy.dcm").read_bytes()
+    assert (copy.count(b"1.2.3.99"), copy.count(b"2.25.99")) == (0, 2)
 
 
 def predecessors(ds: Dataset) -> list[Any]:

@@ -136,7 +136,16 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(broken)
     broken.write_text("node:\n  port: 1\n  ae_title: A\n  port: 2\n")
-    with pytest.raises(ConfigError, match=r"(?s)the key port is here a second time; the first is in line 2.*line 4"):
+    with pytest.raises(
+        ConfigError, match=r"line 4, column 3: the key port is here a second time; the first is in line 2"
+    ):
+        load(broken)
+    broken.write_text("storage: {database: 'postgresql+psycopg://u:Secret@h/d', database: x}")
+    with pytest.raises(ConfigError, match="the key database") as caught:
+        load(broken)
+    assert "Secret" not in str(caught.value)
+    broken.write_text("base: &base {port: 1}\nnode: &node {<<: *base, port: 2}\nmore: {<<: *node}\n")
+    with pytest.raises(ConfigError, match=r"more: "):  # an unknown key, but no repeated one
         load(broken)
     broken.write_text("")
     assert load(broken) == parse({"storage": {"root": str(tmp_path / "latent-pacs-data")}}, "t")

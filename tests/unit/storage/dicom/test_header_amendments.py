@@ -28,6 +28,10 @@ from storage.errors import ChangeRefused
         ("PregnancyStatus", "65536", "write a whole number"),
         ("PatientID", "P\x1b1", "control character"),
         ("StudyDescription", "two\nlines", "control character"),
+        ("PatientName", "A\u202eB", "control character"),
+        ("PatientComments", "a\x07b", "control character"),
+        ("PregnancyStatus", "1_0", "write a whole number"),
+        ("PatientName", "a^b^c^d^e^f", "five components"),
     ],
 )
 def test_a_value_that_its_vr_forbids_is_refused(keyword: str, value: str, says: str) -> None:
@@ -44,6 +48,9 @@ def test_a_value_that_its_vr_forbids_is_refused(keyword: str, value: str, says: 
         ("PregnancyStatus", "4", [4]),
         ("PatientName", "Müller^Łucja", [{"Alphabetic": "Müller^Łucja"}]),
         ("StudyTime", "142500.5", ["142500.5"]),
+        ("PatientName", "Yamada=山田　太郎", [{"Alphabetic": "Yamada", "Ideographic": "山田　太郎"}]),
+        ("PatientName", "محمد\u200cعلی", [{"Alphabetic": "محمد\u200cعلی"}]),
+        ("PatientID", "患者　1", ["患者　1"]),
     ],
 )
 def test_a_value_that_its_vr_allows_is_taken(keyword: str, value: str, expected: list[object]) -> None:

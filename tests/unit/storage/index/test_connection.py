@@ -24,3 +24,9 @@ def test_a_driver_that_is_not_installed_is_named() -> None:
 def test_a_folder_that_is_missing_is_no_traceback(tmp_path: Path) -> None:
     with pytest.raises(IndexRefused, match="look whether its file and folder are there"):
         migrate(connect(f"sqlite:///{tmp_path / 'none' / 'index.sqlite'}"))
+
+
+def test_a_password_with_an_at_sign_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="write each @ of the user and the password as %40") as caught:
+        connect("postgresql+psycopg://pacs:Sec@ret9@dbhost/x")
+    assert "ret9" not in str(caught.value)
