@@ -8,7 +8,7 @@ FINEST, COARSEST = 0.1, 15.0
 """Least and greatest JPEG XL distance; a scale that needs another one is given up."""
 SLOPE = 0.6
 """log2 increase of the burden per doubling of the distance, assumed until two looks measure it; typical."""
-NEAR = 0.955
+NEAR = 0.945
 """A search ends when the burden lies between this and 1."""
 AIM = 0.98
 """Burden that a search aims at."""
