@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, bindparam, func, select
+from sqlalchemy import Connection, Engine, Row, Table, bindparam, exists, func, or_, select
 
 from storage.dicom.query_keys import COMPUTED_KEYS, OFFSET_FROM_UTC, Key, Level, offset_name
 from storage.index.original_locations import is_gone
@@ -172,13 +172,20 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
+_ANY_GONE = select(
+    or_(
+        exists().where(original.c.tier == Tier.HOT, original.c.form == OriginalForm.PURGED),
+        exists().where(damage.c.kind == "original", damage.c.closed_at.is_(None)),
+    )
+)
+"""Whether any original was purged or lost: by ix_original_tier_form, and in a short table. Usually none is, and then
+nothing else is read. It is built once, as ``_EVERY_ROW`` is."""
+
+
 def _unavailable(connection: Connection, search: Search, keys: Iterable[int]) -> set[int]:
     """Those of the entities below which an original was purged or lost, and nothing is served instead."""
     level = search.level
-    # two quick looks come first, since there is usually none: by ix_original_tier_form, and in a short table
-    purged = select(original.c.instance_key).where(original.c.tier == Tier.HOT, original.c.form == OriginalForm.PURGED)
-    lost = select(damage.c.key).where(damage.c.kind == "original", damage.c.closed_at.is_(None))
-    if all(connection.execute(look.limit(1)).first() is None for look in (purged, lost)):
+    if not connection.execute(_ANY_GONE).scalar():
         return set()
     source: Any = original.join(instance, original.c.instance_key == instance.c.key)
     for upper, lower in reversed(list(pairwise(LEVELS[LEVELS.index(level) :]))):
