@@ -116,11 +116,13 @@ def _reconcile(
         begin_journal(index, journal, identity)
         with index.engine.connect().execution_options(write=True) as connection, connection.begin():
             connection.execute(insert(archive).values(identity=identity))
-        if not blank:
-            return []
-        accepted = "the archive begins with an empty index, as accepted"
-        new = f"a new archive begins in {root}, which held none; if you expect images there, correct storage.root"
-        return [accepted if has_past else new]
+        if blank and has_past:
+            return ["the archive begins with an empty index, as accepted"]
+        if blank and not accept_empty:
+            return [
+                f"a new archive begins in {root}, which held none; if you expect images there, correct storage.root"
+            ]
+        return []
     if recorded and recorded != identity:
         if not accept_empty:
             raise IndexRefused(

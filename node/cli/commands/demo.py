@@ -97,7 +97,10 @@ def _run(files: list[Path], folder: Path) -> tuple[list[Row], list[tuple[Path, P
     moved_to, got_to = folder / "moved", folder / "got"
     moved_to.mkdir()
     got_to.mkdir()
-    with Receiver(moved_to) as receiver, Node(_settings(folder / "archive", receiver.port)) as node:
+    with (
+        Receiver(moved_to) as receiver,
+        Node(_settings(folder / "archive", receiver.port), accept_empty_index=True) as node,
+    ):
         address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
         rows = _store(files, address)
         held = _wait_until_settled(node, list(rows))
