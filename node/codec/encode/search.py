@@ -205,8 +205,13 @@ class Encoder:
         point, sampler = forecast.point, self._encoder_of_sample
         for other in () if point.companded else self.upscalers[:-1]:
             began = time.monotonic()
-            plain = sampler.last if sampler is not self else None  # nearly at this point, most often
-            if plain is None or replace(plain.base.point, distance=point.distance) != point:
+            plain = sampler.last  # most often the baseline's, nearly at this point
+            if (
+                plain is None
+                or sampler is self
+                or plain.upscaler is not self._baseline
+                or replace(plain.base.point, distance=point.distance) != point
+            ):
                 plain = sampler._attempt(point, self._baseline)
             made = sampler._measured_attempt(plain.base, plain.data, plain.decoded, other)
             lost, usual = (each.figures.lost[_TELLING] for each in (made, plain))
