@@ -21,6 +21,7 @@ from node.cli.exit_codes import UsageError
 from node.cli.times import time_json
 from node.config import load
 from storage.index import Index
+from storage.records import ReasonCode
 
 if TYPE_CHECKING:
     from node.app import Services
@@ -34,6 +35,7 @@ UtcOption = Annotated[bool, typer.Option("--utc", help="Print times in UTC inste
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
 LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
+REASON_CODES = [str(code) for code in ReasonCode if code]
 
 
 def stated(reason: str) -> str:

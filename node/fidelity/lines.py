@@ -316,15 +316,16 @@ def _pyramid(image: Float) -> list[Float]:
     """
     sizes = [image]
     for _ in WIDTHS[1:]:
-        sizes.append(_in_strips(sizes[-1]))
+        sizes.append(_half_size(sizes[-1]))
     return sizes
 
 
-def _in_strips(image: Float) -> Float:
+def _half_size(image: Float) -> Float:
     """The image halved along both axes, strips of it in threads."""
 
     def strip(row: int) -> Float:
-        """Halved lines from ``row`` on, and their part that does not depend on where the strip was cut."""
+        """The lines of the halved image from ``row`` on. The strip has two more lines on each side, so that its own
+        border changes none of them."""
         top = max(2 * row - 2, 0)
         lines = _halved(image[top : 2 * (row + _STRIP) + 2], 0)
         return _halved(lines[row - top // 2 :][:_STRIP], 1)

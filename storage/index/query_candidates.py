@@ -22,7 +22,7 @@ from storage.index.query_pages import (
     order_of,
     page_after,
 )
-from storage.index.reading import rows_of, values_of
+from storage.index.reading import batches, rows_of, values_of
 from storage.index.rendition_rows import is_served
 from storage.index.rewritten_annotations import copies as copies_of
 from storage.index.tables import damage, instance, original, patient, rendition, series, study
@@ -195,10 +195,9 @@ def _unavailable(connection: Connection, search: Search, keys: Iterable[int]) ->
         source, own = _with_every_row(source)
     nothing_else = [~is_served()] if search.renditions else []
     query = select(own).select_from(source).where(is_gone(), *nothing_else)
-    wanted, found = list(keys), set[int]()
-    for at in range(0, len(wanted), _KEYS_AT_ONCE):
-        found.update(connection.execute(query.where(own.in_(wanted[at : at + _KEYS_AT_ONCE]))).scalars())
-    return found
+    return {
+        key for some in batches(keys, _KEYS_AT_ONCE) for key in connection.execute(query.where(own.in_(some))).scalars()
+    }
 
 
 def _derived_objects(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, tuple[str, bool]]:

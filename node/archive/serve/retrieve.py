@@ -26,6 +26,7 @@ from node.workers.requests import TranscodeRequest
 from storage.dicom.header_amendments import version_of
 from storage.errors import NothingToSend, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
+from storage.index.reading import batches
 from storage.index.rewritten_annotations import copies
 from storage.objects.inspection import is_back
 from storage.records import ReferencingCopy, StoredInstance, StoredRendition, Tier
@@ -148,8 +149,7 @@ class Retrieve:
         ``draw``: reconstructions with drawn noise."""
         named = self._index.renditions(sorted(requested)) if requested else {}
         chosen: list[Choice] = []
-        for start in range(0, len(keys), 500):
-            some = keys[start : start + 500]
+        for some in batches(keys):
             rewritten = copies(self._index.engine, some, requested, draw=draw) if rewrite else {}
             for instance in self._index.by_keys(some):
                 for choice in choose(instance, policy, requested, named.get(instance.key, []), draw=draw):

@@ -42,13 +42,14 @@ def add_hold(
     """Place a hold on a study, a patient, or all studies with a hold label. It also covers images that arrive later."""
     from node.archive.intake.ingest import check_uid
 
-    values = (study.strip(), patient.strip(), label)
+    study = study.strip()
+    values = (study, patient.strip(), label)
     named = [(kind, value) for kind, value in zip(HoldKind, values, strict=True) if value]
     if len(named) != 1:
         raise UsageError("name exactly one of --study, --patient and --label")
     if study:
         try:
-            check_uid("value of --study", study.strip())
+            check_uid("value of --study", study)
         except InvalidUid as error:
             raise UsageError(f"{error}; nothing was held") from error
     with archive(config) as services:

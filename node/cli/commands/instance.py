@@ -11,20 +11,27 @@ import typer
 from rich.table import Table
 
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, say
+from node.cli.options import (
+    DEFAULT_CONFIG,
+    REASON_CODES,
+    ConfigOption,
+    JsonOption,
+    LimitOption,
+    UtcOption,
+    open_index,
+    say,
+)
 from node.cli.times import time_text
 from node.config import load
 from node.reports.formatting import size_text
 from storage.objects.store import ObjectStore
 from storage.printable import counted
-from storage.records import InstanceState, ReasonCode, StoredInstance
+from storage.records import InstanceState, StoredInstance
 
 if TYPE_CHECKING:
     from node.archive.instance_report import InstanceReport
 
 instances = typer.Typer(help="List images by state and reason, and report on one.", no_args_is_help=True)
-
-_CODES = ", ".join(str(code) for code in ReasonCode if code)
 
 
 @instances.command("list")
@@ -32,7 +39,11 @@ def list_instances(
     state: Annotated[list[InstanceState] | None, typer.Option("--state", help="Only this state; repeatable.")] = None,
     reason: Annotated[
         str,
-        typer.Option("--reason", help=f"A reason code ({_CODES}), or a part of the reason's text.", metavar="TEXT"),
+        typer.Option(
+            "--reason",
+            help=f"A reason code ({', '.join(REASON_CODES)}), or a part of the reason's text.",
+            metavar="TEXT",
+        ),
     ] = "",
     study: Annotated[str, typer.Option("--study", help="Only images of this Study Instance UID.", metavar="UID")] = "",
     limit: LimitOption = 100,

@@ -7,16 +7,15 @@ from typing import Annotated
 import typer
 
 from node.cli.exit_codes import UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, say
+from node.cli.options import DEFAULT_CONFIG, REASON_CODES, ConfigOption, JsonOption, open_index, say
 from storage.printable import counted
 from storage.records import ReasonCode
 
 
 def _code(text: str) -> ReasonCode:
     """The reason code that a person named. Raises UsageError."""
-    codes = [str(code) for code in ReasonCode if code]
-    if text not in codes:
-        raise UsageError(f"--reason: there is no reason code {text!r}; name one of {', '.join(codes)}")
+    if text not in REASON_CODES:
+        raise UsageError(f"--reason: there is no reason code {text!r}; name one of {', '.join(REASON_CODES)}")
     return ReasonCode(text)
 
 
