@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+from sqlalchemy import event
 
 from benchmarks.upper_layer import ABORTED, IMPLICIT, associate, context, item, pdu, received, user_information
 from node.dimse import client
 from node.dimse.client import image_identifier
+from node.dimse.pynetdicom_patches.ended_peer import wants_release
 from storage.dicom.dicomfile import encode
 from tests.conftest import Archive, wait_for
 from tests.support.raw_commands import (
@@ -47,10 +50,19 @@ def request(field: int, sop_class: str, identifier: Dataset) -> bytes:
 
 def test_a_query_that_is_left_ends_as_cancelled(quiet_archive: Archive, tmp_path: Path) -> None:
     """The peer does not want what is left: the status must not say that it has had everything."""
-    identifier = image_identifier(filled(quiet_archive, tmp_path))
+    identifier, node, seen = image_identifier(filled(quiet_archive, tmp_path)), quiet_archive.node, threading.Event()
+
+    def wait_for_release(*_: object) -> None:
+        """The node reads the index for the query only after it has received the release: no answer can be faster."""
+        associations = node.server.entity.active_associations
+        wait_for(lambda: seen.is_set() or any(map(wants_release, associations)), what="the release")
+        seen.set()
+
     with RawCaller(quiet_archive.address.port, FIND, calling="EXACTVIEW") as caller:
+        event.listen(node.index.engine, "before_cursor_execute", wait_for_release)
         caller.send(request(0x0020, FIND, identifier) + RELEASE)
         answer = caller.answer()
+        seen.set()  # if the release came first, the index was not read
         assert answer is not None
         assert answer.Status == 0xFE00
         assert received(caller._connection)[0] == RELEASED
