@@ -17,7 +17,7 @@ from node.fidelity.lines import LineNoise
 from node.fidelity.repetition import Repetition
 from node.fidelity.specks import HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
-from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels
+from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels, reduced
 
 if TYPE_CHECKING:
     Tile = tuple[int, int]
@@ -57,11 +57,24 @@ class Reference:
 
     @cached_property
     def breast(self) -> NDArray[np.bool_]:
-        """Pixels of the breast, without its rim of one block and without padding: bool, shape of ``pixels``."""
+        """Pixels of the breast, without its rim of one block, without padding and without clipped cells: bool, shape of
+        ``pixels``. In a clipped cell all pixels have one extreme value of the image, as in a bright implant. It has no
+        noise in which an error can hide: errors there are held to the limits of what is out of the breast."""
         from scipy.ndimage import binary_erosion
 
         inner = binary_erosion(self.mask, border_value=1)
-        return self._pixels_of(inner if inner.any() else self.mask)
+        inner = inner if inner.any() else self.mask
+        unclipped = inner & ~self._clipped
+        return self._pixels_of(unclipped if unclipped.any() else inner)
+
+    @property
+    def _clipped(self) -> Mask:
+        """Cells of 16 pixels whose pixels all have the smallest or all the greatest value of the image: bool."""
+        counted = self.pixels if self.counted.all() else self.pixels[self.counted]
+        if not counted.size:
+            return np.zeros_like(self.mask)
+        least, most = (reduced(self.pixels, CELL, by) for by in (np.minimum, np.maximum))
+        return np.asarray((least == most) & ((least == counted.min()) | (least == counted.max())))
 
     @cached_property
     def core(self) -> NDArray[np.bool_]:
