@@ -83,6 +83,13 @@ class Reference:
         core = self._pixels_of(self._opened) & self.breast
         return core if core.any() else self.breast
 
+    @property
+    def air(self) -> Mask:
+        """Cells of 16 pixels that are farther than two cells from the breast: bool."""
+        from scipy.ndimage import binary_dilation
+
+        return np.asarray(~binary_dilation(self.mask, iterations=2))
+
     def _pixels_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Blocks as pixels that are not padding."""
         rows, columns = self.pixels.shape

@@ -5,10 +5,12 @@ Every grid starts at the image's top left pixel. The squares at the right and lo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 CELL = 16
 """Side of a cell, in pixels: the unit of breast masks, local measurements, coded residuals and exact patches."""
@@ -26,9 +28,9 @@ def cell_grid(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // CELL), -(-columns // CELL)
 
 
-def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
-    """The pixels of marked cells: bool, shape (rows, columns)."""
-    return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
+def cell_pixels(cells: NDArray[_Value], rows: int, columns: int, side: int = CELL) -> NDArray[_Value]:
+    """Each pixel's value of ``cells``, which are ``side`` pixels a side: shape (rows, columns)."""
+    return np.repeat(np.repeat(cells, side, axis=0), side, axis=1)[:rows, :columns]
 
 
 def reduced(values: NDArray[Any], side: int, by: np.ufunc, dtype: type | None = None) -> NDArray[Any]:
@@ -54,6 +56,24 @@ def cell_means(values: NDArray[Any]) -> NDArray[np.float32]:
 def flat_cells(values: NDArray[Any]) -> Cells:
     """The cells whose pixels have one value."""
     return np.asarray(reduced(values, CELL, np.maximum) == reduced(values, CELL, np.minimum))
+
+
+def cell_quantiles(
+    values: NDArray[np.float32], counted: NDArray[np.bool_], side: int, share: float
+) -> NDArray[np.float32]:
+    """A quantile, ``share`` from 0 to 1, of the ``counted`` pixels in each square of ``side`` x ``side`` pixels.
+
+    float32 (rows / side, columns / side), rounded up; 0 where none counts. Every second row and column is looked at.
+    """
+    pad = [(0, -length % side) for length in values.shape]
+    some = np.pad(np.where(counted, values, np.float32(np.nan)), pad, constant_values=np.nan)[::2, ::2]
+    half = side // 2
+    cells = some.reshape(some.shape[0] // half, half, some.shape[1] // half, half).transpose(0, 2, 1, 3)
+    ordered = np.sort(cells.reshape(*cells.shape[:2], -1), axis=2)
+    known = (~np.isnan(ordered)).sum(axis=2)
+    at = (np.maximum(known - 1, 0) * share).astype(np.intp)
+    found = np.take_along_axis(ordered, at[..., None], axis=2)[..., 0]
+    return np.where(known > 0, found, 0).astype(np.float32)
 
 
 def counts_at_half_steps(marks: NDArray[np.bool_], side: int) -> NDArray[np.int64]:

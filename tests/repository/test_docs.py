@@ -27,6 +27,7 @@ MODULES = (
     "node/codec/encode/base_coding.py",
     "node/codec/encode/source_image.py",
     "node/codec/encode/padding_fill.py",
+    "node/codec/encode/air_noise.py",
     "node/codec/encode/quantiser_walk.py",
     "node/codec/encode/repairs.py",
     "node/codec/encode/noise_fitting.py",

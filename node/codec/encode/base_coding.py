@@ -29,7 +29,7 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
     """Downsample one original and code it as ``point`` says, lossy samples over the full 16 bits."""
     low, high = source.extremes
     operator = Operator(source.pixels.shape[0], source.pixels.shape[1], point.scale)
-    ideal = source.lowered(point.scale)
+    ideal = source.to_code(point.scale) if point.distance else source.lowered(point.scale)
     region = source.region(point.scale) if point.distance else None
     part = (region or CodedRegion.whole(*ideal.shape)).part
     offset, gain = _mapping(source, point)

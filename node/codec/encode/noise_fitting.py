@@ -25,7 +25,7 @@ from node.codec.noise import (
 )
 from node.fidelity.bands import finest_octave
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, counts_at_half_steps, flat_cells, reduced
+from storage.formats.geometry import CELL, cell_pixels, cell_quantiles, counts_at_half_steps, flat_cells, reduced
 
 _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
@@ -135,17 +135,9 @@ class _Strip:
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
     """The residual clipped to the noise of its place: larger values are lost edges, not noise."""
+    limit = cell_quantiles(np.abs(residual), counted, PLACE, 0.5) * np.float32(_CLIPPED / _MAD)
     rows, columns = residual.shape
-    pad = (-rows % PLACE, -columns % PLACE)
-    sizes = np.where(counted, np.abs(residual), np.float32(np.nan))
-    cells = np.pad(sizes, ((0, pad[0]), (0, pad[1])), constant_values=np.nan)[::2, ::2]
-    half = PLACE // 2
-    cells = cells.reshape(cells.shape[0] // half, half, cells.shape[1] // half, half).transpose(0, 2, 1, 3)
-    flat = np.sort(cells.reshape(*cells.shape[:2], -1), axis=2)
-    known = (~np.isnan(flat)).sum(axis=2)
-    middle = np.take_along_axis(flat, (np.maximum(known, 1)[..., None] - 1) // 2, axis=2)[..., 0]
-    limit = np.where(known > 0, middle, 0).astype(np.float32) * np.float32(_CLIPPED / _MAD)
-    bound = np.repeat(np.repeat(limit, PLACE, axis=0), PLACE, axis=1)[:rows, :columns]
+    bound = cell_pixels(limit, rows, columns, PLACE)
     return np.where(counted, np.minimum(np.maximum(residual, -bound), bound), np.float32(0))
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from node.codec.encode.air_noise import without_air_noise
 from node.codec.encode.padding_fill import filled
 from node.fidelity.windows import is_inverted
 from storage.dicom.dicomfile import HeaderBytes, opened
 from storage.dicom.elements import readable
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
-from storage.formats.geometry import DCT_BLOCK
+from storage.formats.geometry import CELL, DCT_BLOCK, cell_pixels
 from storage.formats.padding import pack_padding
 from storage.formats.payload import CURVE_KNOTS, CodedRegion
 from storage.formats.resample import Operator
@@ -49,7 +50,8 @@ class Source:
     breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
     come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
     range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
-    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values.
+    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values. ``air``: cells of 16 pixels whose
+    noise is not coded, bool, or None.
     """
 
     pixels: Pixels
@@ -61,8 +63,10 @@ class Source:
     pixel_vr: str
     header_bytes: HeaderBytes
     inverted: bool = False
+    air: Mask | None = None
     _extremes: tuple[int, int] | None = field(default=None, compare=False, repr=False)
     _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
+    _to_code: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
     _curves: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
 
@@ -103,6 +107,16 @@ class Source:
             self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
         return self._lowered[scale]
 
+    def to_code(self, scale: int) -> Float:
+        """``lowered`` without the noise of air; worked out once. Not to be written to."""
+        if scale not in self._to_code:
+            samples = self.lowered(scale)
+            if self.air is not None:
+                rows, columns = samples.shape
+                samples = without_air_noise(samples, cell_pixels(self.air, rows, columns, CELL // scale))
+            self._to_code[scale] = samples
+        return self._to_code[scale]
+
     def region(self, scale: int) -> CodedRegion | None:
         """The region of ``lowered`` that is coded; None means all of it. Computed once."""
         if scale not in self._regions:
@@ -116,8 +130,10 @@ class Source:
             pixels=pixels,
             padding=None,
             padding_pixels=None,
+            air=None,
             _extremes=self.extremes,
             _lowered={},
+            _to_code={},
             _regions={},
             _curves={"noise": self.noise_curve},
         )
@@ -161,7 +177,8 @@ def read_source_and_reference(path: Path, digest: str) -> tuple[Source, Referenc
         header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
     header = header_bytes.dataset()
     source = Source.of(pixels, header, header_bytes, digest, pixel_vr)
-    return source, Reference(pixels, header, source.padding_pixels)
+    reference = Reference(pixels, header, source.padding_pixels)
+    return replace(source, air=reference.air), reference
 
 
 def padding_range(header: Dataset) -> tuple[int, int] | None:
