@@ -17,7 +17,7 @@ from storage.dicom.header_amendments import AmendmentKind
 from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now, writing
 from storage.index.tables import original
-from storage.records import InstanceState, OriginalForm, Tier
+from storage.records import HoldKind, InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import FailingDecoders, hold_image, just_before, receive, small
 from tests.support.encoded_elements import element
@@ -117,6 +117,17 @@ def test_an_image_of_another_patient_under_a_known_study_is_reported(
     assert f"{UID}.3" in line
     assert "1.2.3.4.5" in line
     assert "P2" not in line  # the log holds no patient data
+
+
+def test_a_hold_covers_what_states_its_patient_under_the_study_of_another(bench: ArchiveParts) -> None:
+    """Every such image is reported, not only the first one."""
+    notes = []
+    for number, patient_id in enumerate(("P1", "P2", "P2")):
+        ds = of_patient(f"{UID}.{number}", patient_id)
+        notes.append(receive(bench, as_file(bench, ds), ds).note)
+    assert notes == ["", ANOTHER_PATIENT, ANOTHER_PATIENT]
+    bench.index.holds.add(HoldKind.PATIENT, "P2", reason="court", who="user:me")
+    assert {one.kept_because for one in bench.index.tombstones.plan("study", "1.2.3.4.5")} == {"is on hold"}
 
 
 def test_an_image_with_the_former_id_of_an_amended_patient_is_not_reported(bench: ArchiveParts) -> None:
