@@ -63,8 +63,11 @@ class QuarantineRows(IndexPart):
         return [record_of(Quarantined, row) for row in rows]
 
     def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
-        """Drop an object; False if it is no longer in quarantine."""
+        """Drop an object; False if it is no longer in quarantine. Raises ChangeRefused if a hold covers its image."""
         with writing(self._engine) as connection:
+            held = _held(connection, one.sop_instance_uid)
+            if held is not None and held.on_hold:
+                raise ChangeRefused(f"{one.sop_instance_uid} is on hold, and nothing that arrived under it is removed")
             if not _take_out(connection, one.digest):
                 return False
             mark_garbage(connection, one.digest, Tier.HOT)
