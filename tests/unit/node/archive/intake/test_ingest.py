@@ -316,6 +316,20 @@ def test_a_deleted_image_is_quarantined_with_the_day_of_its_deletion(bench: Arch
     assert quarantined(bench) == [(sha256(data), f"its SOP Instance UID was deleted here on {now():%Y-%m-%d}")]
 
 
+def test_an_image_that_returns_leaves_the_quarantine(bench: ArchiveParts) -> None:
+    """Its storage commitment failed, as if another data set with its UID were in quarantine."""
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    delete(bench)
+    with pytest.raises(Deleted):
+        receive(bench, data, ds)
+    bench.index.tombstones.allow_return("image", UID, reason="it was right", who="user:test")
+    assert receive(bench, data, ds).new
+    assert quarantined(bench) == []
+    assert bench.read(data) == data
+
+
 # --- UIDs of the data set ---
 
 
