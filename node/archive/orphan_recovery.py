@@ -38,6 +38,8 @@ from storage.records import HeldOriginal, NewInstance, OriginalForm, StoredInsta
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
 _KINDS = {b"O": "packed", b"B": "base", b"R": "rendition"}
+_RETURNS = ("original.again", "delete", "quarantine.accept")
+"""Records after which a purged original may be held again."""
 _UNREADABLE = (LatentPacsError, OSError, ValueError)
 """Errors of files that are damaged, of no known kind, or no objects; they are left to a scrub."""
 
@@ -95,7 +97,7 @@ class OrphanRecovery:
         for record in self._index.trail.records():
             if record.entry.action == "original.purge":
                 purges[record.entry.uids[0]] = record
-            elif record.entry.action == "original.again":
+            elif record.entry.action in _RETURNS:
                 purges.pop(record.entry.uids[0], None)
         for uid, record in purges.items():
             held = self._index.by_uid(uid)

@@ -57,6 +57,8 @@ class ScrubRepair:
         if inspection.condition is not Condition.UNREADABLE and (
             recover(self.stores[first.store], first.digest) or self._copy_from_replica(first)
         ):
+            for one in expected:  # an earlier scrub may have found the damage, and could not repair it
+                self.integrity.close_of(one, "recovered")
             return [self._finding(one, inspection, "recovered") for one in expected]
         return [self._settle_one(one, inspection, moved_to) for one in expected]
 

@@ -60,10 +60,14 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
 def _study_key(connection: Connection, levels: Levels) -> int:
     """The key of the study of an instance with those attributes; inserts study and patient if they are new."""
     uid = columns_of(levels)["study"]["study_instance_uid"]
-    known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
+    query = select(study.c.key, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
+    known = connection.execute(query.where(study.c.study_instance_uid == uid)).first()
     if known is not None:
-        _add_missing(connection, int(known), levels)
-        return int(known)
+        _add_missing(connection, known.key, levels)
+        stated = columns_of(levels)["patient"]["patient_id"]
+        if stated != known.patient_id:
+            add_former_patients(connection, known.key, [stated], known.patient_id)
+        return int(known.key)
     received = {"patient": levels.patient, "study": levels.study}
     made = _folded(connection, uid, received)
     columns = made.columns()
@@ -114,15 +118,15 @@ def _patient_key(connection: Connection, row: dict[str, Any]) -> int:
 
 
 def states_another_patient(connection: Connection, levels: Levels) -> bool:
-    """Whether an instance with those attributes states a Patient ID that its study neither has nor had."""
+    """Whether an instance with those attributes states a Patient ID that its study neither has nor had before it was
+    amended."""
     columns = columns_of(levels)
     stated, uid = columns["patient"]["patient_id"], columns["study"]["study_instance_uid"]
-    query = select(study.c.key, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
+    query = select(study.c.received, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
     row = connection.execute(query.where(study.c.study_instance_uid == uid)).one_or_none()
     if row is None or not stated or not row.patient_id or stated == row.patient_id:
         return False
-    former = select(former_patient.c.patient_id).where(former_patient.c.study_key == row.key)
-    return stated not in set(connection.execute(former).scalars())
+    return row.received is None or stated not in _folded(connection, uid, row.received).patient_ids
 
 
 def _folded(connection: Connection, study_uid: str, received: dict[str, DicomJson]) -> Folded:
@@ -168,7 +172,7 @@ def amendments(connection: Connection, *where: Any) -> list[Amendment]:
 
 
 def add_former_patients(connection: Connection, study_key: int, ids: Iterable[str], current: str) -> None:
-    """Store former Patient IDs of a study, for legal holds."""
+    """Store former Patient IDs of a study, and others that its images state, for legal holds."""
     mine = former_patient.c.study_key == study_key
     known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
     for one in sorted(set(ids) - known - {current, ""}):

@@ -23,7 +23,7 @@ from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
 from storage.index.level_joins import with_patient
 from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
-from storage.index.quarantined import QuarantineRows
+from storage.index.quarantined import QuarantineRows, take_out
 from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of
 from storage.index.rendition_rows import (
     current_renditions,
@@ -134,6 +134,7 @@ class Index:
             key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
             insert_original(connection, key, new.original_digest, new.original_bytes)
             note_references(connection, key, new.references)
+            take_out(connection, new.original_digest)  # it had been deleted, and may come back
         return Added.NEW
 
     # --- looking up ---

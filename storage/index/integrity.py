@@ -109,6 +109,12 @@ class Integrity(IndexPart):
         with writing(self._engine) as connection:
             close_damage_in(connection, key, outcome)
 
+    def close_of(self, found: ExpectedObject, outcome: str) -> None:
+        """Close the open damage row of an expected object, if there is one."""
+        with writing(self._engine) as connection:
+            for key in connection.execute(select(damage.c.key).where(*_open(found))).scalars().all():
+                close_damage_in(connection, key, outcome)
+
     # --- effect on an instance ---
 
     def flag(self, found: ExpectedObject, state: InstanceState, code: ReasonCode, reason: str) -> bool:

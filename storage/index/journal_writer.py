@@ -52,6 +52,7 @@ class Follower:
     def _journal_changes(self) -> None:
         with self._journal.locked():
             self._check_file()  # again: a rebuild, which replaces it, holds the lock
+            self._journal.settle()
             last = self._journal.last()
             with self._engine.connect() as connection:
                 number, rows = changed_rows(connection, last)

@@ -63,9 +63,12 @@ class QuarantineRows(IndexPart):
         return [record_of(Quarantined, row) for row in rows]
 
     def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
-        """Drop an object; False if it is no longer in quarantine."""
+        """Drop an object; False if it is no longer in quarantine. Raises ChangeRefused if a hold covers its image."""
         with writing(self._engine) as connection:
-            if not _take_out(connection, one.digest):
+            held = _held(connection, one.sop_instance_uid)
+            if held is not None and held.on_hold:
+                raise ChangeRefused(f"{one.sop_instance_uid} is on hold, and nothing that arrived under it is removed")
+            if not take_out(connection, one.digest):
                 return False
             mark_garbage(connection, one.digest, Tier.HOT)
             append_in(connection, [entry])
@@ -91,7 +94,7 @@ class _Changed(Exception):
 
 
 def _accept(connection: Connection, new: NewInstance, former: Former, present: Present) -> None:
-    if is_deleted(connection, new.sop_instance_uid) or not _take_out(connection, new.original_digest):
+    if is_deleted(connection, new.sop_instance_uid) or not take_out(connection, new.original_digest):
         raise _Changed
     stored = filter(None, (new.original_digest, former.verbatim))
     if not all(unmark_garbage(connection, digest, present) for digest in stored):
@@ -152,5 +155,6 @@ def _put(connection: Connection, digest: str, uid: str, calling_aet: str, reason
         connection.execute(insert(quarantine).values(**row, arrived_at=now()))
 
 
-def _take_out(connection: Connection, digest: str) -> bool:
+def take_out(connection: Connection, digest: str) -> bool:
+    """Remove the row of an object, as part of a transaction; False if it is not in quarantine."""
     return bool(connection.execute(delete(quarantine).where(quarantine.c.digest == digest)).rowcount)

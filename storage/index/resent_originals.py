@@ -30,8 +30,7 @@ def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
             return False
         if (held.object_digest, held.tier) != (copy, Tier.HOT):
             mark_garbage(connection, copy, Tier.HOT)
-        close_damage(connection, held.instance_key)
-        _encode_again(connection, held.instance_key)
+        _is_whole_again(connection, held.instance_key)
     return True
 
 
@@ -47,8 +46,7 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
         connection.execute(mine.values({**as_received(new.original_digest, new.original_bytes), **FREE}))
         if (held.object_digest, held.tier) != (new.original_digest, Tier.HOT):
             mark_garbage(connection, held.object_digest, held.tier)
-        close_damage(connection, held.instance_key)
-        _encode_again(connection, held.instance_key)
+        _is_whole_again(connection, held.instance_key)
         append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
     return True
 
@@ -63,15 +61,17 @@ def insert_lost_row(engine: Engine, new: NewInstance, present: Present) -> bool:
         if key is None or not unmark_garbage(connection, new.original_digest, present):
             return False
         insert_original(connection, key, new.original_digest, new.original_bytes)
-        _encode_again(connection, key)
+        _is_whole_again(connection, key)
         detail = "the row of the original was missing"
         uids = (new.sop_instance_uid,)
         append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
     return True
 
 
-def _encode_again(connection: Connection, instance_key: int) -> None:
-    """Give an instance back to the archivist whose encoding failed, perhaps because its original was damaged."""
+def _is_whole_again(connection: Connection, instance_key: int) -> None:
+    """Close the damage of an instance's original, and give the instance back to the archivist if its encoding failed,
+    perhaps because of that damage."""
+    close_damage(connection, instance_key)
     failed = and_(
         instance.c.key == instance_key,
         instance.c.state == InstanceState.FAILED,
@@ -88,6 +88,7 @@ def hold_again(connection: Connection, new: NewInstance, held: Row[Any]) -> bool
     if not before.purged:
         return False
     insert_original(connection, before.instance_key, new.original_digest, new.original_bytes)
+    _is_whole_again(connection, before.instance_key)
     entry = TrailEntry("original.again", new.calling_aet, "image", (new.sop_instance_uid,), "original")
     append_in(connection, [entry])
     return True

@@ -136,12 +136,17 @@ class Tombstones(IndexPart):
         return None if row is None else record_of(Tombstone, row)
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""
+        """Accept deleted instances again if they are sent; their UIDs, original ones first.
+
+        Raises UnknownUid, and ChangeRefused while another process deletes them.
+        """
         with writing(self._engine) as connection:
             named = (_BY_LEVEL[level] == uid, tombstone_in_force)
             rows = connection.execute(select(tombstone).where(*named).order_by(tombstone.c.key)).all()
             if not rows:
                 raise UnknownUid(f"no {level} {uid} was deleted here, or it may come back already")
+            if not all(row.rows_deleted for row in rows):  # else it would stay, neither deleted nor encoded
+                raise ChangeRefused(f"{level} {uid} is being deleted at this moment; try again")
             connection.execute(update(tombstone).where(*named).values(return_allowed_at=now()))
             uids = [row.uid for row in sorted(rows, key=lambda row: row.uid != row.original_uid)]
             entries = [TrailEntry("delete.allow-return", who, "image", tuple(uids), detail=reason)]

@@ -22,7 +22,7 @@ from typing import Any
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
-from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
+from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, sound_length
 from storage.printable import counted
 
 FORMAT = 1
@@ -81,6 +81,21 @@ class ChangeJournal:
                 raise JournalDamaged(f"the last line of {segments[-1]} is damaged")
             self._end = (segments[-1], size, int(content["number"]))
         return self._end[2]
+
+    def settle(self) -> None:
+        """Sync what other processes appended, without a partial line of one that was killed meanwhile.
+
+        The next line would become part of it. The index still marks these changes, and they are appended again.
+        """
+        segments = self._segments()
+        if not segments or (self._end is not None and self._end[:2] == (segments[-1], segments[-1].stat().st_size)):
+            return
+        with segments[-1].open("r+b") as file:
+            cut_torn_end(file)
+            fsync_file(file)
+            if not file.tell():
+                segments[-1].unlink()
+        fsync_folders(self.folder)
 
     def append(self, group: Group) -> None:
         """Append a line; on return it is on disk. Raises StoreFull."""

@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from storage.objects.file_modes import give_to_owner
 
@@ -29,6 +30,16 @@ def last_whole_line(segment: Path) -> bytes:
             if len(lines) > 1 or reach >= size:  # the first line that was read may lack its beginning
                 return lines[-1]
             reach *= 2
+
+
+def cut_torn_end(file: IO[bytes]) -> None:
+    """Cut off a last line without its newline, which a killed process left; the file is at its end then."""
+    size = file.seek(0, 2)
+    file.seek(max(size - 1, 0))
+    if file.read() not in (b"", b"\n"):
+        file.seek(0)
+        file.seek(file.read().rfind(b"\n") + 1)
+        file.truncate()
 
 
 def sound_length(data: bytes, is_sound: Callable[[bytes], bool]) -> int:

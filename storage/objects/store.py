@@ -312,7 +312,7 @@ def has_digest(path: Path, digest: str) -> bool:
     except FileNotFoundError:  # a scrub moved it away in the meantime
         return False
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a symbolic link is never an object
+        if error.errno in (errno.ELOOP, errno.EIO):  # a symbolic link is never an object; a medium that fails has none
             return False
         raise
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
-from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
+from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, sound_length
 from storage.printable import counted
 from storage.records import TrailEntry, TrailRecord
 
@@ -81,7 +81,8 @@ class TrailJournal:
             return
         segments = self._segments()
         if segments:
-            _cut_torn_end(segments[-1])
+            with segments[-1].open("r+b") as file:
+                cut_torn_end(file)
         new = not segments or segments[-1].stat().st_size > _SEGMENT_BYTES
         if new:
             segments = [self.folder / f"trail-{records[0].number:012d}.jsonl"]
@@ -140,9 +141,3 @@ def _is_record(line: bytes, segment: Path) -> bool:
     except JournalDamaged:
         return False
     return True
-
-
-def _cut_torn_end(segment: Path) -> None:
-    with segment.open("r+b") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)

@@ -193,10 +193,9 @@ class Ingest:
     def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...] | None:
         """The attributes of a returned reconstruction that differ from ours, amended or as received; None if ours
         cannot be made now."""
-        key = next(iter(self._index.renditions([own.derived_uid])), None)
-        held = None if key is None else self._index.by_key(key)
+        held = self._index.by_uid(own.derived_uid)
         if held is None:
-            return ()
+            raise ChangedMeanwhile(_GONE)  # deleted at this moment
         try:
             base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
         except ObjectMissing:

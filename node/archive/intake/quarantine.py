@@ -20,6 +20,7 @@ from storage.dicom.content import Difference, differences
 from storage.errors import ChangeRefused, ObjectDamaged, ObjectMissing, OriginalPurged, UnknownUid
 from storage.index import Index
 from storage.index.quarantined import Former
+from storage.index.rewritten_annotations import copy_of_uid
 from storage.objects.inspection import Condition, examine
 from storage.records import HeldOriginal, NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
@@ -122,6 +123,10 @@ class QuarantineReview:
             raise ChangeRefused(f"{uid} was deleted here; --allow-return accepts it again")
         if held is not None and held.sop_instance_uid != uid:
             raise ChangeRefused(f"{uid} is the UID of a reconstruction of {held.sop_instance_uid}; nothing replaces it")
+        copy = copy_of_uid(self._index.engine, uid)
+        annotation = self._index.by_key(copy.instance_key) if copy is not None else None
+        if annotation is not None and annotation.held is not None and self._originals.whole(annotation.held):
+            raise ChangeRefused(f"{uid} is the UID of a copy of {annotation.sop_instance_uid}; nothing replaces it")
         if held is not None and self._kept_by_profile:
             raise ChangeRefused("profile us-mqsa: originals are never replaced (MQSA)")
 

@@ -6,6 +6,7 @@ is durable, was proved to restore them, and is committed in the index.
 
 from __future__ import annotations
 
+import errno
 import logging
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from node.workers.waiting import wait_for_result
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
+from storage.objects.inspection import holds_any
 from storage.records import OriginalClaim, Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
@@ -92,6 +94,11 @@ class Packer:
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
+        if not holds_any(cold.root) and self._index.originals.totals().cold:
+            what = "no object is there, though originals should be: is its disk mounted?"
+            raise FileNotFoundError(
+                errno.ENOENT, what, str(cold.root)
+            )  # mounted later, the disk would hide what is moved
         cold.take_from(self._stores[Tier.HOT], digest)
         if not self._index.originals.commit_move(claim.original, Tier.COLD, present=cold.has):
             self._index.garbage.mark(digest, Tier.COLD)

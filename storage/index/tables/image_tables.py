@@ -178,7 +178,7 @@ former_patient = table(
     Column("study_key", ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
     Column("patient_id", code_point_text(64), primary_key=True),
 )
-"""Patient IDs of a study before it was amended: legal holds on them still cover it."""
+"""Patient IDs of a study before it was amended, and others that its images state: legal holds on them cover it too."""
 
 archive = table("archive", Column("identity", String(36), primary_key=True))
 """One row: the identity of the archive. The change journal beside the objects has the same identity."""

@@ -95,6 +95,21 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
         assert (newest[0].entry.action, newest[0].entry.who) == ("original.again", "MODALITY")
 
 
+def test_a_lost_original_that_is_purged_and_sent_again_is_lost_no_more(tmp_path: Path) -> None:
+    """Peers that take originals while they are here were sent reconstructions until the next scrub."""
+    bench = ArchiveParts(tmp_path / "archive", coder="none")
+    data = bench.receive(UID)
+    bench.receive("1.2.3.2")
+    bench.hot.delete(held_as(bench, data).object_digest)
+    scrub(bench)
+    assert len(bench.retention.purge().purged) == 2
+    assert send(bench, data).new
+    after = bench.index.by_uid(UID)
+    assert after is not None
+    assert not after.original_gone
+    assert not Integrity(bench.index.engine).open_damage()
+
+
 def test_a_whole_one_that_is_sent_again_changes_nothing(tmp_path: Path) -> None:
     bench = ArchiveParts(tmp_path / "archive", coder="jpegls")
     data = bench.receive(UID)

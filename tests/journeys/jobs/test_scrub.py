@@ -18,14 +18,15 @@ from sqlalchemy import update
 from node.config import ScrubSettings
 from node.jobs import scrub_job
 from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
+from node.jobs.scrub_repair import ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.connection import writing
 from storage.index.integrity import END, HOT, Integrity
 from storage.index.job_runs import JobRows
 from storage.index.tables import instance
-from storage.objects.inspection import set_aside
+from storage.objects.inspection import examine, set_aside
 from storage.objects.orphans import move_orphan
-from storage.objects.store import DAMAGED, ORPHANS
+from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 from storage.records import InstanceState, ReasonCode
 from tests.support.holdings import LONG_AGO, Holdings, filled
 from tests.support.job_runs import CountedRun, scrub_in
@@ -244,6 +245,22 @@ def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
         held.restore(digest)
     assert scrubbed(held)["clean"]
     assert (held.of(1).state, held.of(1).reason) == (InstanceState.VERIFIED, "")
+
+
+def test_what_the_replica_has_only_later_is_whole_at_once(held: Holdings, tmp_path: Path) -> None:
+    """The report said "recovered", and the image stayed FAILED until the next scrub."""
+    replica, gone = ObjectStore(tmp_path / "replica"), (held.originals[0], held.bases[0], held.renditions[0])
+    for digest in gone:
+        held.store.path(digest).unlink()
+    repair = ScrubRepair(held.index, {HOT: held.store}, replica.root)
+    for digest in gone:
+        repair.settle(repair.integrity.expected(digest, digest + "0"), examine(held.store, digest))
+    assert held.of(1).state is InstanceState.FAILED
+    for digest in gone:
+        replica.put(held.objects[digest])
+    assert {found.action for found in repair.recheck()} == {"recovered"}
+    assert (held.of(1).state, held.of(1).reason) == (InstanceState.VERIFIED, "")
+    assert not repair.integrity.open_damage()
 
 
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:

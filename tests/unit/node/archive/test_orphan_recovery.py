@@ -18,7 +18,7 @@ from storage.formats.payload import encode_rendition
 from storage.index.connection import writing
 from storage.index.integrity import Integrity
 from storage.index.tables import original
-from storage.records import InstanceState, OriginalForm, Tier
+from storage.records import InstanceState, OriginalForm, Tier, TrailEntry
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import Pair, hold_image, pair_of, receive, small
 from tests.support.index_rows import new_rendition
@@ -270,3 +270,21 @@ def test_a_purge_that_only_the_trail_knows_is_no_loss(bench: ArchiveParts) -> No
     recovery(bench).recover()
     assert bench.read(data) == data, "what is there stays held, whatever the trail says"
     bench.check_promises()
+
+
+@pytest.mark.parametrize("action", ["original.again", "delete", "quarantine.accept"])
+def test_an_original_that_is_lost_after_it_returned_is_not_taken_for_a_purged_one(
+    bench: ArchiveParts, action: str
+) -> None:
+    """A purged image may be deleted and stored anew, or accepted from quarantine."""
+    bench.receive(UID)
+    with bench.index.engine.connect() as connection:
+        row = connection.execute(select(original)).mappings().one()
+    bench.retention.purge()
+    bench.index.trail.append(TrailEntry(action, "user:me", "image", (UID,)))
+    with writing(bench.index.engine) as connection:
+        connection.execute(update(original).values(**row))
+    recovery(bench).recover()
+    found = bench.index.by_uid(UID)
+    assert found is not None
+    assert not found.purged

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from storage.errors import JobRefused, UnknownUid
+from storage.errors import ChangeRefused, JobRefused, UnknownUid
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
 from storage.index.connection import now, writing
@@ -108,6 +108,15 @@ def test_what_was_not_deleted_cannot_return(index: Index) -> None:
     assert index.add(new_instance(UID)) is Added.NEW
 
 
+def test_what_another_process_is_deleting_cannot_return_yet(index: Index) -> None:
+    """It stayed, "being deleted", though its deletion was reported as done."""
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    with pytest.raises(ChangeRefused, match=f"image {UID} is being deleted at this moment; try again"):
+        index.tombstones.allow_return("image", UID, **WHY)
+    assert index.tombstones.delete_rows() == 1
+    assert index.by_uid(UID) is None
+
+
 @pytest.mark.parametrize("known", ["the return", "a later deletion"])
 def test_a_trail_without_its_last_records_undoes_no_decision(index: Index, known: str) -> None:
     """An image whose return the trail lacked was deleted again, with its only copy, when the index was rebuilt."""
@@ -128,14 +137,16 @@ def test_a_trail_without_its_last_records_undoes_no_decision(index: Index, known
 
 def test_a_tombstone_without_the_last_records_of_the_trail_gets_them(index: Index) -> None:
     index.tombstones.mark_deleted("image", UID, **WHY)
+    index.tombstones.delete_rows()
     index.tombstones.allow_return("image", UID, **WHY)
+    index.add(new_instance(UID))
     index.tombstones.mark_deleted("image", UID, **WHY)
     recorded = list(index.trail.records())
     older = update(tombstone).values(deleted_at=now() - timedelta(hours=1), return_allowed_at=now())
     first = replace(recorded[0], at=(datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="milliseconds"))
     with writing(index.engine) as connection:
         connection.execute(older)
-    assert index.tombstones.catch_up([first, *recorded[1:]]) == 3
+    assert index.tombstones.catch_up([first, *recorded[1:]]) == 1
     assert index.tombstones.in_force(UID) is not None
     assert index.tombstones.catch_up([first, *recorded[1:]]) == 0
 

@@ -200,6 +200,21 @@ def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
     assert not (tmp_path / "journal" / "superseded").exists()
 
 
+@pytest.mark.parametrize("segment", ["the same", "changes-000000999999.jsonl"], ids=["same segment", "new segment"])
+def test_a_line_that_a_killed_command_wrote_in_part_does_not_damage_the_next_one(
+    index: Index, file: Path, tmp_path: Path, segment: str
+) -> None:
+    """A command was killed beside a node, whose next change became part of its line, and was acknowledged."""
+    [first] = (tmp_path / "journal").glob("changes-*")
+    with (first if segment == "the same" else first.with_name(segment)).open("ab") as torn:
+        torn.write(b'0a1b2c3d {"number":3,"rows":[["+","lab')
+    index.holds.put_label("court", "1.2", **WHO)
+    index.close()
+    made = rebuild(tmp_path / "other.sqlite", tmp_path)
+    assert made.damaged_lines == []
+    assert made.rows["label"] == 2
+
+
 def test_an_index_whose_objects_are_on_a_disk_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
     """The index is elsewhere (storage.database). What a node stores at the mount point is hidden later."""
     root = tmp_path / "archive"

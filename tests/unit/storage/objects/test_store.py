@@ -135,8 +135,8 @@ def test_files_that_are_no_objects_are_no_digests(store: ObjectStore) -> None:
     assert list(store.digests()) == [digest]
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
-def test_an_object_that_may_not_be_read_is_replaced_when_it_is_stored_again(
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EIO])
+def test_an_object_that_cannot_be_read_is_replaced_when_it_is_stored_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     """Its sender was refused with A700 for ever."""

@@ -17,7 +17,7 @@ from storage.dicom.header_amendments import AmendmentKind
 from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now, writing
 from storage.index.tables import original
-from storage.records import InstanceState, OriginalForm, Tier
+from storage.records import HoldKind, InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import FailingDecoders, hold_image, just_before, receive, small
 from tests.support.encoded_elements import element
@@ -117,6 +117,17 @@ def test_an_image_of_another_patient_under_a_known_study_is_reported(
     assert f"{UID}.3" in line
     assert "1.2.3.4.5" in line
     assert "P2" not in line  # the log holds no patient data
+
+
+def test_a_hold_covers_what_states_its_patient_under_the_study_of_another(bench: ArchiveParts) -> None:
+    """Every such image is reported, not only the first one."""
+    notes = []
+    for number, patient_id in enumerate(("P1", "P2", "P2")):
+        ds = of_patient(f"{UID}.{number}", patient_id)
+        notes.append(receive(bench, as_file(bench, ds), ds).note)
+    assert notes == ["", ANOTHER_PATIENT, ANOTHER_PATIENT]
+    bench.index.holds.add(HoldKind.PATIENT, "P2", reason="court", who="user:me")
+    assert {one.kept_because for one in bench.index.tombstones.plan("study", "1.2.3.4.5")} == {"is on hold"}
 
 
 def test_an_image_with_the_former_id_of_an_amended_patient_is_not_reported(bench: ArchiveParts) -> None:
@@ -303,6 +314,20 @@ def test_a_deleted_image_is_quarantined_with_the_day_of_its_deletion(bench: Arch
     with pytest.raises(Deleted, match="was deleted here, and is in quarantine now"):
         receive(bench, data, ds)
     assert quarantined(bench) == [(sha256(data), f"its SOP Instance UID was deleted here on {now():%Y-%m-%d}")]
+
+
+def test_an_image_that_returns_leaves_the_quarantine(bench: ArchiveParts) -> None:
+    """Its storage commitment failed, as if another data set with its UID were in quarantine."""
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    delete(bench)
+    with pytest.raises(Deleted):
+        receive(bench, data, ds)
+    bench.index.tombstones.allow_return("image", UID, reason="it was right", who="user:test")
+    assert receive(bench, data, ds).new
+    assert quarantined(bench) == []
+    assert bench.read(data) == data
 
 
 # --- UIDs of the data set ---

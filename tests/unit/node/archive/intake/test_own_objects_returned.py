@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmread
 
+from node.archive.deletion import Deletion
+from node.archive.intake.ingest import examine
+from node.archive.intake.quarantine import QuarantineReview
 from node.archive.serve.annotation_references import write_copy
 from storage.dicom.header_amendments import AmendmentKind
-from storage.errors import ChangedMeanwhile, Duplicate
+from storage.errors import ChangedMeanwhile, ChangeRefused, Duplicate
 from storage.index.integrity import Integrity
 from storage.index.rewritten_annotations import copies
 from storage.records import ReferencingCopy, StoredRendition
 from tests.support.annotations import presentation_state
-from tests.support.archive_parts import ArchiveParts
+from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import FailingDecoders, derived_object, hold_image, just_before, receive, small
 from tests.support.samples import write
 
@@ -132,12 +135,25 @@ def test_a_reconstruction_is_kept_if_its_payload_is_lost_after_the_original_was_
         image.send()
 
 
-def test_only_the_pixels_of_a_withdrawn_reconstruction_are_compared(image: Image) -> None:
+@pytest.mark.parametrize("collected", [False, True], ids=["payload there", "payload gone"])
+def test_a_withdrawn_reconstruction_with_another_header_is_kept(image: Image, collected: bool) -> None:
+    """It was dropped with success, and nobody saw the correction."""
     Integrity(image.bench.index.engine).withdraw(DERIVED, "an audit failed")
+    if collected:
+        image.bench.index.garbage.collect(image.bench.stores)
     image.header.PatientID = "P9"
     image.returned = write(image.header, image.bench.root / "corrected.dcm").read_bytes()
-    assert not image.send()
-    assert reasons(image.bench) == []
+    with pytest.raises(Duplicate, match="header that cannot be compared" if collected else "another PatientID"):
+        image.send()
+    assert image.bench.hot.read(sha256(image.returned)) == image.returned
+
+
+def test_a_reconstruction_of_an_image_that_is_deleted_at_this_moment_is_not_acknowledged(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image.bench.index, "by_uid", lambda uid: None)
+    with pytest.raises(ChangedMeanwhile, match="send it once more"):
+        image.send()
 
 
 def test_a_reconstruction_is_kept_if_the_base_cannot_be_read_which_is_logged(
@@ -230,3 +246,20 @@ def test_a_copy_of_an_annotation_that_is_deleted_at_this_moment_is_not_acknowled
     with pytest.raises(ChangedMeanwhile, match="send it once more"):
         annotation.send()
     assert (annotation.bench.files(), reasons(annotation.bench)) == (before - 1, [])
+
+
+def test_a_changed_copy_is_accepted_only_if_the_annotation_is_lost(annotation: Annotation) -> None:
+    """Two data sets had one UID: the one that was accepted, and the copy that peers get."""
+    bench, workers = annotation.bench, InlineWorkers()
+    deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
+    parts = bench.index, bench.originals, deletion, bench.settings
+    desk = QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
+    annotation.returned.PatientName = "Muster^Berta"
+    with pytest.raises(Duplicate):
+        annotation.send()
+    [(digest, uid)] = [(one.digest, one.sop_instance_uid) for one in bench.index.quarantine.all()]
+    with pytest.raises(ChangeRefused, match=f"{uid} is the UID of a copy of {annotation.ds.SOPInstanceUID}"):
+        desk.accept(digest, reason="better", who="user:test")
+    bench.hot.delete(sha256(annotation.received))
+    assert desk.accept(digest, reason="it is lost", who="user:test").digest == digest
+    assert bench.index.by_uid(uid) is not None

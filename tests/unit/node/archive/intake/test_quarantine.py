@@ -85,6 +85,18 @@ def test_an_object_that_somebody_accepts_meanwhile_is_not_rejected(
     assert contested.waiting() == [sha256(contested.first)]
 
 
+def test_nothing_that_arrived_for_an_image_on_hold_is_rejected(contested: Contested) -> None:
+    """The former original of an image waits in quarantine, too."""
+    holds, digest = contested.bench.index.holds, sha256(contested.second)
+    placed = holds.add(HoldKind.STUDY, str(contested.ds.StudyInstanceUID), reason="court", who="user:test")
+    with pytest.raises(ChangeRefused, match=f"{UID} is on hold, and nothing that arrived under it is removed"):
+        contested.desk().reject(digest, **WHY)
+    assert contested.waiting() == [digest]
+    holds.release(placed.key, reason="settled", who="user:test")
+    contested.desk().reject(digest, **WHY)
+    assert contested.waiting() == []
+
+
 def test_an_object_that_somebody_rejects_meanwhile_is_not_accepted(
     contested: Contested, monkeypatch: pytest.MonkeyPatch
 ) -> None:

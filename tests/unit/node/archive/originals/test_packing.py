@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
 from node.archive.originals.packing import Packer
 from storage.errors import PixelError, WorkerDied
+from storage.index.connection import writing
+from storage.index.tables import original
 from storage.objects.store import ObjectStore
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
@@ -183,3 +187,23 @@ def test_garbage_on_a_disk_that_is_not_mounted_stays_marked(tmp_path: Path) -> N
     (tmp_path / "unmounted").rename(cold)
     assert bench.index.garbage.collect(bench.stores) == 1
     assert not bench.stores[Tier.COLD].has(digest)
+
+
+def test_nothing_is_moved_to_the_mount_point_of_a_disk_that_is_not_mounted(tmp_path: Path) -> None:
+    """It has the folders of a store if a node ran before the disk was mounted for the first time."""
+    cold = tmp_path / "cold"
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(cold))
+    bench.receive(UID)
+    assert bench.work() == 1
+    cold.rename(tmp_path / "unmounted")
+    unmounted = ArchiveParts(tmp_path / "archive", coder="none", path=str(cold))
+    data = unmounted.receive("1.2.3.2")
+    with pytest.raises(FileNotFoundError, match="is its disk mounted"):
+        unmounted.work()
+    assert unmounted.read(data) == data
+    shutil.rmtree(cold)
+    (tmp_path / "unmounted").rename(cold)
+    with writing(bench.index.engine) as connection:
+        connection.execute(update(original).values(lease_until=None))
+    assert bench.work() == 1
+    bench.check_promises()
