@@ -292,20 +292,22 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 
 def transcode(source: Path, target: Path, syntax: UID) -> None:
     """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
+    In its own syntax, unless that is deflated, pixels stay as they are, and odd lengths become even.
 
     Raises PixelError if the pixels cannot be decoded or encoded, Unparseable if an element cannot be written.
     """
     with quiet():
         try:
             dataset = _with_pixels(source)
-            if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            received = dataset.file_meta.TransferSyntaxUID
+            changes = syntax != received
+            if changes and "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
                 check_frames(source)
-                received = str(dataset.file_meta.TransferSyntaxUID)
                 _decompress(dataset, source)
-                describe_as_native(dataset, received)
-            elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
+                describe_as_native(dataset, str(received))
+            elif changes and not received.is_little_endian:
                 _swap_to_little_endian(dataset)
-            if syntax.is_encapsulated:
+            if changes and syntax.is_encapsulated:
                 encapsulated(dataset, str(syntax))
             body = encode(dataset, syntax)
             meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)

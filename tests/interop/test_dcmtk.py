@@ -34,11 +34,13 @@ from pynetdicom.presentation import build_context
 from node.app import Node
 from node.dimse import pynetdicom_patches
 from node.dimse.client import Address, Receiver, image_identifier, store
+from storage.dicom.dicomfile import encode
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.support import samples
 from tests.support.cut_wire import CutWire
+from tests.support.encoded_elements import element
 from tests.support.peers import (
     Ran,
     data_set_bytes,
@@ -539,6 +541,28 @@ def test_get_of_an_implicit_original(node: Archive, implicit_image: Stored, tmp_
     assert got.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert _texts(got) == _texts(sent)
     assert got.PixelData == sent.PixelData
+
+
+def test_an_image_of_an_odd_length_arrives(node: Archive, port: int, tmp_path: Path) -> None:
+    """DCMTK aborts on a fragment of an odd number of bytes (PS3.8 E.1)."""
+    ds = small()
+    odd = element(0x00081030, "LO", b"odd", ExplicitVRLittleEndian)
+    parts = [
+        encode(ds, ExplicitVRLittleEndian, within=part) for part in (range(0x00081030), range(0x00081030, 1 << 32))
+    ]
+    file = samples.write_body(
+        odd.join(parts),
+        tmp_path / "odd.dcm",
+        sop_class=ds.SOPClassUID,
+        sop_instance=ds.SOPInstanceUID,
+        syntax=ExplicitVRLittleEndian,
+    )
+    store([file], node.address, calling="MODALITY", each=_expect(0x0000))
+    with storescp(tmp_path / "scp", port) as scp:
+        ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={ds.StudyInstanceUID}", calling="EXACTVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0)), ran.said
+        got = dcmread(scp.only())
+    assert (got.StudyDescription, got.PixelData) == ("odd", ds.PixelData)
 
 
 # --- compressed originals ---

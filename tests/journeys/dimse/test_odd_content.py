@@ -42,6 +42,7 @@ from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
 from storage.errors import InvalidUid
 from storage.records import Applied
 from tests.conftest import SECONDARY_CAPTURE, settings_for
+from tests.support.encoded_elements import element
 from tests.support.samples import MAMMOGRAPHY
 
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -92,8 +93,8 @@ def stored(node: Node, path: Path, syntax: UID = ExplicitVRLittleEndian) -> int:
     return statuses[0]
 
 
-def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
-    """The data set as it comes back in that transfer syntax."""
+def got(node: Node, ds: Dataset, syntax: UID, *more: tuple[Any, Any], pdu: int = 16384) -> bytes:
+    """The data set as it comes back in that transfer syntax. ``more``: handlers of events."""
     came: list[bytes] = []
 
     def keep(event: Any) -> int:
@@ -103,8 +104,9 @@ def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
     entity = AE("VIEWER")
     contexts = [build_context(GET), build_context(SECONDARY_CAPTURE, syntax)]
     roles: list[Any] = [build_role(UID(SECONDARY_CAPTURE), scp_role=True)]
-    handlers: list[Any] = [(evt.EVT_C_STORE, keep)]
-    assoc = entity.associate("127.0.0.1", node.server.port, contexts=contexts, ext_neg=roles, evt_handlers=handlers)
+    handlers: list[Any] = [(evt.EVT_C_STORE, keep), *more]
+    options: dict[str, Any] = {"ext_neg": roles, "evt_handlers": handlers, "max_pdu": pdu}
+    assoc = entity.associate("127.0.0.1", node.server.port, contexts=contexts, **options)
     list(assoc.send_c_get(client.image_identifier(ds.StudyInstanceUID), GET))
     assoc.release()
     assert len(came) == 1
@@ -115,7 +117,7 @@ def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 8, 9, 512])
+@pytest.mark.parametrize("count", [2, 8, 10, 512])
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path, syntax: UID, count: int) -> None:
     ds = capture()
@@ -124,6 +126,49 @@ def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path,
     assert got(node, ds, syntax) == body
     if syntax != ImplicitVRLittleEndian:
         assert got(node, ds, ImplicitVRLittleEndian) == encode(ds, ImplicitVRLittleEndian)
+
+
+ODD = element(0x00081030, "LO", b"odd", ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize("kind", ["element", "native pixels", "encapsulated pixels", "zero byte"])
+def test_a_data_set_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path, kind: str) -> None:
+    """Data set fragments have an even number of bytes (PS3.8 E.1), and DCMTK aborts on others."""
+    ds, syntax = capture(), ExplicitVRLittleEndian
+    even = with_inside(ds, 0x00081030, element(0x00081030, "LO", b"odd ", syntax), syntax)
+    body = with_inside(ds, 0x00081030, ODD, syntax)
+    if kind == "native pixels":
+        del ds[0x7FE00010]
+        ds.Rows, ds.Columns = 3, 3
+        even = encode(ds, syntax) + element(0x7FE00010, "OB", bytes(range(1, 10)) + b"\0", syntax)
+        body = encode(ds, syntax) + element(0x7FE00010, "OB", bytes(range(1, 10)), syntax)
+    elif kind == "encapsulated pixels":
+        codestream = bytes(imagecodecs.jpegls_encode(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+        ds.PixelData = encapsulate([codestream])
+        ds[0x7FE00010].is_undefined_length = True
+        syntax = JPEGLSLossless
+        even = with_inside(ds, 0x00081030, element(0x00081030, "LO", b"odd ", syntax), syntax)
+        body = with_inside(ds, 0x00081030, ODD, syntax)
+    elif kind == "zero byte":
+        even, body = encode(ds, syntax), encode(ds, syntax) + b"\0"
+    assert (len(even) % 2, len(body) % 2) == (0, 1)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax)) in (0, 0xB007)
+    assert got(node, ds, syntax) == even
+
+
+def test_fragments_are_even_if_the_receiver_names_an_odd_size(node: Node, tmp_path: Path) -> None:
+    ds = capture(ImageComments="x" * 9000)
+    body = encode(ds, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0
+    sizes: list[int] = []
+
+    def measure(event: Any) -> None:
+        for one in getattr(event.pdu, "presentation_data_value_items", ()):
+            sizes.append(len(one.presentation_data_value) - 1)  # less the message control header
+
+    assert got(node, ds, ExplicitVRLittleEndian, (evt.EVT_PDU_RECV, measure), pdu=4097) == body
+    assert max(sizes) == 4090
+    assert not any(size % 2 for size in sizes)
 
 
 def test_zero_bytes_behind_no_pixels(tmp_path: Path) -> None:
