@@ -106,7 +106,8 @@ class _Writer:
         """An element of defined length, its value padded to an even length."""
         if len(value) % _NUMBER_BYTES.get(vr, 1):  # not a whole number of values
             vr = "UN"
-        value += (b" " if vr in _TEXT_VRS else b"\0") * (len(value) % 2)
+        if len(value) % 2:  # a text that ends with NUL is padded with another one, or the NUL would be part of it
+            value += b" " if vr in _TEXT_VRS and not value.endswith(b"\0") else b"\0"
         if vr not in EXPLICIT_VR_LENGTH_32 and len(value) > _LONGEST_SHORT:
             vr = "UN"
         return self._head(tag, vr, len(value)) + value
