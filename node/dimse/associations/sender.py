@@ -21,7 +21,6 @@ from node.dimse.pynetdicom_patches.association_shutdown import close_connection
 from node.dimse.pynetdicom_patches.file_sending import send_files_directly
 from node.dimse.pynetdicom_patches.response_timeout import reason_for_no_response
 from node.dimse.sop_classes import in_order
-from storage.dicom.inflating import DEFLATED
 from storage.records import StoredInstance
 
 _MAX_CONTEXTS = 128
@@ -56,10 +55,9 @@ class Channel:
     def convert(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
         """The file in the best transfer syntax that the receiver accepted; ``sendable`` itself if it is in that syntax.
 
-        A data set of an odd length is encoded again, since fragments are even (PS3.8 E.1): DCMTK aborts on odd ones. A
-        deflated one is not, because its last byte may be padding that is missing (PS3.5 A.5). This may take long.
-        Raises DestinationUnavailable if no context fits, or the error of the last encoding that failed. The caller
-        closes the result, or ``sendable`` after an error.
+        A data set of an odd length is encoded again, since fragments are even (PS3.8 E.1): DCMTK aborts on odd ones.
+        This may take long. Raises DestinationUnavailable if no context fits, or the error of the last encoding that
+        failed. The caller closes the result, or ``sendable`` after an error.
         """
         if sendable.packed_form_of and self.expected(sendable.packed_form_of) != sendable.transfer_syntax_uid:
             original = retrieve.original(sendable.packed_form_of)
@@ -72,7 +70,7 @@ class Channel:
             return converted
         failure: Exception | None = None
         held = sendable.packed_form_of or sendable
-        odd = sendable.path.stat().st_size % 2 == 1 and sendable.transfer_syntax_uid not in DEFLATED
+        odd = sendable.path.stat().st_size % 2 == 1
         for syntax in self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid):
             if syntax == sendable.transfer_syntax_uid and not odd:
                 return sendable

@@ -128,32 +128,47 @@ def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path,
         assert got(node, ds, ImplicitVRLittleEndian) == encode(ds, ImplicitVRLittleEndian)
 
 
-ODD = element(0x00081030, "LO", b"odd", ExplicitVRLittleEndian)
+def native(ds: Dataset, length: int) -> bytes:
+    """The data set with pixels of that many bytes."""
+    return encode(ds, ExplicitVRLittleEndian, within=range(0x7FE00010)) + element(
+        0x7FE00010, "OB", bytes(length), ExplicitVRLittleEndian
+    )
 
 
-@pytest.mark.parametrize("kind", ["element", "native pixels", "encapsulated pixels", "zero byte"])
-def test_a_data_set_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless, ExplicitVRBigEndian])
+def test_an_element_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path, syntax: UID) -> None:
     """Data set fragments have an even number of bytes (PS3.8 E.1), and DCMTK aborts on others."""
-    ds, syntax = capture(), ExplicitVRLittleEndian
-    even = with_inside(ds, 0x00081030, element(0x00081030, "LO", b"odd ", syntax), syntax)
-    body = with_inside(ds, 0x00081030, ODD, syntax)
-    if kind == "native pixels":
-        del ds[0x7FE00010]
-        ds.Rows, ds.Columns = 3, 3
-        even = encode(ds, syntax) + element(0x7FE00010, "OB", bytes(range(1, 10)) + b"\0", syntax)
-        body = encode(ds, syntax) + element(0x7FE00010, "OB", bytes(range(1, 10)), syntax)
-    elif kind == "encapsulated pixels":
-        codestream = bytes(imagecodecs.jpegls_encode(np.arange(64, dtype=np.uint8).reshape(8, 8)))
-        ds.PixelData = encapsulate([codestream])
+    ds = capture()
+    if syntax == JPEGLSLossless:
+        ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(np.arange(64, dtype=np.uint8).reshape(8, 8)))])
         ds[0x7FE00010].is_undefined_length = True
-        syntax = JPEGLSLossless
-        even = with_inside(ds, 0x00081030, element(0x00081030, "LO", b"odd ", syntax), syntax)
-        body = with_inside(ds, 0x00081030, ODD, syntax)
-    elif kind == "zero byte":
-        even, body = encode(ds, syntax), encode(ds, syntax) + b"\0"
-    assert (len(even) % 2, len(body) % 2) == (0, 1)
-    assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax)) in (0, 0xB007)
+    body, even = (with_inside(ds, 0x00081030, element(0x00081030, "LO", one, syntax), syntax) for one in (b"x", b"x "))
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax)) == 0
     assert got(node, ds, syntax) == even
+
+
+@pytest.mark.parametrize(("rows", "status"), [(7, 0), (8, 0xB007)])
+def test_pixels_of_an_odd_length_are_sent_with_an_even_one(node: Node, tmp_path: Path, rows: int, status: int) -> None:
+    ds = capture(Rows=rows, Columns=1)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, native(ds, 7))) == status
+    assert got(node, ds, ExplicitVRLittleEndian) == native(ds, 7).replace(b"OB\0\0\7", b"OB\0\0\10") + b"\0"
+
+
+def test_an_odd_zero_byte_behind_the_last_element_is_not_sent(node: Node, tmp_path: Path) -> None:
+    ds = capture()
+    body = encode(ds, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body + b"\0")) == 0
+    assert got(node, ds, ExplicitVRLittleEndian) == body
+
+
+def test_a_deflated_data_set_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path) -> None:
+    """Some senders leave out the byte that PS3.5 A.5 wants behind it."""
+    bodies = (encode(ds := capture(StudyDescription="x" * more), ExplicitVRLittleEndian) for more in range(100))
+    streams = ((body, zlib.compress(body, wbits=-zlib.MAX_WBITS)) for body in bodies)
+    body, stream = next((body, stream) for body, stream in streams if len(stream) % 2)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, stream, DeflatedExplicitVRLittleEndian)) == 0
+    sent = got(node, ds, DeflatedExplicitVRLittleEndian)
+    assert (len(sent) % 2, zlib.decompressobj(-zlib.MAX_WBITS).decompress(sent)) == (0, body)
 
 
 def test_fragments_are_even_if_the_receiver_names_an_odd_size(node: Node, tmp_path: Path) -> None:
