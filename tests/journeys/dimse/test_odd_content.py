@@ -34,12 +34,13 @@ from pynetdicom.presentation import build_context
 from node.app import Node
 from node.archive.intake.ingest import check_uid
 from node.archive.serve.amended_header import write_amended
+from node.archive.serve.retrieve import Retrieve
 from node.dimse import client
 from node.dimse.client import Address
 from storage.dicom.dicomfile import encode, file_meta, opened, parse, write_preamble
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning, transcode
-from storage.errors import InvalidUid
+from storage.errors import InvalidUid, PixelError
 from storage.records import Applied
 from tests.conftest import SECONDARY_CAPTURE, settings_for
 from tests.support.encoded_elements import element
@@ -145,6 +146,20 @@ def test_an_element_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_pa
     body, even = (with_inside(ds, 0x00081030, element(0x00081030, "LO", one, syntax), syntax) for one in (b"x", b"x "))
     assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax)) == 0
     assert got(node, ds, syntax) == even
+
+
+def test_an_odd_data_set_that_cannot_be_encoded_is_sent_as_it_is(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PixelError("no memory")
+
+    monkeypatch.setattr(Retrieve, "as_syntax", fail)
+    ds = capture()
+    odd = element(0x00081030, "LO", b"x", ExplicitVRLittleEndian)
+    body = with_inside(ds, 0x00081030, odd, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0
+    assert got(node, ds, ExplicitVRLittleEndian) == body
 
 
 @pytest.mark.parametrize(("rows", "status"), [(7, 0), (8, 0xB007)])
