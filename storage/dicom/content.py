@@ -22,7 +22,7 @@ from storage.dicom.codestreams import codestreams_begun
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.unused_bits import decoder_options, sign_extended
-from storage.dicom.writing import swapped
+from storage.dicom.writing import padded, swapped, vr_of
 from storage.errors import PixelError, Unparseable
 
 _OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002, 0x7FE00003}
@@ -145,8 +145,10 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
     data = b"" if raw.value is None else raw.value
     if not isinstance(data, bytes):
         return str(data)
-    little = not isinstance(raw, RawDataElement) or raw.is_little_endian
-    return (data if little else swapped(data, raw.VR or "")).hex()
+    if not isinstance(raw, RawDataElement):
+        return data.hex()
+    data = padded(data, vr_of(raw, (dataset,)))  # other systems write odd lengths as even ones
+    return (data if raw.is_little_endian else swapped(data, raw.VR or "")).hex()
 
 
 def _has_one_vr(tag: BaseTag) -> bool:
