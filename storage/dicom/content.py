@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
@@ -22,7 +22,7 @@ from storage.dicom.codestreams import codestreams_begun
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.unused_bits import decoder_options, sign_extended
-from storage.dicom.writing import swapped
+from storage.dicom.writing import padded, swapped, vr_of
 from storage.errors import PixelError, Unparseable
 
 _OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002, 0x7FE00003}
@@ -130,7 +130,7 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
     """A value in the DICOM JSON model. Its bytes, in little endian, if pydicom would guess, lose characters or fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
     try:
-        element = dataset[tag]
+        element = _element(dataset, tag, raw)
         if element.VR == "SQ":
             return [_elements(item) for item in element.value]
         value = element.to_json_dict(None, 0)
@@ -145,8 +145,19 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
     data = b"" if raw.value is None else raw.value
     if not isinstance(data, bytes):
         return str(data)
-    little = not isinstance(raw, RawDataElement) or raw.is_little_endian
-    return (data if little else swapped(data, raw.VR or "")).hex()
+    if not isinstance(raw, RawDataElement):
+        return data.hex()
+    data = padded(data, vr_of(raw, (dataset,)))  # other systems write odd lengths as even ones
+    return (data if raw.is_little_endian else swapped(data, raw.VR or "")).hex()
+
+
+def _element(dataset: Dataset, tag: BaseTag, raw: Any) -> DataElement:
+    """An element with the VR of the dictionary, which a copy in implicit VR has, whatever VR was received."""
+    if isinstance(raw, RawDataElement) and raw.VR not in (None, "UN", "SQ") and _has_one_vr(tag):
+        vr = dictionary_VR(tag)
+        if vr not in (raw.VR, "SQ"):
+            return convert_raw_data_element(raw._replace(VR=vr), encoding=dataset.original_character_set, ds=dataset)
+    return dataset[tag]
 
 
 def _has_one_vr(tag: BaseTag) -> bool:

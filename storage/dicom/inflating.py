@@ -1,11 +1,13 @@
-"""Inflates deflated data sets (PS3.5 A.5) into a temporary file, in pieces, within the limits of this process."""
+"""Inflates deflated data sets (PS3.5 A.5) into a temporary file, in pieces, within the limits of this process, and
+deflates them.
+"""
 
 from __future__ import annotations
 
 import mmap
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -37,6 +39,16 @@ def inflated(data: memoryview, folder: Path) -> Iterator[mmap.mmap | bytes]:
         finally:
             with suppress(BufferError):  # views may outlive this block; the mapping is closed when they are freed
                 mapped.close()
+
+
+def deflated(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """A data set in pieces, deflated."""
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    length = 0
+    for piece in (*map(engine.compress, pieces), engine.flush()):
+        length += len(piece)
+        yield piece
+    yield b"\0" * (length % 2)  # PS3.5 A.5
 
 
 def _inflate(data: memoryview, file: IO[bytes], limit: int) -> int:

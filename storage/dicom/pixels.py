@@ -31,6 +31,7 @@ from storage.dicom.codestreams import (
 )
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, describe_as_native, encapsulated
+from storage.dicom.inflating import DEFLATED, deflated
 from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
@@ -293,19 +294,20 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 def transcode(source: Path, target: Path, syntax: UID) -> None:
     """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
 
-    Raises PixelError if the pixels cannot be decoded or encoded, Unparseable if an element cannot be written.
+    In its own transfer syntax, pixels stay as they are, and odd lengths become even. Raises PixelError if the pixels
+    cannot be decoded or encoded, Unparseable if an element cannot be written.
     """
     with quiet():
         try:
             dataset = _with_pixels(source)
-            if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            changes = syntax != (received := dataset.file_meta.TransferSyntaxUID)
+            if changes and "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
                 check_frames(source)
-                received = str(dataset.file_meta.TransferSyntaxUID)
                 _decompress(dataset, source)
-                describe_as_native(dataset, received)
-            elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
+                describe_as_native(dataset, str(received))
+            elif changes and not received.is_little_endian:
                 _swap_to_little_endian(dataset)
-            if syntax.is_encapsulated:
+            if changes and syntax.is_encapsulated:
                 encapsulated(dataset, str(syntax))
             body = encode(dataset, syntax)
             meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
@@ -315,7 +317,7 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
             raise Unparseable(f"data set cannot be encoded in {syntax.name}: {error}") from error
         with target.open("wb") as out:
             write_preamble(out, meta)
-            out.write(body)
+            out.writelines(deflated([body]) if syntax in DEFLATED else [body])
 
 
 def _with_pixels(path: Path) -> Dataset:

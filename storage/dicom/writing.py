@@ -106,7 +106,7 @@ class _Writer:
         """An element of defined length, its value padded to an even length."""
         if len(value) % _NUMBER_BYTES.get(vr, 1):  # not a whole number of values
             vr = "UN"
-        value += (b" " if vr in _TEXT_VRS else b"\0") * (len(value) % 2)
+        value = padded(value, vr)
         if vr not in EXPLICIT_VR_LENGTH_32 and len(value) > _LONGEST_SHORT:
             vr = "UN"
         return self._head(tag, vr, len(value)) + value
@@ -192,6 +192,14 @@ def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
     if vr == "US or SS":
         return "SS" if _is_signed(data_sets) else "US"
     return _ob_or_ow(raw.tag) if " or " in vr else vr
+
+
+def padded(value: bytes, vr: str) -> bytes:
+    """The value with an even length (PS3.5 6.2). Text that ends with NUL gets another one: with a space behind it, the
+    NUL would be a character of the value."""
+    if len(value) % 2 == 0:
+        return value
+    return value + (b" " if vr in _TEXT_VRS and not value.endswith(b"\0") else b"\0")
 
 
 def swapped(value: bytes, vr: str) -> bytes:

@@ -34,11 +34,13 @@ from pynetdicom.presentation import build_context
 from node.app import Node
 from node.dimse import pynetdicom_patches
 from node.dimse.client import Address, Receiver, image_identifier, store
+from storage.dicom.dicomfile import encode
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.support import samples
 from tests.support.cut_wire import CutWire
+from tests.support.encoded_elements import element
 from tests.support.peers import (
     Ran,
     data_set_bytes,
@@ -541,6 +543,28 @@ def test_get_of_an_implicit_original(node: Archive, implicit_image: Stored, tmp_
     assert got.PixelData == sent.PixelData
 
 
+def test_an_image_of_an_odd_length_arrives(node: Archive, port: int, tmp_path: Path) -> None:
+    """DCMTK aborts on a fragment of an odd number of bytes (PS3.8 E.1)."""
+    ds = small()
+    odd = element(0x00081030, "LO", b"odd", ExplicitVRLittleEndian)
+    parts = [
+        encode(ds, ExplicitVRLittleEndian, within=part) for part in (range(0x00081030), range(0x00081030, 1 << 32))
+    ]
+    file = samples.write_body(
+        odd.join(parts),
+        tmp_path / "odd.dcm",
+        sop_class=ds.SOPClassUID,
+        sop_instance=ds.SOPInstanceUID,
+        syntax=ExplicitVRLittleEndian,
+    )
+    store([file], node.address, calling="MODALITY", each=_expect(0x0000))
+    with storescp(tmp_path / "scp", port) as scp:
+        ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={ds.StudyInstanceUID}", calling="EXACTVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0)), ran.said
+        got = dcmread(scp.only())
+    assert (got.StudyDescription, got.PixelData) == ("odd", ds.PixelData)
+
+
 # --- compressed originals ---
 
 COMPRESSED = {
@@ -556,8 +580,8 @@ COMPRESSED = {
 def compressed(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files of pydicom's in other transfer syntaxes, sent as their bytes are."""
     files = {name: pydicom_file(file) for name, file in COMPRESSED.items()}
-    # image_dfl.dcm lacks the byte that PS3.5 A.5 wants after a deflated stream of odd length, and DCMTK insists on it
-    padded = tmp_path_factory.mktemp("deflated") / "image_dfl.dcm"
+    # with that byte it is sent verbatim; without it DCMTK aborts
+    padded = tmp_path_factory.mktemp("deflated") / ODD_LENGTH
     padded.write_bytes(files["deflated"].read_bytes() + b"\0")
     files["deflated"] = padded
     store(list(files.values()), node.address, calling="MODALITY", each=_expect(0x0000))
@@ -816,6 +840,10 @@ ODD_PIXELS = {
 """Kept verbatim, with a warning (B007)."""
 
 
+ODD_LENGTH = "image_dfl.dcm"
+"""It lacks the byte that PS3.5 A.5 wants after a deflated stream of odd length, and is encoded again."""
+
+
 def pydicom_file(name: str) -> Path:
     return PYDICOM_FILES / name
 
@@ -892,7 +920,11 @@ def _round_trip(archive: Archive, files: list[TestFile], folder: Path) -> None:
     assert (final.Status, final.NumberOfCompletedSuboperations) == (0x0000, len(files))
     for file in files:
         back = receiver.received[file.uid]
-        assert data_set_bytes(back) == data_set_bytes(file.path), file
+        if file.path.name == ODD_LENGTH:
+            assert dcmread(back) == dcmread(file.path)
+            assert back.stat().st_size % 2 == 0
+        else:
+            assert data_set_bytes(back) == data_set_bytes(file.path), file
         assert read_file_meta_info(back).TransferSyntaxUID == file.syntax, file
 
 

@@ -8,8 +8,7 @@ values. Digital signatures are removed, since they sign the former header.
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.element_walk import looks_implicit
 from storage.dicom.elements import append_item, codecs_of
-from storage.dicom.inflating import DEFLATED
+from storage.dicom.inflating import DEFLATED, deflated
 from storage.dicom.recoding import declare, to_utf8, undeclared_latin_1
 from storage.dicom.writing import ALL
 from storage.errors import Unparseable
@@ -51,7 +50,7 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
             drop(header, NOT_OF_THIS_HEADER)
             write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
             pieces = _pieces(header, file)
-        out.writelines(_deflated(pieces) if file.transfer_syntax in DEFLATED else pieces)
+        out.writelines(deflated(pieces) if file.transfer_syntax in DEFLATED else pieces)
 
 
 def amend(header: Dataset, applied: Iterable[Applied]) -> None:
@@ -133,15 +132,6 @@ def _pieces(header: Dataset, file: DataSetFile) -> list[bytes | memoryview]:
         encode(header, as_received, verbatim=True, within=part) for part in (range(tag), range(tag, ALL.stop))
     )
     return [before, pixels, after]
-
-
-def _deflated(pieces: list[bytes | memoryview]) -> Iterator[bytes]:
-    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    length = 0
-    for piece in [*map(engine.compress, pieces), engine.flush()]:
-        length += len(piece)
-        yield piece
-    yield b"\0" * (length % 2)  # PS3.5 A.5
 
 
 def _date_time(at: str) -> str:

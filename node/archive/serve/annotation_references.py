@@ -39,14 +39,14 @@ def write_copy(source: Path, target: Path, copy: ReferencingCopy, applied: Seque
 
     def edit(header: Dataset) -> None:
         amend(header, applied)
+        former = Dataset()
+        _move(header, former, (*CREATION, _IDENTICAL))
         derived = dict(copy.pairs)
         for item in _references(header):
             uid = derived.get(_uid(item))
             if uid is not None:
                 item.add_new(_REFERENCED, "UI", UID(uid))
-        former = Dataset()
         former.SOPInstanceUID = header.SOPInstanceUID
-        _move(header, former, CREATION)
         if header.SOPClassUID.startswith(_CLASSES[1]) and header.SOPClassUID != _KEY_OBJECTS:
             _mark_as_changed_report(header, former)
         note_former(header, former, copy.made_at.strftime("%Y%m%d%H%M%S.%f") + "+0000", "COERCE")
@@ -78,6 +78,8 @@ def _move(header: Dataset, former: Dataset, tags: Iterable[int]) -> None:
             del header[tag]
 
 
+_IDENTICAL = 0x0040A525
+"""Identical Documents Sequence (PS3.3 C.17.2, C.17.6.2); a copy has other references than those documents."""
 _FLAG, _OBSERVERS = BaseTag(0x0040A493), BaseTag(0x0040A073)
 """Verification Flag, and Verifying Observer Sequence, which verified documents have."""
 

@@ -55,8 +55,9 @@ class Channel:
     def convert(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
         """The file in the best transfer syntax that the receiver accepted; ``sendable`` itself if it is in that syntax.
 
-        This may take long. Raises DestinationUnavailable if no context fits, or the error of the last encoding that
-        failed. The caller closes the result, or ``sendable`` after an error.
+        A data set of an odd length is encoded again, if possible, since fragments are even (PS3.8 E.1): DCMTK aborts on
+        odd ones. This may take long. Raises DestinationUnavailable if no context fits, or the error of the last
+        encoding that failed. The caller closes the result, or ``sendable`` after an error.
         """
         if sendable.packed_form_of and self.expected(sendable.packed_form_of) != sendable.transfer_syntax_uid:
             original = retrieve.original(sendable.packed_form_of)
@@ -69,13 +70,17 @@ class Channel:
             return converted
         failure: Exception | None = None
         held = sendable.packed_form_of or sendable
-        for syntax in self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid):
-            if syntax == sendable.transfer_syntax_uid:
+        odd = sendable.path.stat().st_size % 2 == 1
+        syntaxes = self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid)
+        for syntax in syntaxes:
+            if syntax == sendable.transfer_syntax_uid and not odd:
                 return sendable
             try:
                 return retrieve.as_syntax(sendable, UID(syntax))
             except Exception as error:  # noqa: BLE001 - another encoding may succeed
                 failure = error
+        if odd and sendable.transfer_syntax_uid in syntaxes:  # it may be too large for a worker
+            return sendable
         raise failure or DestinationUnavailable(
             f"receiver accepted no context for SOP class {sendable.sop_class_uid} with transfer syntax "
             f"{sendable.transfer_syntax_uid} or little endian"

@@ -34,7 +34,9 @@ class FileSendingSocket(TimedSend):
     """A connection that can send a file."""
 
     def send_file(self, path: Path, offset: int, context_id: int, most: int) -> None:
-        """Send the data set that begins at ``offset``, as P-DATA-TF PDUs of at most ``most`` bytes (PS3.8 9.3.5)."""
+        """Send the data set that begins at ``offset``, as P-DATA-TF PDUs of at most ``most`` bytes (PS3.8 9.3.5), each
+        with an even number of bytes (PS3.8 E.1)."""
+        size = max((most - 6) // 2 * 2, 1)
         connection: Any = self.socket
         try:
             connection.settimeout(self.assoc.ae.network_timeout)
@@ -43,8 +45,8 @@ class FileSendingSocket(TimedSend):
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
                 memoryview(mapped) as whole,
             ):
-                for start in range(offset, len(whole), most - 6):
-                    with whole[start : start + most - 6] as part:
+                for start in range(offset, len(whole), size):
+                    with whole[start : start + size] as part:
                         last = 0x02 if start + len(part) == len(whole) else 0x00
                         _send_both(connection, _PDV.pack(4, len(part) + 6, len(part) + 2, context_id, last), part)
         except Exception as error:  # noqa: BLE001 - as in TimedSend.send

@@ -34,14 +34,16 @@ from pynetdicom.presentation import build_context
 from node.app import Node
 from node.archive.intake.ingest import check_uid
 from node.archive.serve.amended_header import write_amended
+from node.archive.serve.retrieve import Retrieve
 from node.dimse import client
 from node.dimse.client import Address
 from storage.dicom.dicomfile import encode, file_meta, opened, parse, write_preamble
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning, transcode
-from storage.errors import InvalidUid
+from storage.errors import InvalidUid, PixelError
 from storage.records import Applied
 from tests.conftest import SECONDARY_CAPTURE, settings_for
+from tests.support.encoded_elements import element
 from tests.support.samples import MAMMOGRAPHY
 
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -92,8 +94,8 @@ def stored(node: Node, path: Path, syntax: UID = ExplicitVRLittleEndian) -> int:
     return statuses[0]
 
 
-def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
-    """The data set as it comes back in that transfer syntax."""
+def got(node: Node, ds: Dataset, syntax: UID, *more: tuple[Any, Any], pdu: int = 16384) -> bytes:
+    """The data set as it comes back in that transfer syntax. ``more``: handlers of events."""
     came: list[bytes] = []
 
     def keep(event: Any) -> int:
@@ -103,8 +105,9 @@ def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
     entity = AE("VIEWER")
     contexts = [build_context(GET), build_context(SECONDARY_CAPTURE, syntax)]
     roles: list[Any] = [build_role(UID(SECONDARY_CAPTURE), scp_role=True)]
-    handlers: list[Any] = [(evt.EVT_C_STORE, keep)]
-    assoc = entity.associate("127.0.0.1", node.server.port, contexts=contexts, ext_neg=roles, evt_handlers=handlers)
+    handlers: list[Any] = [(evt.EVT_C_STORE, keep), *more]
+    options: dict[str, Any] = {"ext_neg": roles, "evt_handlers": handlers, "max_pdu": pdu}
+    assoc = entity.associate("127.0.0.1", node.server.port, contexts=contexts, **options)
     list(assoc.send_c_get(client.image_identifier(ds.StudyInstanceUID), GET))
     assoc.release()
     assert len(came) == 1
@@ -115,7 +118,7 @@ def got(node: Node, ds: Dataset, syntax: UID) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 8, 9, 512])
+@pytest.mark.parametrize("count", [2, 8, 10, 512])
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path, syntax: UID, count: int) -> None:
     ds = capture()
@@ -124,6 +127,78 @@ def test_zero_bytes_behind_the_last_element_are_kept(node: Node, tmp_path: Path,
     assert got(node, ds, syntax) == body
     if syntax != ImplicitVRLittleEndian:
         assert got(node, ds, ImplicitVRLittleEndian) == encode(ds, ImplicitVRLittleEndian)
+
+
+def native(ds: Dataset, length: int) -> bytes:
+    """The data set with pixels of that many bytes."""
+    return encode(ds, ExplicitVRLittleEndian, within=range(0x7FE00010)) + element(
+        0x7FE00010, "OB", bytes(length), ExplicitVRLittleEndian
+    )
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless, ExplicitVRBigEndian])
+def test_an_element_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path, syntax: UID) -> None:
+    """Data set fragments have an even number of bytes (PS3.8 E.1), and DCMTK aborts on others."""
+    ds = capture()
+    if syntax == JPEGLSLossless:
+        ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(np.arange(64, dtype=np.uint8).reshape(8, 8)))])
+        ds[0x7FE00010].is_undefined_length = True
+    body, even = (with_inside(ds, 0x00081030, element(0x00081030, "LO", one, syntax), syntax) for one in (b"x", b"x "))
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax)) == 0
+    assert got(node, ds, syntax) == even
+
+
+def test_an_odd_data_set_that_cannot_be_encoded_is_sent_as_it_is(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PixelError("no memory")
+
+    monkeypatch.setattr(Retrieve, "as_syntax", fail)
+    ds = capture()
+    odd = element(0x00081030, "LO", b"x", ExplicitVRLittleEndian)
+    body = with_inside(ds, 0x00081030, odd, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0
+    assert got(node, ds, ExplicitVRLittleEndian) == body
+
+
+@pytest.mark.parametrize(("rows", "status"), [(7, 0), (8, 0xB007)])
+def test_pixels_of_an_odd_length_are_sent_with_an_even_one(node: Node, tmp_path: Path, rows: int, status: int) -> None:
+    ds = capture(Rows=rows, Columns=1)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, native(ds, 7))) == status
+    assert got(node, ds, ExplicitVRLittleEndian) == native(ds, 7).replace(b"OB\0\0\7", b"OB\0\0\10") + b"\0"
+
+
+def test_an_odd_zero_byte_behind_the_last_element_is_not_sent(node: Node, tmp_path: Path) -> None:
+    ds = capture()
+    body = encode(ds, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body + b"\0")) == 0
+    assert got(node, ds, ExplicitVRLittleEndian) == body
+
+
+def test_a_deflated_data_set_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path) -> None:
+    """Some senders leave out the byte that PS3.5 A.5 wants behind it."""
+    bodies = (encode(ds := capture(StudyDescription="x" * more), ExplicitVRLittleEndian) for more in range(100))
+    streams = ((body, zlib.compress(body, wbits=-zlib.MAX_WBITS)) for body in bodies)
+    body, stream = next((body, stream) for body, stream in streams if len(stream) % 2)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, stream, DeflatedExplicitVRLittleEndian)) == 0
+    sent = got(node, ds, DeflatedExplicitVRLittleEndian)
+    assert (len(sent) % 2, zlib.decompressobj(-zlib.MAX_WBITS).decompress(sent)) == (0, body)
+
+
+def test_fragments_are_even_if_the_receiver_names_an_odd_size(node: Node, tmp_path: Path) -> None:
+    ds = capture(ImageComments="x" * 9000)
+    body = encode(ds, ExplicitVRLittleEndian)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body)) == 0
+    sizes: list[int] = []
+
+    def measure(event: Any) -> None:
+        for one in getattr(event.pdu, "presentation_data_value_items", ()):
+            sizes.append(len(one.presentation_data_value) - 1)  # less the message control header
+
+    assert got(node, ds, ExplicitVRLittleEndian, (evt.EVT_PDU_RECV, measure), pdu=4097) == body
+    assert max(sizes) == 4090
+    assert not any(size % 2 for size in sizes)
 
 
 def test_zero_bytes_behind_no_pixels(tmp_path: Path) -> None:

@@ -234,6 +234,20 @@ def test_the_copy_of_a_verified_report_is_unverified_and_names_the_report(tmp_pa
     assert former.VerifyingObserverSequence[0].VerifyingObserverName == "Muster^Anna"
 
 
+def test_the_copy_of_a_document_is_not_identical_with_others(tmp_path: Path) -> None:
+    """Those have the references that the copy replaces (PS3.3 C.17.2, C.17.6.2)."""
+    report = cad_report("1.2.3", ["1.2.3.99"])
+    report.IdenticalDocumentsSequence = references("1.2.3.100")
+    selection = presentation_state("1.2.3", ["1.2.3.99"])
+    selection.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.59"
+    selection.IdenticalDocumentsSequence = references("1.2.3.100")
+    for document in (report, selection):
+        copy = copied(tmp_path, document)
+        assert "IdenticalDocumentsSequence" not in copy
+        former = copy.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
+        assert former.IdenticalDocumentsSequence == document.IdenticalDocumentsSequence
+
+
 def test_the_copy_of_a_presentation_state_or_key_object_has_no_attributes_of_reports(tmp_path: Path) -> None:
     selection = presentation_state("1.2.3", ["1.2.3.99"])
     selection.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.59"

@@ -171,6 +171,53 @@ def test_the_padding_of_odd_pixels_does_not_matter(tmp_path: Path) -> None:
     assert same_content(*files)
 
 
+@pytest.mark.parametrize(
+    ("tag", "vr", "odd", "even", "others"),
+    [
+        (0x00191001, b"OB", b"\1\2\3", b"\1\2\3\0", (b"\1\2\3\1", b"\1\2\0\0", b"\1\2")),
+        (0x00191001, b"LO", b"abc", b"abc ", (b"abcd", b"ab")),
+        (0x00191001, b"LO", b"ab\0", b"ab\0\0", (b"abc ",)),
+        (0x00209999, b"DS", b"1.5", b"1.5 ", (b"1.55",)),
+    ],
+)
+def test_odd_lengths_that_another_system_made_even_do_not_matter(
+    tag: int, vr: bytes, odd: bytes, even: bytes, others: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    """Private elements, and those that the dictionary does not know, are compared as bytes."""
+
+    def file(value: bytes) -> Path:
+        creator = (0x00190010, b"LO", b"LATENT TESTS")
+        if vr == b"OB":  # two reserved bytes and a length of 32 bits
+            body = struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, vr, 0, len(value)) + value
+            identity: Any = {"sop_class": MAMMOGRAPHY, "sop_instance": "1.2.3", "syntax": ExplicitVRLittleEndian}
+            return write_body(body, tmp_path / value.hex(), **identity)
+        return raw_file(tmp_path / value.hex(), *sorted([creator, (tag, vr, value)]))
+
+    assert same_content(file(odd), file(even))
+    assert not any(same_content(file(odd), file(other)) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "other"),
+    [
+        (0x00080020, b"LO", b"20260102", b"20260103"),
+        (0x00281050, b"LO", b"2048", b"2049"),
+        (0x00080008, b"LO", b"ORIGINAL\\PRIMARY", b"ORIGINAL\\SECOND."),
+        (0x00181114, b"FD", struct.pack("<d", 1.8), struct.pack("<d", 1.9)),
+        (0x00280010, b"SS", b"\x01\x00", b"\x02\x00"),
+        (0x00080020, b"ZZ", b"20260102", b"20260103"),
+    ],
+)
+def test_a_wrong_vr_does_not_matter(tag: int, vr: bytes, value: bytes, other: bytes, tmp_path: Path) -> None:
+    """A copy in implicit VR does not state it."""
+    files = [raw_file(tmp_path / f"{number}.dcm", (tag, vr, one)) for number, one in enumerate((value, other))]
+    body = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+    identity: Any = {"sop_class": MAMMOGRAPHY, "sop_instance": "1.2.3", "syntax": ImplicitVRLittleEndian}
+    implicit = write_body(body, tmp_path / "implicit.dcm", **identity)
+    assert same_content(files[0], implicit)
+    assert not same_content(files[1], implicit)
+
+
 # --- not the same ---------------------------------------------------------------------------------------------
 
 

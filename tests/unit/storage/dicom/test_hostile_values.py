@@ -112,7 +112,7 @@ def test_frames_that_cannot_be_found_are_a_pixel_error(tmp_path: Path) -> None:
         check_frames(write(ds, path, JPEGLSLossless))
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, JPEGLSLossless, RLELossless])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, JPEG2000Lossless, RLELossless])
 @pytest.mark.parametrize("source", [JPEGLSLossless, UID(JPEG_XL_LOSSLESS)])
 def test_an_offset_table_of_the_received_frames_is_not_sent_with_others(
     tmp_path: Path, source: UID, syntax: UID

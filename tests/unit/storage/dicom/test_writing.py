@@ -66,6 +66,7 @@ def _tag(data: bytes) -> tuple[int, int]:
 CHANGED: list[Any] = [
     # tag, VR and value as received in explicit VR; VR and value as written
     pytest.param(0x00180060, "DS", b"2.5", "DS", b"2.5 ", id="odd length of text"),
+    pytest.param(0x00100020, "LO", b"7\0\0", "LO", b"7\0\0\0", id="odd length of text with NUL behind it"),
     pytest.param(0x00091001, "OB", b"\1\2\3", "OB", b"\1\2\3\0", id="odd length of bytes"),
     pytest.param(0x0020000D, "UI", b"1.2.3", "UI", b"1.2.3\0", id="odd length of a UID"),
     pytest.param(0x00280106, "US", b"\1\2\3", "UN", b"\1\2\3\0", id="US of 3 bytes"),
