@@ -6,12 +6,14 @@ text uses styles. In a pipe or a file, tables have no frames, no table is cut an
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich import console
 from rich.table import Table
 from rich.text import Text
 
+from node.cli.exit_codes import PIPE_CLOSED
 from storage.printable import plain
 
 _WIDE = 100_000
@@ -32,6 +34,10 @@ class Console(console.Console):
             if isinstance(table, Table) and not self.is_terminal:
                 table.box, table.pad_edge, table.title_justify = None, False, "left"
         super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """End the command, because the reader of standard error closed it."""
+        sys.exit(PIPE_CLOSED)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make every printed string, and every cell of a table, plain."""

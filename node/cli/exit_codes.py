@@ -9,6 +9,8 @@ FAILED = 1
 USAGE = 2
 REFUSED = 3
 UNFINISHED = 4
+PIPE_CLOSED = 141
+"""128 plus the number of SIGPIPE, as a shell reports it of other programs."""
 
 MEANINGS = {
     DONE: "done",
@@ -16,6 +18,7 @@ MEANINGS = {
     USAGE: "usage error: wrong options, arguments or configuration, or the name or UID of something that is not here",
     REFUSED: "refused by a rule of the archive, such as a hold or a node that runs; nothing was changed",
     UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
+    PIPE_CLOSED: "the reader of the output closed it, as `head` does; what the command did stands",
 }
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -417,12 +418,13 @@ def test_output_that_cannot_be_written_is_one_line(command: tuple[str, ...]) -> 
     )
 
 
-def test_a_reader_that_closes_the_pipe_ends_a_command_silently() -> None:
+@pytest.mark.parametrize("command", [("config", "show"), ("config", "show", "--json"), ("peer", "list"), ("--help",)])
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently(command: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = run_process("config", "show", cwd=ROOT, stdout=writer)
+    done = run_process(*command, cwd=ROOT, stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (exit_codes.FAILED, "")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
