@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.errors import ConfigError, LatentPacsError, Refused, UnknownReport, UnknownUid
+from storage.errors import ConfigError, InputInvalid, LatentPacsError, Refused, UnknownReport, UnknownUid
 
 DONE = 0
 FAILED = 1
@@ -22,7 +22,7 @@ MEANINGS = {
 }
 
 
-class UsageError(LatentPacsError):
+class UsageError(InputInvalid):
     """The options are incomplete, contradict each other, or name something that does not exist."""
 
 
@@ -30,4 +30,4 @@ def code_of(error: LatentPacsError) -> int:
     """The exit code for an error."""
     if isinstance(error, Refused):
         return REFUSED
-    return USAGE if isinstance(error, (UsageError, ConfigError, UnknownUid, UnknownReport)) else FAILED
+    return USAGE if isinstance(error, (InputInvalid, ConfigError, UnknownUid, UnknownReport)) else FAILED

@@ -30,6 +30,9 @@ from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import load
 from node.dimse import client
+from node.training.image_files import NoPictures
+from node.training.trainer import CheckpointError
+from node.validation.label_file import LabelsInvalid
 from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
 from storage.index.integrity import Integrity, NewDamage
@@ -99,7 +102,8 @@ def test_help_and_exit_codes() -> None:
         assert f"{code} {meaning}"[:40] in " ".join(done.stdout.split())
     assert "--install-completion" in done.stdout
     assert exit_codes.code_of(PurgeRefused("x")) == exit_codes.code_of(NodeRunning("x")) == exit_codes.REFUSED
-    assert exit_codes.code_of(ConfigError("x")) == exit_codes.USAGE
+    assert exit_codes.code_of(ConfigError("x")) == exit_codes.code_of(LabelsInvalid("x")) == exit_codes.USAGE
+    assert exit_codes.code_of(NoPictures("x")) == exit_codes.code_of(CheckpointError("x")) == exit_codes.USAGE
     assert exit_codes.code_of(ObjectMissing("x")) == exit_codes.FAILED
 
 
