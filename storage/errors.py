@@ -185,7 +185,7 @@ class ExtraMissing(LatentPacsError):
 
 
 class InputInvalid(LatentPacsError):
-    """A command was given a file or a folder that it cannot use. The message says why."""
+    """A command was given a file, a folder or a value that it cannot use. The message says why."""
 
 
 class ConfigError(LatentPacsError):
