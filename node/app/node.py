@@ -33,6 +33,7 @@ from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
+from node.dimse.tls import expiries
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.workers.pool import Priority, WorkerPool
@@ -234,7 +235,7 @@ def _exposition(
     from node.metrics import timing
     from node.metrics.exposition import Exposition
 
-    page = Exposition(settings.metrics, index)
+    page = Exposition(settings.metrics, index, {one.key: one.at.timestamp() for one in expiries(settings.tls)})
     timing.time_ingest(ingest, page.ingest)
     timing.time_retrieve(retrieve, page.retrieve)
     for pool in pools:

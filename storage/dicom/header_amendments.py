@@ -127,7 +127,7 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
 
 
 def _check(key: Key, value: str) -> None:
-    """Raises InputInvalid for a value that PS3.5 section 6.2 or PS3.3 forbids, even where one that is received so is kept."""
+    """Raises InputInvalid for a value that the standard forbids, even where one that is received so is kept."""
     texts = ("LT", "ST")
     values = [value] if key.vr in texts else value.split("\\")
     if key.single and len(values) > 1:
