@@ -8,6 +8,9 @@ import inspect
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -429,6 +432,19 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_silently(command: tuple[st
     done = run_process(*command, cwd=ROOT, stdout=writer)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_as_unfinished(number: signal.Signals) -> None:
+    code = f"""
+        from signal import raise_signal
+        from node.cli import __main__, main
+        main.app = lambda: raise_signal({int(number)})
+        __main__.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (exit_codes.UNFINISHED, "", "")
 
 
 @pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
