@@ -68,6 +68,9 @@ def test_a_table_has_a_frame_in_a_terminal_only(
     assert [line.split() for line in printed().splitlines()] == [["state", "count"], ["verified", "3"]]
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "│ verified" in printed()
+    monkeypatch.setenv("COLUMNS", "12")
+    narrow = printed()
+    assert [part in narrow for part in ("│ ver │ 3  │", "│ ifi │", "│ ed  │", "…")] == [True, True, True, False]
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
