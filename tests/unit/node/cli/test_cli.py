@@ -119,6 +119,7 @@ def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, mo
     assert invoke("init", str(file.parent)).exit_code == 0
     assert file.read_bytes() == (ROOT / "config.yaml").read_bytes()
     assert isinstance(invoke("init", str(file.parent)).exception, Refused)
+    assert invoke("init", str(file)).exit_code == 2  # it is no folder
     monkeypatch.setenv("LATENT_PACS_CONFIG", str(file))
     assert "is valid" in invoke("config", "check").stdout
     monkeypatch.setenv("LATENT_PACS__NODE__AE_TITLE", "ELSEWHERE")
