@@ -184,6 +184,10 @@ class ExtraMissing(LatentPacsError):
     """A feature needs an extra that is not installed; the message gives the pip command."""
 
 
+class InputInvalid(LatentPacsError):
+    """A command was given a file, a folder or a value that it cannot use. The message says why."""
+
+
 class ConfigError(LatentPacsError):
     """config.yaml is invalid. The message names the key, and the nearest valid one."""
 

@@ -11,7 +11,7 @@ from node.app.building import Services, examine_in
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
-from node.config import Peer, Settings
+from node.config import Peer, Profile, Settings
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.replication import JOB, Replication
 from node.dimse.server import calling_only
@@ -35,8 +35,10 @@ def plan_jobs(
     replication to a peer opens its own.
     """
     jobs = archive.settings.jobs
+    # us-mqsa refuses every purge, and each night's failure would raise an alert
+    purges = jobs.purge.enabled and archive.settings.codec.profile is not Profile.US_MQSA
     return [
-        Planned(_purge(archive), jobs.purge),
+        Planned(_purge(archive), jobs.purge.model_copy(update={"enabled": purges})),
         Planned(make_scrub(archive), jobs.scrub),
         Planned(_reverify(archive, busy), jobs.reverify),
         Planned(make_replication(archive), jobs.replicate),

@@ -33,6 +33,7 @@ from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
+from node.dimse.tls import expiries
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.workers.pool import Priority, WorkerPool
@@ -163,30 +164,34 @@ class Node:
 
     def start(self) -> None:
         """Listen, and start to encode the backlog. Raises ConfigError if a port cannot be used."""
-        node = self.settings.node
+        try:
+            self._listen()
+            if self.encoders is not self.pool:
+                self.pool.submit(ReadyRequest(), Priority.AHEAD)
+            if self.settings.archivist.enabled:
+                self._archivist_thread.start()
+            if self.prefetch.enabled:
+                self._prefetch_thread.start()
+            self.schedule.start()
+        except BaseException:
+            self.stop()  # else the threads that run would keep a process that does not work
+            raise
+        LOGGER.info(
+            "%s listens on %s, port %s", self.settings.node.ae_title, self.settings.node.host, self.server.ports
+        )
+
+    def _listen(self) -> None:
+        node, tls = self.settings.node, self.settings.tls
         try:
             if self._exposition is not None:
                 self._exposition.start()
             self.server.start()
-        except ConfigError:
-            self.stop()
-            raise
         except OSError as error:
-            self.stop()
-            tls = self.settings.tls
             ports = [
                 *([] if tls.only else [f"node.port {node.port}"]),
                 *([f"tls.port {tls.port}"] if tls.listens else []),
             ]
             raise ConfigError(f"{' or '.join(ports)} on {node.host} cannot be used: {error.strerror}") from error
-        if self.encoders is not self.pool:
-            self.pool.submit(ReadyRequest(), Priority.AHEAD)
-        if self.settings.archivist.enabled:
-            self._archivist_thread.start()
-        if self.prefetch.enabled:
-            self._prefetch_thread.start()
-        self.schedule.start()
-        LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
     def stop(self) -> None:
         """Finish open associations, then end. An image that is being encoded returns to the backlog."""
@@ -234,7 +239,7 @@ def _exposition(
     from node.metrics import timing
     from node.metrics.exposition import Exposition
 
-    page = Exposition(settings.metrics, index)
+    page = Exposition(settings.metrics, index, {one.key: one.at.timestamp() for one in expiries(settings.tls)})
     timing.time_ingest(ingest, page.ingest)
     timing.time_retrieve(retrieve, page.retrieve)
     for pool in pools:

@@ -45,7 +45,8 @@ def open_for_command(settings: Settings) -> Index:
     root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
     if file is not None and not file.is_file() and not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(
-            f"no index at {file}: no node has run with this configuration; start one with `latent-pacs serve`"
+            f"no index at {file}: no node has run with this configuration, or its disk is not mounted; check "
+            "storage.root, then start a node with `latent-pacs serve`"
         )
     return _opened(settings, accept_empty=False, replay=not runs_here(root))
 

@@ -1,17 +1,19 @@
 """The console of all commands. Printed text is never interpreted as markup or as terminal control.
 
 Names, reasons and UIDs come from peers: an AE title may be ``[/b]`` or contain an escape sequence. Bold and coloured
-text uses styles. In a pipe or a file, tables have no frames, no table is cut and no line is wrapped.
+text uses styles. In a pipe or a file, tables have no frames and no line is wrapped.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich import console
 from rich.table import Table
 from rich.text import Text
 
+from node.cli.exit_codes import PIPE_CLOSED
 from storage.printable import plain
 
 _WIDE = 100_000
@@ -27,11 +29,18 @@ class Console(console.Console):
             self.width = _WIDE
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; without a terminal, tables are columns that other programs can read."""
+        """Print. No cell is cut, since half a UID is of no use; without a terminal, programs can read the columns."""
         for table in objects:
-            if isinstance(table, Table) and not self.is_terminal:
-                table.box, table.pad_edge, table.title_justify = None, False, "left"
+            if isinstance(table, Table):
+                for column in table.columns:
+                    column.overflow = "fold"
+                if not self.is_terminal:
+                    table.box, table.pad_edge, table.title_justify = None, False, "left"
         super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """End the command, because the reader of standard error closed it."""
+        sys.exit(PIPE_CLOSED)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make every printed string, and every cell of a table, plain."""

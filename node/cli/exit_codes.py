@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from storage.errors import ConfigError, LatentPacsError, Refused, UnknownReport, UnknownUid
+from storage.errors import ConfigError, InputInvalid, LatentPacsError, Refused, UnknownReport, UnknownUid
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 REFUSED = 3
 UNFINISHED = 4
+PIPE_CLOSED = 141
+"""128 plus the number of SIGPIPE, as a shell reports it of other programs."""
 
 MEANINGS = {
     DONE: "done",
@@ -16,10 +18,11 @@ MEANINGS = {
     USAGE: "usage error: wrong options, arguments or configuration, or the name or UID of something that is not here",
     REFUSED: "refused by a rule of the archive, such as a hold or a node that runs; nothing was changed",
     UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
+    PIPE_CLOSED: "the reader of the output closed it, as `head` does; what the command did stands",
 }
 
 
-class UsageError(LatentPacsError):
+class UsageError(InputInvalid):
     """The options are incomplete, contradict each other, or name something that does not exist."""
 
 
@@ -27,4 +30,4 @@ def code_of(error: LatentPacsError) -> int:
     """The exit code for an error."""
     if isinstance(error, Refused):
         return REFUSED
-    return USAGE if isinstance(error, (UsageError, ConfigError, UnknownUid, UnknownReport)) else FAILED
+    return USAGE if isinstance(error, (InputInvalid, ConfigError, UnknownUid, UnknownReport)) else FAILED

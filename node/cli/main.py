@@ -125,24 +125,20 @@ _register()
 
 
 def run() -> None:
-    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code.
-
-    A reader that closes the pipe, as ``head`` does, ends the command silently.
-    """
+    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code."""
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except LatentPacsError as error:
         _end(str(error), code_of(error))
     except OSError as error:
         if error.filename is None or error.errno is None:
             raise
         if error.filename == standard_output.NAME:
-            sys.stdout = None  # what it still holds cannot be written at the end of the process either
-            if error.errno == errno.EPIPE:
-                sys.exit(FAILED)
+            sys.stdout = None
         advice = _ADVICE.get(error.errno, "")
         _end(f"{error.filename} cannot be used: {error.strerror}{advice and '; '}{advice}", FAILED)
 

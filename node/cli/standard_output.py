@@ -1,4 +1,4 @@
-"""Standard output as a file that an error names, so that a full disk or a closed pipe is no traceback."""
+"""Standard output as a file that an error names. If its reader closes the pipe, the command ends silently."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from node.cli.exit_codes import PIPE_CLOSED
 
 NAME = "standard output"
 
@@ -38,6 +40,9 @@ class _StandardOutput(io.TextIOWrapper):
 def _named() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        sys.stdout = None  # what it still holds cannot be written at the end of the process either
+        sys.exit(PIPE_CLOSED)
     except OSError as error:
         error.filename = NAME
         raise

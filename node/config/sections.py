@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from node.config.values import (
     AeTitle,
@@ -38,6 +38,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false, which would be read as 1 and 0, where a number or a text belongs."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are not possible here")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_not_too_large(cls, value: object) -> object:
+        """Refuse numbers with which no system call can wait, and no row be written."""
+        most = {float: 1e9, int: 2**62}.get(type(value))
+        if most is not None and not value <= most:  # type: ignore[operator]
+            raise ValueError(f"it is larger than {most:.0f}, the most that is possible")
+        return value
+
 
 class NodeSettings(Section):
     ae_title: AeTitle = "LATENTPACS"
@@ -47,7 +64,7 @@ class NodeSettings(Section):
     max_associations: int = Field(default=100, ge=1)
     max_associations_per_peer: int = Field(default=50, ge=1)
     max_association_time: float = Field(default=86400.0, ge=0)
-    max_pdu: int = Field(default=1048576, ge=0)
+    max_pdu: int = Field(default=1048576, ge=0, lt=2**32)
     max_instance: Size = 4 * 10**9
     network_timeout: float = Field(default=120.0, gt=0)
     dimse_timeout: float = Field(default=60.0, gt=0)

@@ -22,6 +22,8 @@ DAY = 86400.0
 _BYTES_OF = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _HOURS_OF = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
+_LONGEST_RETENTION = 1000 * 365 * 24
+"""Hours. A date before the year 1 cannot be computed."""
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 FOLDER = "folder"
 """Key of the validation context: the folder of config.yaml, which relative paths in it start from."""
@@ -46,7 +48,7 @@ def _size(value: object) -> object:
     """Parse a size such as ``2GB`` into bytes."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", value.upper())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?B?)\s*", value.upper())
     if match is None or match[2] not in _BYTES_OF:
         raise ValueError(f"{value!r} is not a size; write a number with B, KB, MB, GB or TB")
     return int(float(match[1]) * _BYTES_OF[match[2]])
@@ -56,7 +58,7 @@ def _seconds(value: object) -> object:
     """Parse a duration such as ``30d`` into seconds."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smhd])\s*", value)
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write a number with s, m, h or d")
     return float(match[1]) * _SECONDS_OF[match[2]]
@@ -87,8 +89,8 @@ def parse_when(text: str) -> When:
     word, _, rest = text.strip().lower().partition(" ")
     if word == "every":
         seconds = _seconds(rest)
-        if not isinstance(seconds, float) or seconds < 60:
-            raise ValueError(f"{text!r}: the shortest interval is 1m")
+        if not isinstance(seconds, float) or not 60 <= seconds <= 1000 * DAY:
+            raise ValueError(f"{text!r}: an interval is from 1m to 1000d")
         return When(every=seconds)
     days = () if word == "daily" else tuple(word.split(","))
     match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", rest.strip())
@@ -169,7 +171,10 @@ def _retention(value: object) -> object:
         raise ValueError(
             f"{value!r} is not a retention time; write forever, or a number with h, d, w or y, such as 30d"
         )
-    return timedelta(hours=int(match[1]) * _HOURS_OF[match[2]])
+    hours = int(match[1]) * _HOURS_OF[match[2]]
+    if hours > _LONGEST_RETENTION:
+        raise ValueError(f"{value!r} is more than 1000 years; write forever")
+    return timedelta(hours=hours)
 
 
 def retention_text(retention: timedelta | None) -> str:
@@ -183,10 +188,18 @@ def retention_text(retention: timedelta | None) -> str:
 # --- paths ----------------------------------------------------------------------------------------------------
 
 
+def _named(value: object) -> object:
+    if value == "":
+        raise ValueError("it is empty; name a folder")
+    return value
+
+
 def _local_folder(value: object) -> object:
     """Parse a folder, given as a path or a file:// URL, into a Path; an empty value is None."""
     if value is None or value == "":
         return None
+    if not isinstance(value, (str, Path)):
+        return value
     text = str(value)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -234,7 +247,7 @@ ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 SampleText = Annotated[str, BeforeValidator(_sample)]
 Retention = Annotated[timedelta | None, BeforeValidator(_retention), PlainSerializer(retention_text, when_used="json")]
-Folder = Annotated[Path, AfterValidator(_path_beside)]
+Folder = Annotated[Path, BeforeValidator(_named), AfterValidator(_path_beside)]
 LocalFolder = Annotated[Path | None, BeforeValidator(_local_folder), AfterValidator(_path_beside)]
 FileText = Annotated[str, AfterValidator(_text_beside)]
 FileOrName = Annotated[str, AfterValidator(_text_beside_if_present)]

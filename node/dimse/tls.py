@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from _ssl import _test_decode_cert  # type: ignore[attr-defined]  # ssl has no public one
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from node.config import Peer, TlsSettings
@@ -19,6 +22,43 @@ of TLS 1.3 are such."""
 
 ANY_NAME = "*"
 """``tls_name`` of a peer whose certificate may have any name."""
+
+
+_SOON = 30
+"""Days before its end from which a certificate deserves a warning."""
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """When the certificate in a file ends; of several authorities, the last one to end. ``key``: of config.yaml."""
+
+    key: str
+    file: str
+    at: datetime
+
+    @property
+    def days(self) -> int:
+        """Whole days until then, below 0 once it has expired."""
+        return (self.at - datetime.now(UTC)).days
+
+    @property
+    def soon(self) -> bool:
+        return self.days < _SOON
+
+    def __str__(self) -> str:
+        when = "expired" if self.days < 0 else "expires"
+        return f"{self.key} {self.file} {when} on {self.at:%Y-%m-%d}; renew it and restart the node"
+
+
+def expiries(settings: TlsSettings) -> list[Expiry]:
+    """The ends of our certificate and of the authorities. Raises ConfigError if a file cannot be used."""
+    authorities = _context(ssl.PROTOCOL_TLS_CLIENT, settings).get_ca_certs()
+    own = [_test_decode_cert(settings.certificate)] if settings.certificate else []
+    files = (("tls.certificate", settings.certificate, own), ("tls.ca", settings.ca, authorities))
+    ends = [
+        (key, file, [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in found]) for key, file, found in files
+    ]
+    return [Expiry(key, file, datetime.fromtimestamp(max(of), UTC)) for key, file, of in ends if of]
 
 
 def server_context(settings: TlsSettings) -> ssl.SSLContext:

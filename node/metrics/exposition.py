@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 
 from node.config import MetricsSettings
@@ -29,12 +29,19 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Exposition:
-    """Metrics of one node, served on ``metrics.port`` from ``start`` to ``stop``."""
+    """Metrics of one node, served on ``metrics.port`` from ``start`` to ``stop``.
 
-    def __init__(self, settings: MetricsSettings, index: Index) -> None:
+    ``expiries``: when its TLS certificates end, in seconds since the epoch, by the key of config.yaml.
+    """
+
+    def __init__(self, settings: MetricsSettings, index: Index, expiries: Mapping[str, float]) -> None:
         self._settings = settings
         self._registry = CollectorRegistry()
         self._registry.register(_Counted(index))
+        name = "latent_pacs_certificate_expires_timestamp_seconds"
+        ends = Gauge(name, "When the certificate in a file of config.yaml expires", ["key"], registry=self._registry)
+        for key, at in expiries.items():
+            ends.labels(key).set(at)
         self.ingest = self._timer("ingest", "C-STORE: from the last byte until it is durable and indexed", "outcome")
         self.retrieve = self._timer("retrieve", "Making one image ready to be sent", "outcome")
         self.work = self._timer(

@@ -14,7 +14,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from node.fidelity.breast_regions import Mask, breast_mask
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import PixelShape, integer_pixels
-from storage.errors import DataSetError, LatentPacsError, PixelError
+from storage.errors import DataSetError, InputInvalid, PixelError
 from storage.formats.geometry import TILE
 
 Pixels = NDArray[np.uint16]
@@ -25,7 +25,7 @@ _HALVED_BITS = 12
 """Bits of the grey levels of a halved JPEG: means of four 8-bit pixels have finer steps."""
 
 
-class NoPictures(LatentPacsError):
+class NoPictures(InputInvalid):
     """The given folders contain no readable mammogram."""
 
 

@@ -31,7 +31,7 @@ from node.training.image_files import NoPictures, Picture
 from node.training.trainer import LOSSES_KEPT, SAVE_EVERY, CheckpointError, Progress, TrainingFailed
 from node.upscalers.numerics import device_of
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
-from storage.errors import LatentPacsError
+from storage.errors import InputInvalid
 from storage.formats.geometry import CELL
 from storage.optional_packages import require_extra
 
@@ -43,7 +43,7 @@ _EVALUATED = 16
 """Crops over which PSNR is averaged."""
 
 
-class FolderTaken(LatentPacsError):
+class FolderTaken(InputInvalid):
     """The output folder contains the source model, or files other than an earlier run; nothing was written."""
 
 

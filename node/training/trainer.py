@@ -32,7 +32,7 @@ from node.upscalers import flow
 from node.upscalers.mammo import save_network
 from node.upscalers.network import LATENT, MammoNetwork, NetworkConfig, to_pixels
 from node.upscalers.numerics import device_of
-from storage.errors import LatentPacsError
+from storage.errors import InputInvalid, LatentPacsError
 
 CHECKPOINT = "checkpoint.pt"
 LOSSES_KEPT = 64
@@ -58,7 +58,7 @@ _LEAST_ENERGY = 1e-4
 """Added to the energy of a band, in squared deviations, so that an empty band has a bounded loss."""
 
 
-class CheckpointError(LatentPacsError):
+class CheckpointError(InputInvalid):
     """A checkpoint cannot be resumed; the message gives the reason."""
 
 

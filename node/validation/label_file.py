@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import LatentPacsError
+from storage.errors import InputInvalid
 from storage.index import Index
 from storage.records import DicomJson, LabelledView
 
@@ -34,7 +34,7 @@ _VIEWS = {
 """Codes of PS3.16 CID 4014 (SNOMED CT, and SRT as older devices write it)."""
 
 
-class LabelsInvalid(LatentPacsError):
+class LabelsInvalid(InputInvalid):
     """A label file is invalid; no label was set."""
 
 

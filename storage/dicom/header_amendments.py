@@ -23,7 +23,7 @@ from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import is_control
 from storage.dicom.levels import columns_of, levels_of, text_of
 from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
-from storage.errors import ChangeRefused
+from storage.errors import InputInvalid
 from storage.records import Applied, DicomJson, Levels
 
 PATIENT_ID, ISSUER, STUDY_UID = "00100020", "00100021", "0020000D"
@@ -101,13 +101,13 @@ _BY_TAG = {key.json_tag: key for keys in AMENDABLE.values() for key in keys.valu
 
 
 def changes_of(values: Mapping[str, str]) -> DicomJson:
-    """Values by keyword, in DICOM's notation, converted to the DICOM JSON model. Raises ChangeRefused."""
+    """Values by keyword, in DICOM's notation, converted to the DICOM JSON model. Raises InputInvalid."""
     written, keys = Dataset(), {**AMENDABLE[AmendmentKind.PATIENT], **AMENDABLE[AmendmentKind.STUDY]}
     written.SpecificCharacterSet = "ISO_IR 192"
     changes: DicomJson = {}
     for keyword, value in values.items():
         if keyword not in keys:
-            raise ChangeRefused(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
+            raise InputInvalid(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
         key = keys[keyword]
         changes[key.json_tag] = {"vr": key.vr}
         if value:
@@ -127,7 +127,7 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
 
 
 def _check(key: Key, value: str) -> None:
-    """Raises ChangeRefused for a value that PS3.5 section 6.2 forbids, even where one that is received so is kept."""
+    """Raises InputInvalid for a value that the standard forbids, even where one that is received so is kept."""
     texts = ("LT", "ST")
     values = [value] if key.vr in texts else value.split("\\")
     if key.single and len(values) > 1:
@@ -141,6 +141,9 @@ def _check(key: Key, value: str) -> None:
                 datetime.strptime(each, "%Y%m%d")
         except ValueError as error:
             raise _invalid(key, value, _FORMS.get(key.vr) or str(error).partition(" Please see")[0]) from None
+        enumerated = _ENUMERATED.get(key.keyword)
+        if enumerated and each.strip(" ").lstrip("0") not in enumerated:
+            raise _invalid(key, value, f"write one of {', '.join(enumerated)}")
         if key.vr == "PN" and any(group.count("^") > 4 for group in each.split("=")):
             raise _invalid(key, value, "a name has at most five components, with ^ between them")
         allowed = "\t\n\f\r" if key.vr in texts else ""
@@ -148,6 +151,15 @@ def _check(key: Key, value: str) -> None:
             raise _invalid(key, value, "it has a control character")
 
 
+_ENUMERATED = {
+    "PatientSex": ("F", "M", "O"),
+    "QualityControlSubject": ("YES", "NO"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    "PatientSexNeutered": ("ALTERED", "UNALTERED"),
+    "SmokingStatus": ("YES", "NO", "UNKNOWN"),
+    "PregnancyStatus": ("1", "2", "3", "4"),
+}
+"""Enumerated values of PS3.3 C.7.1.1 and C.7.2.2."""
 _REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 """Controls that change the order in which characters are shown."""
 _FORMS = {
@@ -160,8 +172,8 @@ _FORMS = {
 }
 
 
-def _invalid(key: Key, value: str, why: str) -> ChangeRefused:
-    return ChangeRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr}): {why}")
+def _invalid(key: Key, value: str, why: str) -> InputInvalid:
+    return InputInvalid(f"{key.keyword}: {value!r} is not a valid value ({key.vr}): {why}")
 
 
 def is_of_patient(tag: str) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Select, delete, func, insert, select, update
 from storage.index.connection import writing
 from storage.index.holds import add_hold_in, put_label_in, take_label_in
 from storage.index.level_joins import with_patient, with_study
-from storage.index.reading import IndexPart, batches, record_of, rows_of
+from storage.index.reading import IndexPart, batches, record_of, rows_of, values_of
 from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
@@ -69,6 +69,11 @@ class ClassLabels(IndexPart):
         """Every label by UID, whether the image is held here or not."""
         query = select(class_label).order_by(class_label.c.sop_instance_uid)
         return [record_of(ClassLabel, row, held=bool(row.held)) for row in rows_of(self._engine, query)]
+
+    def instance_keys(self) -> list[int]:
+        """Keys of the labelled images that are held here."""
+        labelled = instance.c.sop_instance_uid == class_label.c.sop_instance_uid
+        return values_of(self._engine, select(instance.c.key).join(class_label, labelled))
 
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
         """SOP Instance UIDs of originals held here, by UID; a UID may be that of a reconstruction."""

@@ -26,6 +26,7 @@ from storage.dicom.header_amendments import (
 from storage.dicom.levels import columns_of, text_of
 from storage.dicom.query_keys import OFFSET_FROM_UTC
 from storage.index.connection import now
+from storage.index.lease import FREE
 from storage.index.reading import record_of
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
@@ -33,9 +34,20 @@ from storage.records import DicomJson, InstanceState, Levels, NewInstance, Reaso
 _STUDY_DATE, _OFFSET = "00080020", OFFSET_FROM_UTC.json_tag
 
 
+TO_ENCODE: dict[str, Any] = {
+    "state": InstanceState.RECEIVED,
+    "reason": "",
+    "reason_code": ReasonCode.NONE,
+    "attempts": 0,
+    **FREE,
+}
+"""Columns of an instance that goes to the archivist."""
+
+
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     """The columns of a received instance; its series, study and patient rows are inserted if they are new."""
     columns = columns_of(new.levels)
+    untrusted = {"state": InstanceState.EXACT, "reason": new.pixel_warning, "reason_code": ReasonCode.PIXELS}
     # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
     in_study = {**columns["series"], "study_key": _study_key(connection, new.levels)}
     return {
@@ -50,10 +62,7 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "pixel_warning": new.pixel_warning,
         "calling_aet": new.calling_aet,
         "received_at": now(),
-        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
-        "reason": new.pixel_warning,
-        "reason_code": ReasonCode.PIXELS if new.pixel_warning else ReasonCode.NONE,
-        "attempts": 0,
+        **(TO_ENCODE | (untrusted if new.pixel_warning else {})),
     }
 
 

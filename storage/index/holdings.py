@@ -17,7 +17,7 @@ from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, writing
 from storage.index.garbage import Garbage
 from storage.index.garbage_rows import Present, unmark_garbage
-from storage.index.hierarchy import instance_row
+from storage.index.hierarchy import TO_ENCODE, instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
@@ -271,9 +271,8 @@ class Index:
         return self._retry(exact, instance.c.reason_code == code, instance.c.pixel_warning == "")
 
     def _retry(self, *which: ColumnElement[bool]) -> int:
-        again = _state(InstanceState.RECEIVED, ReasonCode.NONE, "")
         with writing(self.engine) as connection:
-            return int(connection.execute(update(instance).where(*which).values(**again, **FREE, attempts=0)).rowcount)
+            return int(connection.execute(update(instance).where(*which).values(TO_ENCODE)).rowcount)
 
     # --- counting ---
 

@@ -25,7 +25,8 @@ from sqlalchemy import (
 )
 
 from storage.index.connection import writing
-from storage.index.lease import FREE, is_free
+from storage.index.hierarchy import TO_ENCODE
+from storage.index.lease import is_free
 from storage.index.reading import IndexPart, record_of, rows_of, value_of
 from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
@@ -143,7 +144,7 @@ class Integrity(IndexPart):
         Nothing is changed if its original was purged meanwhile.
         """
         final = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
-        changes = {"state": InstanceState.RECEIVED, "reason": reason, "reason_code": code, "attempts": 0, **FREE}
+        changes = TO_ENCODE | {"reason": reason, "reason_code": code}
         there = select(original.c.instance_key).where(original.c.form != OriginalForm.PURGED)
         with writing(self._engine) as connection:
             found = (instance.c.key == instance_key, instance.c.key.in_(there), instance.c.state.in_(final))

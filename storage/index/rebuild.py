@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from storage.index.change_capture import TABLES, last_number, set_last_number
+from storage.index.hierarchy import TO_ENCODE
 from storage.index.holdings import Index
 from storage.index.journal_replay import Loader, loading
 from storage.index.opening import begin_journal
@@ -26,7 +27,6 @@ from storage.objects.change_journal import ChangeJournal
 from storage.objects.durability import fsync_file, fsync_folders
 from storage.objects.file_modes import give_to_owner
 from storage.objects.trail_journal import TrailJournal
-from storage.records import InstanceState, ReasonCode
 
 
 @dataclass
@@ -133,8 +133,7 @@ def _forget_lost_renditions(connection: Connection) -> None:
     """Let images whose current rendition has no row be encoded again: its key will be that of another rendition."""
     own = select(1).where(rendition.c.key == instance.c.rendition_key, rendition.c.instance_key == instance.c.key)
     lost = (instance.c.rendition_key.is_not(None), ~own.exists())
-    again = {"state": InstanceState.RECEIVED, "reason": "", "reason_code": ReasonCode.NONE, "attempts": 0}
-    connection.execute(update(instance).where(*lost).values(rendition_key=None, **again))
+    connection.execute(update(instance).where(*lost).values(rendition_key=None, **TO_ENCODE))
 
 
 def _counts(connection: Connection) -> dict[str, int]:

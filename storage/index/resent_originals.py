@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Row, and_, select, update
 
 from storage.index.connection import writing
 from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
+from storage.index.hierarchy import TO_ENCODE
 from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
 from storage.index.original_locations import as_received, held_original, insert_original, still_held
@@ -78,8 +79,7 @@ def _is_whole_again(connection: Connection, instance_key: int) -> None:
         instance.c.reason_code == ReasonCode.OTHER,
         instance.c.rendition_key.is_(None),
     )
-    state = {"state": InstanceState.RECEIVED, "reason": "", "reason_code": ReasonCode.NONE, "attempts": 0}
-    connection.execute(update(instance).where(failed).values(**state, **FREE))
+    connection.execute(update(instance).where(failed).values(TO_ENCODE))
 
 
 def hold_again(connection: Connection, new: NewInstance, held: Row[Any]) -> bool:

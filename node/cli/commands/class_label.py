@@ -58,7 +58,9 @@ def import_labels(
 def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """List all labelled images with their classes, and whether their originals are here and kept for a validation."""
     with archive(config) as services:
-        found = [(one, _original(services.index.by_uid(one.sop_instance_uid))) for one in services.index.classes.all()]
+        labels = services.index.classes
+        images = {one.sop_instance_uid: one for one in services.index.by_keys(labels.instance_keys())}
+        found = [(one, _original(images.get(one.sop_instance_uid))) for one in labels.all()]
     table = Table("image", "class", "original", "kept for a validation")
     for one, original in found:
         table.add_row(one.sop_instance_uid, one.class_name, original, "yes" if one.held else "no")

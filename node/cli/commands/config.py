@@ -26,15 +26,22 @@ configs = typer.Typer(help="Check config.yaml, and show the settings in force.",
 def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Check config.yaml, the environment variables that replace its keys, and the folders, files and device it names.
 
-    Run it as the user of the node. Exit code 2: something is wrong, and the output says what. Nothing is written, and
-    no node is needed.
+    Run it as the user of the node. Exit code 2: something is wrong, and the output says what. A TLS certificate that
+    expires within 30 days is named too, and is no error. Nothing is written, and no node is needed.
     """
+    from node.dimse.tls import expiries
+
     settings = load(config)
     problems = list(_problems(settings))
+    ends = [] if problems else [one for one in expiries(settings.tls) if one.soon]
+    problems += [str(one) for one in ends if one.days < 0]
+    warnings = [str(one) for one in ends if one.days >= 0]
     if as_json:
-        print_json({"file": str(config), "problems": problems})
+        print_json({"file": str(config), "problems": problems, "warnings": warnings})
     else:
         console = Console(soft_wrap=True)
+        for warning in warnings:
+            console.print(warning, style="yellow")
         for problem in problems:
             console.print(problem, style="bold red")
         console.print(f"{config}: {counted(len(problems), 'problem')}" if problems else f"{config} is valid")

@@ -14,7 +14,10 @@ from storage.errors import ConfigError, Refused
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(help="The folder for config.yaml. It is created if it does not exist.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="The folder for config.yaml. It is created if it does not exist.", metavar="FOLDER", file_okay=False
+        ),
     ] = Path(),
     as_json: JsonOption = False,
 ) -> None:

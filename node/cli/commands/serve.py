@@ -45,7 +45,11 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     from node.app import Node
+    from node.dimse.tls import expiries
 
+    for expiry in expiries(settings.tls):
+        if expiry.soon:
+            LOGGER.warning("%s", expiry)
     with Node(settings, accept_empty_index=accept_empty_index) as node:
         LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.ports)
         # a signal handler must not take the lock of an Event, and a signal just before a wait would not end the wait

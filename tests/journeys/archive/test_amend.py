@@ -32,7 +32,7 @@ from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode, file_meta, opened, write_preamble
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, folded, patient_identity
 from storage.dicom.levels import levels_of
-from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
+from storage.errors import ChangeRefused, InputInvalid, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now
 from storage.objects.trail_journal import TrailJournal
@@ -253,7 +253,7 @@ def test_what_has_no_pixels_is_amended_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_amended(values: dict[str, str], why: str) -> None:
-    with pytest.raises(ChangeRefused, match=why):
+    with pytest.raises(InputInvalid, match=why):
         changes_of(values)
 
 

@@ -137,6 +137,8 @@ def test_labels_by_command(holdings: Holdings, tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"storage": {"root": str(holdings.root)}}))
     database = holdings.root / "index.sqlite"
     assert database.is_file()
+    malformed = csv(tmp_path, "sop_instance_uid,class", f"{uid_of(1)},")
+    assert run("class-label", "import", str(malformed), "--config", str(config)).returncode == 2
     file = csv(tmp_path, "sop_instance_uid,class", f"{uid_of(1)},a", f"{uid_of(2)},b", "9.9,b")
     two = next(one for one in holdings.index.originals.purgeable(now()) if one.sop_instance_uid == uid_of(2))
     assert holdings.index.originals.commit_purge(two, now(), TrailEntry("purge", WHO, "image", (uid_of(2),)))

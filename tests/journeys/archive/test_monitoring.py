@@ -28,6 +28,7 @@ from storage.errors import ConfigError
 from storage.index.job_runs import Cause, JobRows
 from storage.index.report_rows import NewReport
 from tests.conftest import Archive, settings_for
+from tests.support.certificates import Authority
 from tests.support.node_process import NodeProcess
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
@@ -49,7 +50,8 @@ def scraped(port: int) -> dict[str, float]:
 def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "COUNT_INTERVAL", 0.0)
     port = free_port()
-    settings = settings_for(tmp_path / "archive", receiver.port, metrics={"port": port})
+    tls = {"ca": str(Authority(tmp_path / "authority").file)}
+    settings = settings_for(tmp_path / "archive", receiver.port, metrics={"port": port}, tls=tls)
     good, small = mammogram(), mammogram(breast(200, 200))
     with Node(settings) as node:
         archive = Archive(node, receiver)
@@ -84,6 +86,7 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
     assert (seen["latent_pacs_damage_open"], seen["latent_pacs_gate_failures"]) == (1, 0)
     assert seen['latent_pacs_job_succeeded{job="scrub"}'] == 1
     assert seen['latent_pacs_job_done{job="scrub"}'] == seen['latent_pacs_job_total{job="scrub"}'] == 4
+    assert seen['latent_pacs_certificate_expires_timestamp_seconds{key="tls.ca"}'] > time.time() + 86400
     assert not any(word in name for name in seen for word in PATIENT)
     assert (seen['latent_pacs_audit_alarms{kind="audit"}'], seen['latent_pacs_audit_alarm{kind="audit"}']) == (1, 0)
     assert (seen["latent_pacs_audit_audited"], seen["latent_pacs_audit_fsim_mean"]) == (7, 0.95)

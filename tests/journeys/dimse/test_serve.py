@@ -6,11 +6,13 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydicom import dcmread
@@ -19,13 +21,14 @@ from pynetdicom import AE
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
+from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState
-from tests.conftest import size_of, spooled, wait_for
+from tests.conftest import settings_for, size_of, spooled, wait_for
 from tests.support.node_process import COMMAND, NodeProcess
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
 
@@ -38,6 +41,16 @@ def served(tmp_path: Path) -> Iterator[NodeProcess]:
         node.process.kill()
         node.process.wait()
     node.log.close()
+
+
+def test_a_start_that_fails_leaves_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would keep a process that does not listen, and no service manager would start it again."""
+    before = set(threading.enumerate())
+    node = Node(settings_for(tmp_path / "archive"))
+    monkeypatch.setattr(node.schedule, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+    with pytest.raises(RuntimeError, match="new thread"):
+        node.start()
+    assert not [one for one in set(threading.enumerate()) - before if one.is_alive() and not one.daemon]
 
 
 @pytest.mark.slow

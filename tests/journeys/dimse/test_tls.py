@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import queue
 import re
 import select
@@ -13,11 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
@@ -29,11 +32,12 @@ from node.dimse.client import Address, image_identifier, move
 from node.dimse.pynetdicom_patches.connection_limits import WAITING
 from node.dimse.pynetdicom_patches.entity import ArchiveSocket
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-from node.dimse.tls import CIPHERS, client_context, server_context
+from node.dimse.tls import CIPHERS, client_context, expiries, server_context
 from storage.errors import ConfigError
 from tests.conftest import need, settings_for, wait_for
 from tests.support import samples
 from tests.support.certificates import Authority, Signed
+from tests.support.commands import run as run_command
 from tests.support.peers import Orthanc, OrthancError, run, storescp
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
@@ -443,6 +447,25 @@ def test_files_that_cannot_be_used(made: Certificates, tmp_path: Path) -> None:
     subprocess.run(list(map(str, encrypt)), check=True, capture_output=True, timeout=300)
     with pytest.raises(ConfigError, match="encrypted"):
         server_context(TlsSettings(**{**own, "key": str(locked)}))  # type: ignore[arg-type]
+
+
+def test_certificates_that_expire_are_named(made: Certificates, tmp_path: Path) -> None:
+    tls = {"certificate": str(made.node.certificate), "key": str(made.node.key), "ca": str(made.ca)}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"tls": tls, "storage": {"root": str(tmp_path / "archive")}}))
+    done = run_command("config", "check", "--config", str(file), "--json")
+    assert (done.returncode, json.loads(done.stdout)["problems"]) == (0, [])
+    day = f"{datetime.now(UTC) + timedelta(days=2):%Y-%m-%d}"
+    assert json.loads(done.stdout)["warnings"] == [
+        f"{key} {path} expires on {day}; renew it and restart the node"
+        for key, path in (("tls.certificate", made.node.certificate), ("tls.ca", made.ca))
+    ]
+    tls |= {"certificate": str(made.expired.certificate), "key": str(made.expired.key)}
+    file.write_text(yaml.safe_dump({"tls": tls, "storage": {"root": str(tmp_path / "archive")}}))
+    done = run_command("config", "check", "--config", str(file))
+    assert done.returncode == 2
+    assert f"tls.certificate {made.expired.certificate} expired on " in done.stdout
+    assert expiries(TlsSettings()) == []
 
 
 def test_names_of_those_we_call() -> None:

@@ -7,6 +7,10 @@ import importlib.util
 import inspect
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,6 +33,9 @@ from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import load
 from node.dimse import client
+from node.training.image_files import NoPictures
+from node.training.trainer import CheckpointError
+from node.validation.label_file import LabelsInvalid
 from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
 from storage.index.integrity import Integrity, NewDamage
@@ -61,6 +68,9 @@ def test_a_table_has_a_frame_in_a_terminal_only(
     assert [line.split() for line in printed().splitlines()] == [["state", "count"], ["verified", "3"]]
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "│ verified" in printed()
+    monkeypatch.setenv("COLUMNS", "12")
+    narrow = printed()
+    assert [part in narrow for part in ("│ ver │ 3  │", "│ ifi │", "│ ed  │", "…")] == [True, True, True, False]
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -98,7 +108,8 @@ def test_help_and_exit_codes() -> None:
         assert f"{code} {meaning}"[:40] in " ".join(done.stdout.split())
     assert "--install-completion" in done.stdout
     assert exit_codes.code_of(PurgeRefused("x")) == exit_codes.code_of(NodeRunning("x")) == exit_codes.REFUSED
-    assert exit_codes.code_of(ConfigError("x")) == exit_codes.USAGE
+    assert exit_codes.code_of(ConfigError("x")) == exit_codes.code_of(LabelsInvalid("x")) == exit_codes.USAGE
+    assert exit_codes.code_of(NoPictures("x")) == exit_codes.code_of(CheckpointError("x")) == exit_codes.USAGE
     assert exit_codes.code_of(ObjectMissing("x")) == exit_codes.FAILED
 
 
@@ -108,6 +119,7 @@ def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, mo
     assert invoke("init", str(file.parent)).exit_code == 0
     assert file.read_bytes() == (ROOT / "config.yaml").read_bytes()
     assert isinstance(invoke("init", str(file.parent)).exception, Refused)
+    assert invoke("init", str(file)).exit_code == 2  # it is no folder
     monkeypatch.setenv("LATENT_PACS_CONFIG", str(file))
     assert "is valid" in invoke("config", "check").stdout
     monkeypatch.setenv("LATENT_PACS__NODE__AE_TITLE", "ELSEWHERE")
@@ -417,12 +429,26 @@ def test_output_that_cannot_be_written_is_one_line(command: tuple[str, ...]) -> 
     )
 
 
-def test_a_reader_that_closes_the_pipe_ends_a_command_silently() -> None:
+@pytest.mark.parametrize("command", [("config", "show"), ("config", "show", "--json"), ("peer", "list"), ("--help",)])
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently(command: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = run_process("config", "show", cwd=ROOT, stdout=writer)
+    done = run_process(*command, cwd=ROOT, stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (exit_codes.FAILED, "")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_as_unfinished(number: signal.Signals) -> None:
+    code = f"""
+        from signal import raise_signal
+        from node.cli import __main__, main
+        main.app = lambda: raise_signal({int(number)})
+        __main__.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (exit_codes.UNFINISHED, "", "")
 
 
 @pytest.mark.parametrize("since", ["30.11.2026", "20261130", "2026/11/30", "yesterday", "2026-11-31"])
