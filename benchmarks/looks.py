@@ -4,7 +4,8 @@ For each image three files are written to ``--out``:
 
 - NAME.png: original, reconstruction and difference of six places, at the image's own window and at a narrow one;
 - NAME-beside.png: the same places at the narrow window, with full-size JPEG XL and JPEG 2000 of the same bytes;
-- NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs.
+- NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs, with
+  values turned over where dense tissue is dark in stored values, so that air is dark in all files.
 
 The table has one line per image; benchmarks/losses.py explains its figures. "of lossless" is the ratio to lossless JPEG
 XL of the same pixels, effort 7. The sheets show real mammograms: store them only where such images may be stored.
@@ -76,15 +77,19 @@ def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -
     rivals = [rival(coded.original, image.picture.bits, coded.payload_bytes) for rival in (jpeg_xl, jpeg_2000)]
     second_sheet(image, coded, places, rivals).save(out / f"{name}-beside.png")
     row |= {"rivals": [[each.name, each.setting, each.size] for each in rivals], "sheet": str(out / f"{name}.png")}
-    np.savez_compressed(
-        out / f"{name}.npz",
-        original=coded.original,
-        structure=coded.structure,
-        reconstructed=coded.served,
-        window=np.array(coded.window),
-        payload_bytes=coded.payload_bytes,
-    )
+    np.savez_compressed(out / f"{name}.npz", **arrays_of(image, coded))
     return row
+
+
+def arrays_of(image: Image, coded: Coded) -> dict[str, Any]:
+    """The arrays of NAME.npz: images as of ``Coded``."""
+    images = {"original": coded.original, "structure": coded.structure, "reconstructed": coded.served}
+    window = np.array(coded.window)
+    if image.inverted:
+        top = (1 << image.picture.bits) - 1
+        images = {name: (top - pixels).astype(pixels.dtype) for name, pixels in images.items()}
+        window = top - window[::-1]
+    return {**images, "window": window, "payload_bytes": coded.payload_bytes}
 
 
 def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[str, Any]) -> Any:

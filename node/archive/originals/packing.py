@@ -95,10 +95,9 @@ class Packer:
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         if not holds_any(cold.root) and self._index.originals.totals().cold:
+            # a disk that is mounted here later would hide what is moved
             what = "no object is there, though originals should be: is its disk mounted?"
-            raise FileNotFoundError(
-                errno.ENOENT, what, str(cold.root)
-            )  # mounted later, the disk would hide what is moved
+            raise FileNotFoundError(errno.ENOENT, what, str(cold.root))
         cold.take_from(self._stores[Tier.HOT], digest)
         if not self._index.originals.commit_move(claim.original, Tier.COLD, present=cold.has):
             self._index.garbage.mark(digest, Tier.COLD)

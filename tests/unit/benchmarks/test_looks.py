@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks import losses
 from benchmarks.coded import EVALUATION, EXACT, Coded, Image, code, described, lossless_bytes
-from benchmarks.looks import first_sheet, second_sheet
+from benchmarks.looks import arrays_of, first_sheet, second_sheet
 from benchmarks.losses import lines_of
 from benchmarks.rivals import Rival, at_size, jpeg_2000, jpeg_xl
 from benchmarks.sheets import difference, narrow_window, places_of
@@ -54,6 +54,20 @@ def test_coded(image: Image, coded: Coded) -> None:
     assert np.array_equal(again.structure, coded.structure)
     assert again.payload_bytes == coded.payload_bytes
     assert not np.array_equal(again.served, coded.served)  # the noise alone is another
+
+
+@pytest.mark.slow
+def test_air_is_dark_for_other_programs(image: Image, coded: Coded) -> None:
+    turned, header = 4095 - image.picture.pixels, Dataset()
+    header.PhotometricInterpretation = "MONOCHROME1"
+    inverted = replace(image, picture=replace(image.picture, pixels=turned, header=header))
+    shown = replace(coded, original=turned, served=4095 - coded.served, structure=4095 - coded.structure)
+    found = arrays_of(inverted, replace(shown, window=(95.0, 3095.0)))
+    assert np.array_equal(found["original"], coded.original)
+    assert found["original"].dtype == found["reconstructed"].dtype == np.uint16
+    assert np.allclose(found["structure"], coded.structure, atol=1e-3)
+    assert tuple(found["window"]) == (1000.0, 4000.0)
+    assert np.array_equal(arrays_of(image, coded)["original"], coded.original)
 
 
 def test_an_image_of_which_nothing_passes(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
