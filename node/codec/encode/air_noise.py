@@ -1,7 +1,7 @@
 """Takes noise out of the air around a breast before it is coded: it would take bytes, and it is drawn anyway.
 
-The air of a film or of a raw image has as much noise as the breast, and often more area. Letters, the nipple in profile
-and whatever else stands out of the noise stay.
+The air of a film, or of an image whose air the modality did not make black, has as much noise as the breast, and often
+more area. Letters, the nipple in profile and whatever else stands out of the noise stay.
 """
 
 from __future__ import annotations
