@@ -95,11 +95,12 @@ def measured(image: Image, settings: Settings, *, rival: bool) -> dict[str, Any]
 
 
 def rival_of(encoder: Encoder) -> Encoder:
-    """The encoder of the same image at full size, without the gate's limits on noise."""
+    """The encoder of the same image at full size, with the noise of its air and without the gate's limits on noise."""
     assert encoder.limits is not None
     free = dict.fromkeys(("spectrum_db", "spectrum_tile_db", "repeat", "quiet"), math.inf)
     limits = replace(encoder.limits, **free)
-    return replace(encoder, upscalers=(Bicubic(),), limits=limits, scales=(1,), tried=[])
+    source = replace(encoder.source, air=None, _to_code={})
+    return replace(encoder, source=source, upscalers=(Bicubic(),), limits=limits, scales=(1,), tried=[])
 
 
 def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
