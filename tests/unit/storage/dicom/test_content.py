@@ -35,6 +35,7 @@ from pydicom.uid import (
 from storage.dicom.content import content_digest, same_content
 from storage.dicom.dicomfile import encode, file_meta, opened, quiet
 from storage.dicom.encapsulate import _rle
+from storage.dicom.pixels import transcode
 from storage.errors import LatentPacsError, PixelError, Unparseable
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
@@ -216,6 +217,17 @@ def test_a_wrong_vr_does_not_matter(tag: int, vr: bytes, value: bytes, other: by
     implicit = write_body(body, tmp_path / "implicit.dcm", **identity)
     assert same_content(files[0], implicit)
     assert not same_content(files[1], implicit)
+
+
+@pytest.mark.parametrize(("tag", "vr", "value"), [(0x00280010, b"IS", b"512"), (0x00200013, b"US", b"\x31\x32")])
+def test_a_wrong_vr_of_an_odd_length_or_in_big_endian_does_not_matter(
+    tag: int, vr: bytes, value: bytes, tmp_path: Path
+) -> None:
+    uids = ((0x00080016, b"UI", MAMMOGRAPHY.encode() + b"\0"), (0x00080018, b"UI", b"1.2.3\0"))
+    received = raw_file(tmp_path / "received.dcm", *uids, (tag, vr, value))
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        transcode(received, tmp_path / "other.dcm", syntax)
+        assert same_content(received, tmp_path / "other.dcm"), syntax.name
 
 
 # --- not the same ---------------------------------------------------------------------------------------------
