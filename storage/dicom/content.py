@@ -134,8 +134,10 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
         if element.VR == "SQ":
             return [_elements(item) for item in element.value]
         value = element.to_json_dict(None, 0)
+        complete = len(value) > 1 or not isinstance(raw, RawDataElement) or not (raw.value or b"").strip(b" \0")
         if (
             _has_one_vr(tag)
+            and complete
             and not element.VR.startswith("O")
             and "\ufffd" not in json.dumps(value, ensure_ascii=False)
         ):

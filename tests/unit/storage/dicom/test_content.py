@@ -293,6 +293,7 @@ def raw_file(path: Path, *elements: tuple[int, bytes, bytes]) -> Path:
         (0x00180060, b"DS", (b"1.2.3 ", b"9.9.9 ")),  # no decimal strings
         (0x00200013, b"IS", (b"one ", b"two ")),
         (0x00280010, b"US", (b"\x01\x02\x03", b"\x01\x02\x04")),  # one and a half values
+        (0x00280009, b"AT", (b"\x18\x00", b"\x20\x00")),  # half a tag
         (0x00080060, b"ZZ", (b"MG", b"CR")),  # no such VR
         (0x00100010, b"PN", (b"M\xfcller", b"M\xf6ller")),  # Latin-1, although UTF-8 is declared
         (0x00190001, b"FD", (bytes(8), bytes(7) + b"\x80")),  # zero and minus zero, unknown private element
