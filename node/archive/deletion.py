@@ -68,7 +68,7 @@ class Deletion:
         return DeletionReport(False, tuple(found))
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Allow deleted images to be received again; their UIDs. Raises UnknownUid."""
+        """Allow deleted images to be received again; their UIDs. Raises UnknownUid, ChangeRefused."""
         self.finish()
         allowed = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
         self._trail.write_down()

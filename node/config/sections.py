@@ -50,7 +50,7 @@ class Section(BaseModel):
     @classmethod
     def _is_not_too_large(cls, value: object) -> object:
         """Refuse numbers with which no system call can wait, and no row be written."""
-        most = {float: 1e9, int: 2**62}.get(type(value))
+        most = {float: 4e9, int: 2**62}.get(type(value))
         if most is not None and not value <= most:  # type: ignore[operator]
             raise ValueError(f"it is larger than {most:.0f}, the most that is possible")
         return value

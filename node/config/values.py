@@ -48,7 +48,7 @@ def _size(value: object) -> object:
     """Parse a size such as ``2GB`` into bytes."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?B?)\s*", value.upper())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([KMGT]?B?)\s*", value.upper())
     if match is None or match[2] not in _BYTES_OF:
         raise ValueError(f"{value!r} is not a size; write a number with B, KB, MB, GB or TB")
     return int(float(match[1]) * _BYTES_OF[match[2]])
@@ -58,7 +58,7 @@ def _seconds(value: object) -> object:
     """Parse a duration such as ``30d`` into seconds."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smhd])\s*", value)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([smhd])\s*", value)
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write a number with s, m, h or d")
     return float(match[1]) * _SECONDS_OF[match[2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ssl
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -53,8 +54,9 @@ class Expiry:
 def expiries(settings: TlsSettings) -> list[Expiry]:
     """The ends of our certificate and of the authorities. Raises ConfigError if a file cannot be used."""
     authorities = _context(ssl.PROTOCOL_TLS_CLIENT, settings).get_ca_certs()
-    decode = getattr(_ssl, "_test_decode_cert", None)  # ssl has no public reader; without this one nothing is said
-    own = [decode(settings.certificate)] if settings.certificate and decode is not None else []
+    own = []
+    with suppress(AttributeError, ssl.SSLError):  # not every Python has this reader, and it knows not every PEM file
+        own = [_ssl._test_decode_cert(settings.certificate)] if settings.certificate else []  # type: ignore[attr-defined]
     files = (("tls.certificate", settings.certificate, own), ("tls.ca", settings.ca, authorities))
     ends = [
         (key, file, [ssl.cert_time_to_seconds(str(one["notAfter"])) for one in found]) for key, file, found in files

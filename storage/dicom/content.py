@@ -134,21 +134,20 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
         if element.VR == "SQ":
             return [_elements(item) for item in element.value]
         value = element.to_json_dict(None, 0)
+        complete = len(value) > 1 or not isinstance(raw, RawDataElement) or not (raw.value or b"").strip(b" \0")
         if (
             _has_one_vr(tag)
+            and complete
             and not element.VR.startswith("O")
             and "\ufffd" not in json.dumps(value, ensure_ascii=False)
         ):
             return value
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
         pass
+    if isinstance(raw, RawDataElement):
+        return _bytes(dataset, raw).hex()
     data = b"" if raw.value is None else raw.value
-    if not isinstance(data, bytes):
-        return str(data)
-    if not isinstance(raw, RawDataElement):
-        return data.hex()
-    data = padded(data, vr_of(raw, (dataset,)))  # other systems write odd lengths as even ones
-    return (data if raw.is_little_endian else swapped(data, raw.VR or "")).hex()
+    return data.hex() if isinstance(data, bytes) else str(data)
 
 
 def _element(dataset: Dataset, tag: BaseTag, raw: Any) -> DataElement:
@@ -156,8 +155,15 @@ def _element(dataset: Dataset, tag: BaseTag, raw: Any) -> DataElement:
     if isinstance(raw, RawDataElement) and raw.VR not in (None, "UN", "SQ") and _has_one_vr(tag):
         vr = dictionary_VR(tag)
         if vr not in (raw.VR, "SQ"):
-            return convert_raw_data_element(raw._replace(VR=vr), encoding=dataset.original_character_set, ds=dataset)
+            raw = raw._replace(VR=vr, value=_bytes(dataset, raw) or None, is_little_endian=True)
+            return convert_raw_data_element(raw, encoding=dataset.original_character_set, ds=dataset)
     return dataset[tag]
+
+
+def _bytes(dataset: Dataset, raw: RawDataElement) -> bytes:
+    """A received value as other systems write it: in little endian, with an even length."""
+    data = padded(raw.value or b"", vr_of(raw, (dataset,)))
+    return data if raw.is_little_endian else swapped(data, raw.VR or "")
 
 
 def _has_one_vr(tag: BaseTag) -> bool:

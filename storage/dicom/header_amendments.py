@@ -141,8 +141,8 @@ def _check(key: Key, value: str) -> None:
                 datetime.strptime(each, "%Y%m%d")
         except ValueError as error:
             raise _invalid(key, value, _FORMS.get(key.vr) or str(error).partition(" Please see")[0]) from None
-        enumerated = _ENUMERATED.get(key.keyword)
-        if enumerated and each.strip(" ").lstrip("0") not in enumerated:
+        enumerated, bare = _ENUMERATED.get(key.keyword), each.lstrip("0") if key.vr == "US" else each.strip(" ")
+        if enumerated and bare not in enumerated:
             raise _invalid(key, value, f"write one of {', '.join(enumerated)}")
         if key.vr == "PN" and any(group.count("^") > 4 for group in each.split("=")):
             raise _invalid(key, value, "a name has at most five components, with ^ between them")

@@ -8,6 +8,7 @@ attributes of the patient share a patient row.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -185,7 +186,8 @@ def add_former_patients(connection: Connection, study_key: int, ids: Iterable[st
     mine = former_patient.c.study_key == study_key
     known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
     for one in sorted(set(ids) - known - {current, ""}):
-        connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
+        with suppress(IntegrityError), connection.begin_nested():  # as in key_of
+            connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
 
 
 def apply_amendments(connection: Connection, study_key: int) -> None:

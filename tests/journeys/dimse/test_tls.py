@@ -468,6 +468,16 @@ def test_certificates_that_expire_are_named(made: Certificates, tmp_path: Path) 
     assert expiries(TlsSettings()) == []
 
 
+def test_a_certificate_whose_end_cannot_be_read_is_used(made: Certificates, tmp_path: Path) -> None:
+    """The node ended with a traceback at its start."""
+    trusted = tmp_path / "trusted.pem"
+    form = ("openssl", "x509", "-trustout", "-in", str(made.node.certificate), "-out", str(trusted))
+    subprocess.run(form, check=True, capture_output=True, timeout=300)
+    settings = TlsSettings(certificate=str(trusted), key=str(made.node.key), ca=str(made.ca))
+    assert server_context(settings)
+    assert [one.key for one in expiries(settings)] == ["tls.ca"]
+
+
 def test_names_of_those_we_call() -> None:
     def asked(tls_name: str) -> tuple[bool, str]:
         context, name = client_context(TlsSettings(), Peer(ae_title="A", host="h.test", port=1, tls_name=tls_name))

@@ -120,8 +120,8 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"limits": {"decoder_memory": True}}, "limits.decoder_memory: true and false are not possible here"),
         ({"node": {"port": True}}, "node.port: true and false are not possible here"),
         ({"storage": {"root": ""}}, "storage.root: it is empty"),
-        ({"jobs": {"poll": float("inf")}}, "jobs.poll: it is larger than 1000000000"),
-        ({"node": {"network_timeout": 10**12}}, "node.network_timeout: it is larger than 1000000000"),
+        ({"jobs": {"poll": float("inf")}}, "jobs.poll: it is larger than 4000000000"),
+        ({"node": {"network_timeout": 10**12}}, "node.network_timeout: it is larger than 4000000000"),
         ({"node": {"max_pdu": 2**32}}, "node.max_pdu"),
         ({"limits": {"pixels": 2**63}}, "limits.pixels: it is larger than"),
         ({"limits": {"inflated": 400 * "9" + "B"}}, "is not a size"),
@@ -173,7 +173,9 @@ def test_samples_and_the_reserve() -> None:
     assert parse({"audit": {"reserve": "100%"}}, "t").audit.reserve_bound > "f" * 64
 
 
-def test_sizes_and_operating_points() -> None:
+def test_sizes_durations_and_operating_points() -> None:
+    assert parse({"storage": {"min_free": "1000000000000000B"}}, "t").storage.min_free == 10**15
+    assert parse({"commitment": {"pin_for": "36500d"}}, "t").commitment.pin_seconds == 36500 * 86400
     assert parse({"storage": {"min_free": "1.5GB"}}, "t").storage.min_free == 1_500_000_000
     assert parse({"storage": {"min_free": 7}}, "t").storage.min_free == 7
     assert Settings().codec.fixed_point is None, "the encoder searches for one"

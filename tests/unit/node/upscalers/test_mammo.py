@@ -120,6 +120,14 @@ def test_nothing_happens_where_nothing_is_missing() -> None:
     assert np.array_equal(mammo.structure(silent), plain)
 
 
+def test_the_network_is_not_run_for_noise_that_rounds_to_nothing() -> None:
+    job = task(64, 64, steps=2)
+    faint = replace(job, deviation=np.full_like(job.deviation, 0.25))
+    drawn = noise(faint)
+    assert np.array_equal(Mammo().structure(faint), job.upsampled)
+    np.testing.assert_allclose(Mammo().grain(faint, job.upsampled, drawn), drawn, atol=1e-6)
+
+
 def test_the_structure_does_not_depend_on_a_draw() -> None:
     assert np.array_equal(
         Mammo().structure(task(300, 300)), Mammo().structure(replace(task(300, 300, steps=3), seed=9))

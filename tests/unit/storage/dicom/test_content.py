@@ -35,6 +35,7 @@ from pydicom.uid import (
 from storage.dicom.content import content_digest, same_content
 from storage.dicom.dicomfile import encode, file_meta, opened, quiet
 from storage.dicom.encapsulate import _rle
+from storage.dicom.pixels import transcode
 from storage.errors import LatentPacsError, PixelError, Unparseable
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
@@ -218,6 +219,17 @@ def test_a_wrong_vr_does_not_matter(tag: int, vr: bytes, value: bytes, other: by
     assert not same_content(files[1], implicit)
 
 
+@pytest.mark.parametrize(("tag", "vr", "value"), [(0x00280010, b"IS", b"512"), (0x00200013, b"US", b"\x31\x32")])
+def test_a_wrong_vr_of_an_odd_length_or_in_big_endian_does_not_matter(
+    tag: int, vr: bytes, value: bytes, tmp_path: Path
+) -> None:
+    uids = ((0x00080016, b"UI", MAMMOGRAPHY.encode() + b"\0"), (0x00080018, b"UI", b"1.2.3\0"))
+    received = raw_file(tmp_path / "received.dcm", *uids, (tag, vr, value))
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
+        transcode(received, tmp_path / "other.dcm", syntax)
+        assert same_content(received, tmp_path / "other.dcm"), syntax.name
+
+
 # --- not the same ---------------------------------------------------------------------------------------------
 
 
@@ -281,6 +293,7 @@ def raw_file(path: Path, *elements: tuple[int, bytes, bytes]) -> Path:
         (0x00180060, b"DS", (b"1.2.3 ", b"9.9.9 ")),  # no decimal strings
         (0x00200013, b"IS", (b"one ", b"two ")),
         (0x00280010, b"US", (b"\x01\x02\x03", b"\x01\x02\x04")),  # one and a half values
+        (0x00280009, b"AT", (b"\x18\x00", b"\x20\x00")),  # half a tag
         (0x00080060, b"ZZ", (b"MG", b"CR")),  # no such VR
         (0x00100010, b"PN", (b"M\xfcller", b"M\xf6ller")),  # Latin-1, although UTF-8 is declared
         (0x00190001, b"FD", (bytes(8), bytes(7) + b"\x80")),  # zero and minus zero, unknown private element

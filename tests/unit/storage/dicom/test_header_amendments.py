@@ -20,6 +20,7 @@ from storage.errors import InputInvalid
         ("PatientSex", "F\\M", "it takes one value"),
         ("PatientSex", "f", "capital letters"),
         ("PatientSex", "X", "write one of F, M, O"),
+        ("PatientSex", "0M", "write one of F, M, O"),
         ("SmokingStatus", "MAYBE", "write one of YES, NO, UNKNOWN"),
         ("PregnancyStatus", "5", "write one of 1, 2, 3, 4"),
         ("PatientBirthDate", "31.12.1950", "write a date such as 19650131"),
