@@ -1,4 +1,7 @@
-"""Chooses the next JPEG XL distance by the secant method, from the burdens of the distances so far."""
+"""Chooses the next JPEG XL distance from the burdens of the distances so far.
+
+It is the secant method on logarithms; between a distance that passes and one that fails it is linear interpolation.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,12 @@ class Walk:
             self.slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))
         self._seen.append(here)
         wanted = float(np.clip(here[0] - here[1] / self.slope, here[0] - 2, here[0] + 2))
-        passing = [x for x, y in self._seen if y <= 0]
-        failing = [x for x, y in self._seen if y > 0]
-        if passing and failing:  # never outside the bracket
-            low, high = max(passing), min(failing)
-            wanted = (
-                float(np.clip(wanted, low + (high - low) * 0.1, high - (high - low) * 0.1)) if low < high else wanted
-            )
+        passing = [(x, y) for x, y in self._seen if y <= 0]
+        failing = [(x, y) for x, y in self._seen if y > 0]
+        if passing and failing:  # between the nearest two
+            (low, under), (high, over) = max(passing), min(failing)
+            if low < high:
+                wanted = low + (high - low) * float(np.clip(under / (under - over), 0.1, 0.9))
         if not np.log2(FINEST) - 1 <= wanted <= np.log2(COARSEST) + 1:
             return False
         after = float(np.clip(2.0**wanted, FINEST, COARSEST))
