@@ -72,7 +72,7 @@ def reverified(node: Node) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: Path, receiver: Receiver) -> None:
     # an image of which mammo's side information is smaller than that of bicubic
-    ds, root = mammogram(breast(600, 500, seed=9)), tmp_path / "a"
+    ds, root = mammogram(breast(600, 500, seed=1)), tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         archive = Archive(node, receiver)
         (held,) = send_and_settle(archive, tmp_path, ds)
@@ -156,7 +156,7 @@ def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_pat
 
 @pytest.mark.slow
 def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, receiver: Receiver) -> None:
-    gone, broken, good = (mammogram(breast(600, 500, seed=seed)) for seed in (9, 1, 3))
+    gone, broken, good = (mammogram(breast(600, 500, seed=seed)) for seed in (1, 9, 2))
     root = tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         held = send_and_settle(Archive(node, receiver), tmp_path, gone, broken, good)

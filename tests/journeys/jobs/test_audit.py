@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -166,8 +167,9 @@ def test_a_clean_archive_gives_no_alarm(archive: Archive, audited: Audited) -> N
     page = node.archive.reports.html(report).read_text(encoding="utf-8")
     assert "Passed" in page
     assert page.count("data:image/png") == 18, "three images, whole and in detail: original, made, difference"
-    assert "ller" not in page, "Müller, in whatever encoding"
-    assert "P0001" not in page
+    text = re.sub(r"data:image/png;base64,[^\"]*", "", page)
+    assert "ller" not in text, "Müller, in whatever encoding"
+    assert "P0001" not in text
 
 
 def test_nothing_to_audit_is_no_alarm(tmp_path: Path, receiver: Receiver, audited: Audited) -> None:
