@@ -99,7 +99,7 @@ def rival_of(encoder: Encoder) -> Encoder:
     assert encoder.limits is not None
     free = dict.fromkeys(("spectrum_db", "spectrum_tile_db", "repeat", "quiet"), math.inf)
     limits = replace(encoder.limits, **free)
-    source = replace(encoder.source, air=None, _to_code={})
+    source = replace(encoder.source, air=None)
     return replace(encoder, source=source, upscalers=(Bicubic(),), limits=limits, scales=(1,), tried=[])
 
 

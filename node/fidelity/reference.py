@@ -17,7 +17,7 @@ from node.fidelity.lines import LineNoise
 from node.fidelity.repetition import Repetition
 from node.fidelity.specks import HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
-from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels, reduced
+from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels, flat_cells
 
 if TYPE_CHECKING:
     Tile = tuple[int, int]
@@ -73,8 +73,8 @@ class Reference:
         counted = self.pixels if self.counted.all() else self.pixels[self.counted]
         if not counted.size:
             return np.zeros_like(self.mask)
-        least, most = (reduced(self.pixels, CELL, by) for by in (np.minimum, np.maximum))
-        return np.asarray((least == most) & ((least == counted.min()) | (least == counted.max())))
+        ends = (counted.min(), counted.max())
+        return np.asarray(flat_cells(self.pixels) & np.isin(self.pixels[::CELL, ::CELL], ends))
 
     @cached_property
     def core(self) -> NDArray[np.bool_]:

@@ -65,10 +65,10 @@ class Source:
     inverted: bool = False
     air: Mask | None = None
     _extremes: tuple[int, int] | None = field(default=None, compare=False, repr=False)
-    _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
-    _to_code: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
-    _curves: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
+    _lowered: dict[int, Float] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _to_code: dict[int, Float] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _curves: dict[str, bytes] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _regions: dict[int, CodedRegion | None] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def extremes(self) -> tuple[int, int]:
@@ -125,18 +125,9 @@ class Source:
 
     def excerpt(self, pixels: Pixels) -> Source:
         """The same image with other pixels, none of them padding."""
-        return replace(
-            self,
-            pixels=pixels,
-            padding=None,
-            padding_pixels=None,
-            air=None,
-            _extremes=self.extremes,
-            _lowered={},
-            _to_code={},
-            _regions={},
-            _curves={"noise": self.noise_curve},
-        )
+        other = replace(self, pixels=pixels, padding=None, padding_pixels=None, air=None, _extremes=self.extremes)
+        other._curves["noise"] = self.noise_curve
+        return other
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:

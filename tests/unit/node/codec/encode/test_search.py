@@ -531,7 +531,9 @@ def test_air_of_one_value_is_not_coded_and_comes_back_exactly(scale: int, air: i
     assert region is not None
     assert region.beyond == air
     assert region.rows * region.columns < 0.45 * base.operator.low_rows * base.operator.low_columns
-    uncoded = make_base(replace(source, _lowered={}, _regions={scale: None}), point)
+    without_region = replace(source)
+    without_region._regions[scale] = None
+    uncoded = make_base(without_region, point)
     assert uncoded.region is None
     made, whole = (reconstruct(each, Bicubic(), SideInformation(), seed=0, steps=0) for each in (base, uncoded))
     far = np.ones(pixels.shape, dtype=bool)
