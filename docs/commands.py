@@ -27,8 +27,8 @@ Each command prints the same text with `--help`. `latent-pacs --install-completi
   `LATENT_PACS_CONFIG` names. A variable such as `LATENT_PACS__NODE__PORT=11113` replaces the key `node.port`.
 - Results go to standard output, errors and progress to standard error. `--json` prints JSON for programs.
 - Times are ISO 8601 with the offset from UTC: in the local time zone, with `--utc` and in JSON in UTC.
-- No table is cut. In a terminal, a cell that is too wide goes on in the next line. Without one, as in `| cat`, each row
-  is one line, and progress is printed as lines.
+- Tables are never truncated. In a terminal, a cell that is too wide continues on the next line. Without a terminal, as
+  in `| cat`, each row is one line, and progress is printed as lines.
 """
 
 

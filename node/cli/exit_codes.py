@@ -15,10 +15,10 @@ PIPE_CLOSED = 141
 MEANINGS = {
     DONE: "done",
     FAILED: "failed, or done with findings such as damage, which the output names",
-    USAGE: "usage error: wrong options, arguments or configuration, or the name or UID of something that is not here",
-    REFUSED: "refused by a rule of the archive, such as a hold or a node that runs; nothing was changed",
+    USAGE: "usage error: wrong options, arguments or configuration, or a name or UID that the archive does not have",
+    REFUSED: "refused by a rule of the archive, such as a hold or a running node; nothing was changed",
     UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
-    PIPE_CLOSED: "the reader of the output closed it, as `head` does; what the command did stands",
+    PIPE_CLOSED: "the reader of the output closed it, as `head` does; the command's changes remain in effect",
 }
 
 

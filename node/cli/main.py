@@ -66,7 +66,7 @@ class _FormerNames(TyperGroup):
 app = typer.Typer(
     cls=_FormerNames,
     name="latent-pacs",
-    help="A DICOM archive for mammograms. Beside each original it stores a small payload that gives the full image.",
+    help="A DICOM archive for mammograms. For each eligible image it also stores a payload that gives the full image.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

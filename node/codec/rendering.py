@@ -57,8 +57,8 @@ def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixel
     expected = rendition.output_digest if draw else rendition.structure_digest
     if digest != expected:
         raise RenditionMismatch(
-            f"reconstruction of {rendition.derived_uid if draw else rendition.structure_uid} gives pixels {digest}, "
-            f"verified were {expected} with numerics {rendition.numerics}; now {rendering.numerics}"
+            f"reconstruction of {rendition.derived_uid if draw else rendition.structure_uid} has pixel digest "
+            f"{digest}, not {expected} as verified with numerics {rendition.numerics}; now {rendering.numerics}"
         )
     return pixels
 

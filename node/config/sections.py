@@ -43,7 +43,7 @@ class Section(BaseModel):
     def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
         """Refuse true and false, which would be read as 1 and 0, where a number or a text belongs."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false are not possible here")
+            raise ValueError("true and false are not valid here")
         return value
 
     @field_validator("*", mode="after")
@@ -52,7 +52,7 @@ class Section(BaseModel):
         """Refuse numbers with which no system call can wait, and no row be written."""
         most = {float: 4e9, int: 2**62}.get(type(value))
         if most is not None and not value <= most:  # type: ignore[operator]
-            raise ValueError(f"it is larger than {most:.0f}, the most that is possible")
+            raise ValueError(f"it is larger than {most:.0f}, the largest possible value")
         return value
 
 

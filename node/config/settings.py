@@ -84,7 +84,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _originals_are_kept_as_the_profile_demands(self) -> Settings:
         if self.codec.profile is Profile.US_MQSA and self.originals.retain_for is not None:
-            raise ValueError("originals.retain_for: profile us-mqsa keeps originals for ever; leave it at forever")
+            raise ValueError("originals.retain_for: profile us-mqsa never removes originals; leave it at forever")
         if self.originals.path and self.originals.path.resolve() == self.storage.root.resolve():
             raise ValueError("originals.path is storage.root; leave it empty to keep originals there")
         return self

@@ -93,7 +93,7 @@ class WorkerPool:
             except (BrokenProcessPool, CancelledError) as error:
                 if _kill(executor):
                     raise OutOfTime(_TOO_LONG) from error
-                raise WorkerDied(f"a process that had only {type(request).__name__} to work on ended") from error
+                raise WorkerDied(f"a worker process ended while it answered only {type(request).__name__}") from error
             finally:
                 _kill(executor)
 

@@ -227,7 +227,7 @@ class Backup:
         newest = newest_record_in(former, state)
         if newest is not None and not taken.has_record(newest.number, newest.digest):
             raise BackupRefused(
-                f"{self.folder} holds a backup of {former.made_at} that knows what this archive does not (record "
+                f"{self.folder} holds a backup of {former.made_at} with records that this archive lacks (record "
                 f"{newest.number} of the audit trail, of {newest.at}): was the archive restored from an older backup? "
                 "Keep this one, and name another folder"
             )

@@ -42,7 +42,7 @@ def connect(url: str) -> Engine:
         raise ConfigError(f"storage.database cannot be used: {error}; run `pip install 'psycopg[binary]'`") from error
     except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         raise ConfigError(
-            "storage.database is no URL of a database: write postgresql+psycopg://user@host/name"
+            "storage.database is not a database URL: write postgresql+psycopg://user@host/name"
         ) from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)

@@ -126,7 +126,7 @@ def _reconcile(
     if recorded and recorded != identity:
         if not accept_empty:
             raise IndexRefused(
-                f"the index {file} is that of another archive ({identity}, and the journal is of {recorded}); put the "
+                f"the index {file} belongs to another archive ({identity}; the journal belongs to {recorded}); put the "
                 f"right one back, or {REBUILD}"
             )
         journal.set_aside()
@@ -162,8 +162,8 @@ def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> 
     both = [one for one in (of_journal, next(index.trail.records(after=at - 1), None)) if one is not None]
     if len({record_digest(one) for one in both}) == 2 and all(record_digest(one) == one.digest for one in both):
         raise IndexRefused(
-            f"the index {file} and the journal have different records {at} of the audit trail, as when one of both is "
-            f"from before the archive was restored from a backup; put the right one back, or {REBUILD}"
+            f"the index {file} and the journal have different records {at} of the audit trail, as happens if one of "
+            f"them is older than a restore of the archive from a backup; put the right one back, or {REBUILD}"
         )
 
 

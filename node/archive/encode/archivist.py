@@ -103,7 +103,7 @@ class Archivist:
                     LOGGER.error("the archivist waits for %.0f s: %s", _PAUSE, error)
                     self._woken.wait(_PAUSE)
                 except Exception:
-                    LOGGER.exception("the archivist failed outside of an image")
+                    LOGGER.exception("the archivist failed between two images")
                 if not worked:
                     self._woken.wait(self._settings.archivist.poll)
 
@@ -136,7 +136,7 @@ class Archivist:
         except Exception as error:
             if _is_of_the_machine(error):
                 self._not_given_back.append(claim)
-            where = "the archivist failed outside of an image, which is tried again once the index can be written"
+            where = "the result of an image cannot be recorded; the image is tried again once the index can be written"
             LOGGER.error("%s: %s", where, error, exc_info=not _is_of_the_machine(error))
 
     def _encode(self, claim: Claim) -> None:

@@ -185,7 +185,7 @@ class FidelityCheck:
         same = answer.same and answer.pixel_digest == made.output_digest
         drop = self._deviations(found, worse_only=True)
         if not same and answer.numerics == answer.recorded_numerics:
-            reason = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
+            reason = f"pixel digest {answer.pixel_digest}, not {made.output_digest} as verified with the same numerics"
             return replace(found, outcome=FidelityOutcome.MISMATCH, reason=reason)
         if not answer.original_whole:
             return replace(

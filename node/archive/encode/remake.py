@@ -90,7 +90,7 @@ class Remake:
                 self._index.finish_with(claim, state, new, present=self._store.has)
                 return True
         LOGGER.warning("rendition %s cannot be made again; its image is encoded again", lost.derived_uid)
-        self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
+        self._rows.withdraw(lost.derived_uid, "its objects were lost, and the present coder or model makes other ones")
         return False
 
     def _with_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:

@@ -154,7 +154,7 @@ class Ingest:
             elif replace_lost(engine, held, new, present):
                 LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
                 return added, True
-        raise ObjectMissing(f"original {new.original_digest} is moved faster than it can be checked")
+        raise ObjectMissing(f"original {new.original_digest} was moved at each attempt to check it; try again")
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
         """Accept a reconstruction that this archive sent; quarantine one with other pixels or attributes.

@@ -62,7 +62,7 @@ class OriginalAccess:
                 if held == seen and not is_back(self._store(held.tier, held.object_digest), held.object_digest):
                     raise
                 seen = held
-        raise ObjectMissing(f"original {original_digest} is moved faster than it can be read")
+        raise ObjectMissing(f"original {original_digest} was moved or packed at each attempt to read it; try again")
 
     @contextmanager
     def borrowed(self, original_digest: str) -> Iterator[Path]:
@@ -185,7 +185,7 @@ class OriginalAccess:
     def _found_damaged(self, tier: Tier, digest: str) -> ObjectDamaged:
         """Report a damaged object; the error to raise."""
         self.damaged(tier, digest)
-        return ObjectDamaged(f"object {digest} does not have that digest any more")
+        return ObjectDamaged(f"object {digest} no longer has that digest: it is damaged")
 
     def _store(self, tier: Tier, digest: str) -> ObjectStore:
         store = self.stores.get(tier)

@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Reconstruct a random sample of images, compare them with what was verified, and withdraw those that differ.
 
-    Works beside a running node, and writes a report. Exit code 1: alarm; 4: the audit was cancelled or interrupted.
+    It writes a report. The node may be running. Exit code 1: an alarm was raised; 4: it was cancelled or interrupted.
     """
     from node.app import make_audit
     from node.jobs.audit_job import AuditPlan

@@ -26,7 +26,7 @@ FolderArgument = Annotated[Path, typer.Argument(help="The folder of the backup."
 
 @backups.command()
 def create(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Copy new objects and the index to the backup. Works beside a running node.
+    """Copy new objects and the index to the backup. The node may be running.
 
     If the command is interrupted, the former backup stays valid; run it again. Exit code 1: objects are missing in the
     archive itself. The output names them.
@@ -44,7 +44,7 @@ def create(folder: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, as_jso
 
 @backups.command()
 def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
-    """Read every object and file of a backup, and compare it with its digest. Needs no archive.
+    """Read every object and file of a backup, and compare it with its digest. No archive is needed.
 
     Exit code 1: some are missing or damaged. They are named, and the next `backup create` copies them again.
     """

@@ -15,7 +15,7 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, 
 from storage.printable import counted
 from storage.records import StoredInstance
 
-class_labels = typer.Typer(help="Give images classes, such as cancer, for validations.", no_args_is_help=True)
+class_labels = typer.Typer(help="Assign classes, such as cancer, to images for validations.", no_args_is_help=True)
 
 _LINES_SHOWN = 10
 """Line numbers of unmatched lines that are printed."""

@@ -27,7 +27,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """Check config.yaml, the environment variables that replace its keys, and the folders, files and device it names.
 
     Run it as the user of the node. Exit code 2: something is wrong, and the output says what. A TLS certificate that
-    expires within 30 days is named too, and is no error. Nothing is written, and no node is needed.
+    expires within 30 days is also named, but is not an error. Nothing is written, and no node is needed.
     """
     from node.dimse.tls import expiries
 

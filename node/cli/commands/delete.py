@@ -31,8 +31,7 @@ def delete(
     """Delete an image, a series or a study permanently, with its originals, its reconstructions and all their UIDs.
 
     The whole request is refused if any image is on hold, pinned by a storage commitment, or kept by profile us-mqsa:
-    exit code 3, with --dry-run too. If a deleted image is sent again, it goes to quarantine. Works beside a running
-    node.
+    exit code 3, also with --dry-run. If a deleted image is sent again, it goes to quarantine. The node may be running.
     """
     if not dry_run:
         stated(reason)

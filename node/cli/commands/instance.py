@@ -51,7 +51,7 @@ def list_instances(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """List images, newest first, without patient data. Works beside a running node."""
+    """List images, newest first, without patient data. The node may be running."""
     from storage.index.instance_listing import list_instances as listed
 
     with open_index(config) as index:
@@ -83,8 +83,8 @@ def show(
 ) -> None:
     """Report on one image: its state, the bytes of each object, the operating points tried, figures, repairs and UIDs.
 
-    Works beside a running node. Without --patient no patient data is printed. The picture shows the image itself, with
-    any text that is burned into it.
+    The node may be running. Without --patient no patient data is printed. The picture shows the image itself, with any
+    text that is burned into it.
     """
     from node.app import open_stores
     from node.archive.instance_report import report_on  # loads the image coders, which other commands do not need

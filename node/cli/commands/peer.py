@@ -66,9 +66,9 @@ def add(
 
 @peers.command("echo")
 def echo(ae_title: TitleArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Send a C-ECHO to a peer, over TLS if its entry says so. Needs no running node.
+    """Send a C-ECHO to a peer, over TLS if its entry says so. No running node is needed.
 
-    Exit code 1: the peer cannot be reached, rejected the association, or answered with another status than 0000.
+    Exit code 1: the peer cannot be reached, rejected the association, or answered with a status other than 0000.
     """
     from node.dimse.echo import echo as send_echo
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def purge(dry_run: DryRunOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Remove originals held longer than originals.retain_for, if their reconstruction is proved to be retrievable.
 
-    An original that is not verified, on hold or pinned is never removed. Works beside a running node. Exit code 1: some
-    originals were kept because the proof failed.
+    An original is never removed if it is on hold or pinned, or if its image is not verified. The node may be running.
+    Exit code 1: some originals were kept because the proof failed.
     """
     with archive(config) as services, progress("checking", "originals") as report:
         done = services.retention.purge(dry_run=dry_run, progress=report, who=current_user())

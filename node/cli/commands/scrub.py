@@ -44,7 +44,7 @@ def scrub(
 ) -> None:
     """Compare objects with their digests, and the index with the store. Without options, read the share that is due.
 
-    Works beside a running node. Exit code 1: damage was found; 4: the scrub was cancelled or interrupted.
+    The node may be running. Exit code 1: damage was found; 4: the scrub was cancelled or interrupted.
     """
     from node.app import make_scrub
 

@@ -20,7 +20,7 @@ _OTHER = "other: see latent-pacs instance show UID"
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Print counts by state, bytes by kind, the backlog, and the compression ratio. Works beside a running node."""
+    """Print counts by state, bytes by kind, the backlog, and the compression ratio. The node may be running."""
     settings = load(config)
     with open_index(config) as index:
         counts, totals = index.counts(), index.originals.totals()

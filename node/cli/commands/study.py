@@ -16,7 +16,7 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOpti
 from storage.index import Index
 from storage.printable import counted
 
-studies = typer.Typer(help="List studies, and show one. Prints patient data.", no_args_is_help=True)
+studies = typer.Typer(help="List studies, and show one. The output contains patient data.", no_args_is_help=True)
 
 _COLUMNS = {
     "StudyInstanceUID": "study",

@@ -440,7 +440,7 @@ def test_configuration_that_cannot_be_meant(originals: dict[str, str], says: str
 
 
 def test_mqsa_keeps_for_ever() -> None:
-    with pytest.raises(ConfigError, match="us-mqsa keeps originals for ever"):
+    with pytest.raises(ConfigError, match="us-mqsa never removes originals"):
         parse({"codec": {"profile": "us-mqsa"}, "originals": {"retain_for": "30d"}}, "config.yaml")
     assert parse({"originals": {"retain_for": "2w"}}, "x").originals.retain_for == timedelta(days=14)
     assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")

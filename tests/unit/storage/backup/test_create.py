@@ -189,7 +189,7 @@ def test_an_archive_that_was_restored_from_an_older_backup_replaces_no_newer(hel
     assert back_up(held, older).clean
     for name in "one", "another":  # as many changes as the newer backup has, or more
         held.index.holds.put_label(name, "1.2", who="user:me")
-        with pytest.raises(BackupRefused, match=r"knows what this archive does not \(record 2 of the audit trail"):
+        with pytest.raises(BackupRefused, match=r"with records that this archive lacks \(record 2 of the audit trail"):
             back_up(held, newer)
     assert read_manifest(newer).files == files
     assert Backup(newer).verify().clean

@@ -11,7 +11,7 @@ from storage.index.connection import connect, migrate
 
 
 def test_a_url_that_is_none_does_not_show_its_password() -> None:
-    with pytest.raises(ConfigError, match="is no URL of a database") as error:
+    with pytest.raises(ConfigError, match="is not a database URL") as error:
         connect("postgresql+psycopg://user:secret@host:port/name")
     assert "secret" not in str(error.value)
 

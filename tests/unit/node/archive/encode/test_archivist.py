@@ -178,7 +178,7 @@ def test_an_archivist_outlives_an_index_that_cannot_be_read(
         held = InlineArchivist(bench).run()
     assert held is not None
     assert held.state is InstanceState.VERIFIED
-    assert [record.getMessage() for record in caplog.records] == ["the archivist failed outside of an image"]
+    assert [record.getMessage() for record in caplog.records] == ["the archivist failed between two images"]
 
 
 def test_an_image_whose_result_cannot_be_committed_is_tried_again_at_once(
@@ -195,7 +195,7 @@ def test_an_image_whose_result_cannot_be_committed_is_tried_again_at_once(
         held = work.run()
     assert held is not None
     assert held.state is InstanceState.VERIFIED
-    assert "the archivist failed outside of an image" in caplog.text
+    assert "the result of an image cannot be recorded" in caplog.text
     assert not work.archivist.busy
 
 

@@ -89,7 +89,9 @@ def test_an_original_that_moves_without_end_is_an_error_and_not_a_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moving = Moving(tmp_path, monkeypatch, times=99)
-    with pytest.raises(ObjectMissing, match=f"original {sha256(moving.data)} is moved faster than it can be read"):
+    with pytest.raises(
+        ObjectMissing, match=f"original {sha256(moving.data)} was moved or packed at each attempt to read it"
+    ):
         moving.bench.read(moving.data)
     moving.left = 0
     assert moving.bench.read(moving.data) == moving.data
@@ -175,7 +177,7 @@ def test_a_damaged_packed_object_is_reported_and_not_lent(bench: ArchiveParts) -
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     reported: list[tuple[Tier, str]] = []
     bench.originals.damaged = lambda tier, digest: reported.append((tier, digest))
-    with pytest.raises(ObjectDamaged, match=f"object {path.name} does not have that digest any more"):
+    with pytest.raises(ObjectDamaged, match=f"object {path.name} no longer has that digest"):
         bench.originals.lend(sha256(data))
     assert reported == [(Tier.HOT, path.name)]
     assert links(bench) == []
@@ -211,7 +213,7 @@ def test_an_object_that_the_disk_cannot_read_is_reported_and_not_lent(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("node.archive.originals.original_access.has_digest", unreadable)
-    with caplog.at_level(logging.ERROR), pytest.raises(ObjectDamaged, match="does not have that digest any more"):
+    with caplog.at_level(logging.ERROR), pytest.raises(ObjectDamaged, match="no longer has that digest"):
         bench.originals.lend(sha256(data))
     assert f"object {sha256(data)} cannot be read: Input/output error" in caplog.text
     assert reported == [(Tier.HOT, sha256(data))]
