@@ -21,10 +21,9 @@ from storage.index.hierarchy import TO_ENCODE, instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
-from storage.index.level_joins import with_patient
 from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
 from storage.index.quarantined import QuarantineRows, take_out
-from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of
+from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of, with_patient
 from storage.index.rendition_rows import (
     current_renditions,
     insert_rendition_or_reuse_row,

@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Engine, select
 
 from storage.index.holdings import Index
-from storage.index.level_joins import with_patient, with_study
-from storage.index.reading import values_of
+from storage.index.reading import values_of, with_patient, with_study
 from storage.index.tables import instance, patient, series, study
 from storage.records import InstanceState, ReasonCode, StoredInstance
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from storage.index.holdings import Index
-from storage.index.level_joins import with_patient
-from storage.index.reading import record_of
+from storage.index.reading import record_of, with_patient
 from storage.index.rendition_rows import stored_rendition
 from storage.index.tables import damage, instance, patient, quarantine, rendition, series
 from storage.records import DicomJson, StoredInstance, StoredRendition

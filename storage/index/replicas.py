@@ -8,8 +8,7 @@ from sqlalchemy import and_, func, insert, or_, select, update
 
 from storage.dicom.header_amendments import version_of
 from storage.index.connection import now, writing
-from storage.index.level_joins import with_study
-from storage.index.reading import IndexPart, rows_of, value_of, values_of
+from storage.index.reading import IndexPart, rows_of, value_of, values_of, with_study
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance
 

@@ -15,8 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text
 
 from storage.index.connection import writing
-from storage.index.level_joins import with_study
-from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of
+from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of, with_study
 from storage.index.tables import instance, reference_copy, rendition, series, study, tombstone, trail
 from storage.records import TrailEntry, TrailRecord
 
