@@ -23,7 +23,7 @@ from storage.errors import LatentPacsError, UnknownUid
 from storage.formats.geometry import CELL
 from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_rows import InstanceRows, OpenDamage, instance_rows
+from storage.index.instance_queries import InstanceRows, OpenDamage, instance_rows
 from storage.objects.store import ObjectStore
 from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRendition, Tier, Trial, Verdict
 

@@ -52,7 +52,7 @@ def list_instances(
     as_json: JsonOption = False,
 ) -> None:
     """List images, newest first, without patient data. Works beside a running node."""
-    from storage.index.instance_listing import list_instances as listed
+    from storage.index.instance_queries import list_instances as listed
 
     with open_index(config) as index:
         found = listed(index, states=state or (), reason=reason, study_uid=study, limit=limit + 1 if limit else 0)
