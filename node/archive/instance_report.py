@@ -117,8 +117,6 @@ class RenditionReport:
 
 @dataclass(frozen=True)
 class Patient:
-    """The patient of an image."""
-
     name: str
     patient_id: str
 
@@ -191,7 +189,6 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
 
 
 def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalReport:
-    """How and where the original is held."""
     instance = rows.instance
     kept = index.originals.of_digest(instance.original_digest)
     assert kept is not None

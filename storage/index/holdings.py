@@ -55,8 +55,6 @@ from storage.records import (
 
 
 class Added(Enum):
-    """The result of adding an instance."""
-
     NEW = "new"
     SAME_BYTES = "same bytes"
     """The original is held already; the caller checks whether its object is whole."""
@@ -147,7 +145,6 @@ class Index:
         return None if key is None else self.by_key(key)
 
     def by_key(self, key: int) -> StoredInstance | None:
-        """The instance row of that key."""
         found = self.by_keys([key])
         return found[0] if found else None
 

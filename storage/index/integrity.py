@@ -66,8 +66,6 @@ class Damage(ExpectedObject):
 
 
 class Integrity(IndexPart):
-    """Expected objects and damage rows of one index."""
-
     # --- expected objects ---
 
     def expected(self, low: str = "", high: str = END) -> list[ExpectedObject]:
@@ -79,7 +77,6 @@ class Integrity(IndexPart):
         return self._expected(_OF_DIGEST, named=digest)
 
     def expected_of(self, instance_key: int) -> list[ExpectedObject]:
-        """The objects of one instance."""
         return self._expected(_OF_INSTANCE, instance_key=instance_key)
 
     def count(self, low: str = "", high: str = END) -> int:

@@ -45,8 +45,6 @@ _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVE
 
 
 class OriginalLocations(IndexPart):
-    """The originals of one index."""
-
     # --- looking up ---
 
     def of_digest(self, original_digest: str) -> HeldOriginal | None:

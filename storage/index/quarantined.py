@@ -41,8 +41,6 @@ class Former:
 
 
 class QuarantineRows(IndexPart):
-    """The quarantine of one index."""
-
     def put(
         self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str, present: Present = lambda _: True
     ) -> bool:

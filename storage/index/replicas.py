@@ -14,8 +14,6 @@ from storage.records import OriginalForm, StoredInstance
 
 
 class Replicas(IndexPart):
-    """The acknowledgements of peers, on one database."""
-
     def candidates(self, peer: str) -> list[int]:
         """Keys of the instances whose original is held and may have to be sent, study by study.
 

@@ -24,8 +24,6 @@ _PAGE = 1000
 
 
 class Trail(IndexPart):
-    """The audit trail of one index."""
-
     def append(self, *entries: TrailEntry) -> None:
         """Add entries in one durable commit."""
         with writing(self._engine) as connection:
@@ -92,7 +90,6 @@ def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
 
 
 def record_digest(record: TrailRecord) -> str:
-    """The digest that a record must have."""
     content = [record.number, record.at, record.previous, asdict(record.entry)]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -22,8 +22,6 @@ from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 
 class Condition(StrEnum):
-    """The result of verifying an object."""
-
     WHOLE = "whole"
     DAMAGED = "damaged"
     """Its bytes do not have its digest, or the disk fails to read them."""

@@ -18,7 +18,6 @@ metadata = MetaData(
 
 
 def table(name: str, *parts: SchemaItem, sqlite_autoincrement: bool = False) -> Table:
-    """A table of the index."""
     return Table(name, metadata, *parts, sqlite_autoincrement=sqlite_autoincrement)
 
 
