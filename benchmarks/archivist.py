@@ -40,9 +40,10 @@ from benchmarks.coded import (
     settings_of,
 )
 from benchmarks.samples import breast
-from node.codec.decode import SideInformation, reconstruct
+from node.codec.decode import SideInformation
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
+from node.codec.rendering import Rendering
 from node.config import Settings
 from node.fidelity.breast_regions import breast_mask
 from node.training.image_files import Picture
@@ -133,7 +134,7 @@ def reconstructed(made: Encoded) -> float:
     began = time.perf_counter()
     rendition = decode_rendition(data)
     side = SideInformation.of(rendition)
-    reconstruct(decode_base(made.data), made.upscaler, side, seed=rendition.seed, steps=rendition.steps)
+    Rendering(decode_base(made.data), made.upscaler, side, seed=rendition.seed, steps=rendition.steps).pixels(draw=True)
     return time.perf_counter() - began
 
 

@@ -28,11 +28,12 @@ from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from benchmarks.samples import breast, mammogram
-from node.codec.decode import Decoded, SideInformation, reconstruct
+from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.source_image import Source
 from node.codec.noise import decode_noise, encode_noise
+from node.codec.rendering import Rendering
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
@@ -55,7 +56,7 @@ class Payload:
 
     def pixels(self, upscaler: Upscaler, *, draw: bool = True) -> NDArray[np.uint16]:
         side = SideInformation(noise=decode_noise(self.noise))
-        return reconstruct(decode_base(self.base), upscaler, side, seed=1, steps=upscaler.steps, draw=draw)
+        return Rendering(decode_base(self.base), upscaler, side, seed=1, steps=upscaler.steps).pixels(draw=draw)
 
 
 def main() -> None:

@@ -1,27 +1,7 @@
 """The composition root: the only package that builds the parts and joins them."""
 
-from __future__ import annotations
-
 from node.app.backing_up import make_backup, make_replication, stores_of
 from node.app.building import Services, open_archive, open_reports, open_stores
 from node.app.job_wiring import make_audit, make_scrub, plan_jobs, send_to_peer
 from node.app.node import Node
 from node.app.rebuilding import compact_journal, rebuild_index, restore_backup
-
-__all__ = [
-    "Node",
-    "Services",
-    "compact_journal",
-    "make_audit",
-    "make_backup",
-    "make_replication",
-    "make_scrub",
-    "open_archive",
-    "open_reports",
-    "open_stores",
-    "plan_jobs",
-    "rebuild_index",
-    "restore_backup",
-    "send_to_peer",
-    "stores_of",
-]

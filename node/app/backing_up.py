@@ -46,7 +46,7 @@ def make_backup(
         raise BackupRefused("the index has originals in the cold store, and originals.path is not set; set it")
 
     def promised(one: NamedObject) -> bool:
-        return any(other.store == one.store for other in integrity.expected(one.digest, one.digest + "0"))
+        return any(other.store == one.store for other in integrity.expected_at(one.digest))
 
     return Backup(to).make(file, root, stores, promised, progress, cancelled)
 

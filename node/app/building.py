@@ -122,7 +122,6 @@ def open_reports(settings: Settings) -> Iterator[Reports]:
 
 
 def reports_of(settings: Settings, index: Index) -> Reports:
-    """The reports of audits and validations."""
     return Reports(ReportRows(index.engine), settings.storage.root / "reports")
 
 

@@ -30,7 +30,7 @@ def damage_handler(
             examined = examine(stores[tier], digest)
             if examined.whole:
                 return
-            promises = [one for one in repair.integrity.expected(digest, digest + "0") if one.store == str(tier)]
+            promises = [one for one in repair.integrity.expected_at(digest) if one.store == str(tier)]
             found = repair.settle(promises, examined) if promises else []
             for one in found:
                 LOGGER.error(

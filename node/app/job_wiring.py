@@ -100,7 +100,6 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
 
 
 def make_validation(archive: Services) -> Job:
-    """The validation with ResNet50."""
     settings, parts = archive.settings, (archive.index, archive.store, archive.trail, archive.reports)
     validation = Validation(*parts, settings.jobs.validation, settings.reconstruct.threads, archive.retrieve)
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"

@@ -89,6 +89,6 @@ class Deletion:
         """Remove files that a scrub moved aside, unless another image needs an object of that digest."""
         integrity, deleted = Integrity(self._index.engine), self._index.tombstones.keys_to_delete()
         for digest in digests:
-            if all(one.instance_key in deleted for one in integrity.expected(digest, digest + "0")):
+            if all(one.instance_key in deleted for one in integrity.expected_at(digest)):
                 for store in self._stores.values():
                     remove_aside(store, digest)

@@ -23,7 +23,7 @@ from storage.errors import LatentPacsError, UnknownUid
 from storage.formats.geometry import CELL
 from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_rows import InstanceRows, OpenDamage, instance_rows
+from storage.index.instance_queries import InstanceRows, OpenDamage, instance_rows
 from storage.objects.store import ObjectStore
 from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRendition, Tier, Trial, Verdict
 
@@ -117,8 +117,6 @@ class RenditionReport:
 
 @dataclass(frozen=True)
 class Patient:
-    """The patient of an image."""
-
     name: str
     patient_id: str
 
@@ -191,7 +189,6 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
 
 
 def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalReport:
-    """How and where the original is held."""
     instance = rows.instance
     kept = index.originals.of_digest(instance.original_digest)
     assert kept is not None

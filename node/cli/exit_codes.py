@@ -27,7 +27,6 @@ class UsageError(InputInvalid):
 
 
 def code_of(error: LatentPacsError) -> int:
-    """The exit code for an error."""
     if isinstance(error, Refused):
         return REFUSED
     return USAGE if isinstance(error, (InputInvalid, ConfigError, UnknownUid, UnknownReport)) else FAILED

@@ -63,7 +63,6 @@ def fine_tune_mammo(
 def fine_tune_sd_decoder(
     pictures: list[Picture], settings: Settings, out: Path, *, seed: int, **run: Unpack[Run]
 ) -> dict[str, Any]:
-    """Adapt the decoder of the autoencoder of ``sd_x2`` into ``out``."""
     from node.training.sd_decoder import DecoderPlan, fine_tune_decoder
 
     source = settings.reconstruct.sd_x2.weights

@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from node.archive.instance_report import InstanceReport, RenditionReport
 from node.cli.picture import grey
-from node.codec.rendering import read_pair, reconstructed
+from node.codec.rendering import Rendering, read_pair, verified
 from node.config import ReconstructSettings
 from node.fidelity.reference import Reference
 from node.upscalers.catalogue import Catalogue
@@ -60,7 +60,8 @@ def _image(
             f"no picture can be drawn: the original {report.original.digest} is missing, and there is no rendition"
         )
     base, rendition = read_pair(store.held(made.base_digest), store.held(made.rendition_digest))
-    return reconstructed(base, rendition, Catalogue(settings)), base.header.dataset(), "reconstruction"
+    rendering = Rendering.of(base, rendition, Catalogue(settings))
+    return verified(rendering, rendition, draw=True), base.header.dataset(), "reconstruction"
 
 
 def _shown(pixels: NDArray[np.uint16], header: Dataset) -> Image.Image:

@@ -162,22 +162,6 @@ class Decoded:
             pixels[mask] = values
 
 
-def reconstruct(
-    base: Base, upscaler: Upscaler, side: SideInformation, *, seed: int, steps: int, draw: bool = True
-) -> Pixels:
-    """The full-matrix pixels of a base: uint16, (base.rows, base.columns), bits above Bits Stored clear.
-
-    ``draw``: False leaves the noise out. Raises PayloadError where the side information does not fit the base.
-    """
-    side.check(base.rows, base.columns)
-    decoded = Decoded.of(base)
-    task = decoded.task(side.noise if upscaler.needs_deviation else None, seed, steps)
-    image = decoded.structure(upscaler, task, side)
-    if draw:
-        image += decoded.drawn_noise(upscaler, task, image, side)
-    return decoded.pixels(image, side)
-
-
 def _nothing(shape: tuple[int, ...]) -> Float:
     """Zeros that take no memory: float32, read-only."""
     return np.broadcast_to(np.float32(0), shape)

@@ -8,7 +8,7 @@ sixteen, in their order: a whole square keeps its shape.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,17 +74,15 @@ def pasted(pixels: Pixels, patches: Patches) -> Pixels:
 
 def _layout(cells: Cells) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Each patched cell (down, across) and its place in the strip (down, across), both in cells."""
-    return list(_laid_out(cells))
-
-
-def _laid_out(cells: Cells) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    top = 0
+    places, top = [], 0
     for down in range(0, cells.shape[0], _ACROSS):
         for across in range(0, cells.shape[1], _ACROSS):
             found = np.argwhere(cells[down : down + _ACROSS, across : across + _ACROSS])
             for number, (row, column) in enumerate(found):
-                yield (down + int(row), across + int(column)), (top + number // _ACROSS, number % _ACROSS)
+                place = (top + number // _ACROSS, number % _ACROSS)
+                places.append(((down + int(row), across + int(column)), place))
             top += -(-len(found) // _ACROSS)
+    return places
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------

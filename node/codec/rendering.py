@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation
 from node.upscalers.catalogue import Catalogue
+from node.upscalers.protocol import Upscaler
 from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError, RenditionMismatch
 from storage.formats.payload import Base, Rendition, decode_base, decode_rendition
@@ -19,35 +20,31 @@ Float = NDArray[np.float32]
 
 
 class Rendering:
-    """One rendition. Its structure is computed once and gives both of its objects.
+    """A base decoded with its side information. Its structure is computed once and gives both objects of a rendition.
 
-    ``structure``: float32 (rows, columns), grey levels. ``numerics``: those of this process. Raises
-    ModelMissing and PayloadError.
+    ``structure``: float32 (rows, columns), grey levels. ``numerics``: those of this process. Raises PayloadError.
     """
 
-    def __init__(self, base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None) -> None:
-        self._side = SideInformation.of(rendition)
-        self._side.check(base.rows, base.columns)
-        self._upscaler = catalogue.for_rendition(rendition, model)
+    def __init__(self, base: Base, upscaler: Upscaler, side: SideInformation, *, seed: int, steps: int) -> None:
+        side.check(base.rows, base.columns)
+        self._side, self._upscaler = side, upscaler
         self._decoded = Decoded.of(base)
-        noise = self._side.noise if self._upscaler.needs_deviation else None
-        self._task = self._decoded.task(noise, rendition.seed, rendition.steps)
-        self.structure: Float = self._decoded.structure(self._upscaler, self._task, self._side)
-        self.numerics = dict(self._upscaler.numerics)
+        self._task = self._decoded.task(side.noise if upscaler.needs_deviation else None, seed, steps)
+        self.structure: Float = self._decoded.structure(upscaler, self._task, side)
+        self.numerics = dict(upscaler.numerics)
+
+    @classmethod
+    def of(cls, base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None) -> Rendering:
+        """With the model that made the rendition. Raises ModelMissing and PayloadError."""
+        side, upscaler = SideInformation.of(rendition), catalogue.for_rendition(rendition, model)
+        return cls(base, upscaler, side, seed=rendition.seed, steps=rendition.steps)
 
     def pixels(self, *, draw: bool) -> Pixels:
-        """The pixels with drawn noise or without: uint16 (rows, columns)."""
+        """The pixels with drawn noise or without: uint16 (rows, columns), bits above Bits Stored clear."""
         image = self.structure.copy()
         if draw:
             image += self._decoded.drawn_noise(self._upscaler, self._task, self.structure, self._side)
         return self._decoded.pixels(image, self._side)
-
-
-def reconstructed(
-    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
-) -> Pixels:
-    """The verified pixels of a rendition. Raises RenditionMismatch if the digest differs."""
-    return verified(Rendering(base, rendition, catalogue, model), rendition, draw=draw)
 
 
 def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixels:

@@ -1,7 +1,5 @@
 """config.yaml as frozen, strict settings. The defaults are in the sections; config.yaml explains every key."""
 
-from __future__ import annotations
-
 from node.config.encoding_sections import EligibilitySettings, ReconstructSettings
 from node.config.job_sections import AuditSettings, DriftSettings, ScrubSettings, ToleranceSettings, ValidationSettings
 from node.config.loading import DEFAULT_FILE, as_data, as_yaml, load, parse
@@ -20,35 +18,3 @@ from node.config.values import (
     parse_when,
     retention_text,
 )
-
-__all__ = [
-    "DEFAULT_FILE",
-    "AuditSettings",
-    "CommitmentSettings",
-    "DriftSettings",
-    "EligibilitySettings",
-    "LogSettings",
-    "MetricsSettings",
-    "Peer",
-    "Profile",
-    "ReconstructSettings",
-    "RenditionPolicy",
-    "ScrubSettings",
-    "Settings",
-    "Texture",
-    "TlsSettings",
-    "ToleranceSettings",
-    "ValidationSettings",
-    "Verb",
-    "When",
-    "WireSyntax",
-    "add_peer",
-    "as_data",
-    "as_yaml",
-    "load",
-    "parse",
-    "parse_sample",
-    "parse_share",
-    "parse_when",
-    "retention_text",
-]

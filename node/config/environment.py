@@ -45,7 +45,6 @@ def apply(raw: dict[str, Any], values: Mapping[Location, Any]) -> None:
 
 
 def variable_of(location: Location) -> str:
-    """The environment variable of a key."""
     return PREFIX + "__".join(location).upper()
 
 

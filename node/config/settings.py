@@ -109,5 +109,4 @@ class Settings(Section):
         return ("echo", "store") if self.lists_no_peers else self.unknown_peers.allow
 
     def peer(self, ae_title: str) -> Peer | None:
-        """The configured peer with that AE title."""
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)

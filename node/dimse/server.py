@@ -63,8 +63,6 @@ _ABORT_TIME = 2.0
 
 @dataclass(frozen=True)
 class ServerDependencies:
-    """Dependencies of the handlers."""
-
     ingest: Ingest
     search: Search
     services: RetrieveServices

@@ -76,8 +76,6 @@ _STATE = TypeAdapter(_State)
 
 
 class Audit:
-    """The fidelity audit."""
-
     def __init__(
         self, index: Index, settings: Settings, reports: Reports, make_check: MakeCheck, plan: AuditPlan
     ) -> None:

@@ -174,7 +174,7 @@ class Scrub:
             tally.checked += 1
             tally.bytes_read += inspection.bytes_read
             if not inspection.whole:
-                still = [one for one in group if one in self._integrity.expected(digest, digest + "0")]
+                still = [one for one in group if one in self._integrity.expected_at(digest)]
                 tally.add_findings(self._repair.settle(still, inspection) if still else [])
         expected_in = {one.store for one in expected}
         for name, entry in listed.items():
@@ -197,7 +197,7 @@ class Scrub:
             tally.orphans_moved += 1
 
     def _is_expected(self, store: str, digest: str) -> bool:
-        return any(one.store == store for one in self._integrity.expected(digest, digest + "0"))
+        return any(one.store == store for one in self._integrity.expected_at(digest))
 
     def _delete_moved_orphans(self, tally: ScrubTally) -> None:
         """Delete orphans that were moved aside long enough ago, unless a row expects them now."""

@@ -83,7 +83,7 @@ class ScrubRepair:
             expected = ExpectedObject(known.digest, known.kind, known.store, known.instance_key)
             if inspection.whole:
                 self.integrity.close(known.key, "whole again")
-            elif expected not in self.integrity.expected(known.digest, known.digest + "0"):
+            elif expected not in self.integrity.expected_at(known.digest):
                 self.integrity.close(known.key, "nothing needs it any more")
             else:
                 still.insert(0, (expected, inspection))

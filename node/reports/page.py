@@ -50,8 +50,6 @@ class KeyFigure:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """Key figures side by side."""
-
     figures: Sequence[KeyFigure]
     template: ClassVar = "key_figures.html"
 
@@ -113,8 +111,6 @@ class PagePicture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side."""
-
     pictures: Sequence[PagePicture]
     caption: str = ""
     template: ClassVar = "pictures.html"

@@ -83,11 +83,9 @@ class Reports:
         return latest[0]
 
     def html(self, report: StoredReport) -> Path:
-        """The page of a report."""
         return self.folder / f"{report.name}.html"
 
     def json(self, report: StoredReport) -> Path:
-        """The data of a report."""
         return self.folder / f"{report.name}.json"
 
     def recover(self) -> int:

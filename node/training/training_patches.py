@@ -63,7 +63,6 @@ class TrainingPatch:
 
 
 def make_patch(pictures: Sequence[Picture], seed: int, number: int) -> TrainingPatch:
-    """The patch of that number."""
     random = np.random.default_rng((seed, 1, number))
     weights = np.array([picture.pixels.size**0.5 * (_FILM_WEIGHT if picture.film else 1.0) for picture in pictures])
     picture = pictures[int(random.choice(len(pictures), p=weights / weights.sum()))]

@@ -55,7 +55,6 @@ class Worst:
 
 
 def page(found: Findings, worst: list[Worst], settings: ValidationSettings, backbone: str, finished: datetime) -> str:
-    """The page as HTML."""
     sections = [
         PageSection("Summary", _summary(found)),
         PageSection("Classifiers", _classifiers(found)),

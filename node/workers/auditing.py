@@ -49,7 +49,7 @@ class AuditRequest:
         from node.fidelity.gate import judge, measure_noise, measure_structure
 
         base, rendition = read_pair(self.base, self.rendition)
-        rendering = Rendering(base, rendition, catalogue, self.model)
+        rendering = Rendering.of(base, rendition, catalogue, self.model)
         served, plain = rendering.pixels(draw=True), rendering.pixels(draw=False)
         digests = pixel_digest(served), pixel_digest(plain)
         same = digests == (rendition.output_digest, rendition.structure_digest)

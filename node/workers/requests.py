@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from node.codec.decode import SideInformation
 from node.codec.rendering import Rendering, read_pair, verified
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed
@@ -74,7 +75,7 @@ class ReconstructRequest:
 
     def answer(self, catalogue: Catalogue) -> None:
         base, rendition = read_pair(self.base, self.rendition)
-        rendering = Rendering(base, rendition, catalogue, self.model)
+        rendering = Rendering.of(base, rendition, catalogue, self.model)
         self.target.append_verified_pixels(rendering, rendition, draw=self.draw)
 
 
@@ -94,7 +95,7 @@ class ProofRequest:
 
     def answer(self, catalogue: Catalogue) -> str:
         base, made = read_pair(self.base, self.rendition)
-        rendering = Rendering(base, made, catalogue, self.model)
+        rendering = Rendering.of(base, made, catalogue, self.model)
         self.drawn.append_verified_pixels(rendering, made, draw=True)
         self.plain.append_verified_pixels(rendering, made, draw=False)
         del rendering  # its memory is free before the objects are read back
@@ -124,7 +125,6 @@ class ReadyRequest:
     """
 
     def answer(self, catalogue: Catalogue) -> None:
-        from node.codec.decode import SideInformation, reconstruct
         from node.codec.encode.noise_fitting import measure_deviation
 
         upscaler, point, side = catalogue.configured(), OperatingPoint(2, "jpegxl", 1.0), 64
@@ -134,7 +134,7 @@ class ReadyRequest:
         shape = base.rows, base.columns
         missing = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         noise = measure_deviation(missing, np.zeros_like(missing), np.ones(shape, bool), np.ones(shape, bool))
-        reconstruct(base, upscaler, SideInformation(noise=noise), seed=0, steps=upscaler.steps)
+        Rendering(base, upscaler, SideInformation(noise=noise), seed=0, steps=upscaler.steps).pixels(draw=True)
 
 
 # The following requests run a decoder on a peer's bytes. They never run in the process that holds the associations: a

@@ -17,7 +17,7 @@ from storage.index import Index
 from storage.index.index_trust import damage_of
 from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import INDEX, Entry, Manifest
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full, replace_file
 from storage.objects.file_modes import give_to_owner
 from storage.objects.inspection import holds_any
 from storage.objects.store import ObjectStore, has_digest
@@ -79,7 +79,7 @@ def restore(
         absent = {one.name for one in manifest.objects} - set(stores)
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
-        _mark(root, manifest)
+        replace_file(root / MARK, _identity(manifest).encode())
         newest = newest_record_in(manifest, state)
         made = RestoreReport(manifest.made_at, newest.at if newest is not None else "")
         of = len(manifest.objects) + len(manifest.files)
@@ -106,16 +106,6 @@ def restore(
     (root / MARK).unlink()
     fsync_folders(root)
     return made
-
-
-def _mark(root: Path, manifest: Manifest) -> None:
-    """Write the mark. On return it is complete and on disk."""
-    making = root / f"{MARK}.making"
-    with full_disk_is_store_full(), making.open("w") as out:
-        out.write(_identity(manifest))
-        fsync_file(out)
-    making.replace(root / MARK)
-    fsync_folders(root)
 
 
 def _identity(manifest: Manifest) -> str:

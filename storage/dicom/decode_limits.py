@@ -38,5 +38,4 @@ def set_decode_limits(new: DecodeLimits) -> None:
 
 
 def decode_limits() -> DecodeLimits:
-    """The limits of this process."""
     return _limits

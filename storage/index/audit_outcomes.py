@@ -32,8 +32,6 @@ class AuditCandidate:
 
 
 class AuditRows(IndexPart):
-    """The audits of one index."""
-
     def candidates(self) -> list[AuditCandidate]:
         """Every image with a current rendition, by key.
 

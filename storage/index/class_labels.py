@@ -13,8 +13,7 @@ from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from storage.index.connection import writing
 from storage.index.holds import add_hold_in, put_label_in, take_label_in
-from storage.index.level_joins import with_patient, with_study
-from storage.index.reading import IndexPart, batches, record_of, rows_of, values_of
+from storage.index.reading import IndexPart, batches, record_of, rows_of, values_of, with_patient, with_study
 from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord

@@ -36,8 +36,6 @@ class CommitmentState(StrEnum):
 
 @dataclass(frozen=True)
 class CommitmentItem:
-    """One instance of a request."""
-
     sop_class_uid: str
     sop_instance_uid: str
 
@@ -56,8 +54,6 @@ class CommitmentAnswer(CommitmentItem):
 
 @dataclass(frozen=True)
 class CommitmentRequest:
-    """A claimed request."""
-
     key: int
     transaction_uid: str
     calling_aet: str
@@ -73,8 +69,6 @@ _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
 
 
 class Commitments(IndexPart):
-    """The requests and pins on one database."""
-
     def add(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
         """Commit a request. ``due``: when to work on it if nobody claims it by key before.
 

@@ -21,8 +21,6 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Garbage(IndexPart):
-    """The marks of one index."""
-
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._logged: set[str] = set()

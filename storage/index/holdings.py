@@ -21,10 +21,9 @@ from storage.index.hierarchy import TO_ENCODE, instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
-from storage.index.level_joins import with_patient
 from storage.index.original_locations import OriginalLocations, held_columns, held_original, insert_original
 from storage.index.quarantined import QuarantineRows, take_out
-from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of
+from storage.index.reading import batches, first_of, record_of, rows_of, value_of, values_of, with_patient
 from storage.index.rendition_rows import (
     current_renditions,
     insert_rendition_or_reuse_row,
@@ -56,8 +55,6 @@ from storage.records import (
 
 
 class Added(Enum):
-    """The result of adding an instance."""
-
     NEW = "new"
     SAME_BYTES = "same bytes"
     """The original is held already; the caller checks whether its object is whole."""
@@ -148,7 +145,6 @@ class Index:
         return None if key is None else self.by_key(key)
 
     def by_key(self, key: int) -> StoredInstance | None:
-        """The instance row of that key."""
         found = self.by_keys([key])
         return found[0] if found else None
 

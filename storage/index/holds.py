@@ -9,8 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.level_joins import with_patient
-from storage.index.reading import IndexPart, record_of, rows_of, value_of
+from storage.index.reading import IndexPart, record_of, rows_of, value_of, with_patient
 from storage.index.tables import former_patient, hold, instance, label, original, patient, study
 from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord

@@ -66,16 +66,17 @@ class Damage(ExpectedObject):
 
 
 class Integrity(IndexPart):
-    """Expected objects and damage rows of one index."""
-
     # --- expected objects ---
 
     def expected(self, low: str = "", high: str = END) -> list[ExpectedObject]:
         """Every expected object with ``low`` <= digest < ``high``, by digest; one for each row that names it."""
         return self._expected(_IN_ORDER, low=low, high=high)
 
+    def expected_at(self, digest: str) -> list[ExpectedObject]:
+        """The expected objects with that digest; one for each row that names it."""
+        return self._expected(_OF_DIGEST, named=digest)
+
     def expected_of(self, instance_key: int) -> list[ExpectedObject]:
-        """The objects of one instance."""
         return self._expected(_OF_INSTANCE, instance_key=instance_key)
 
     def count(self, low: str = "", high: str = END) -> int:
@@ -195,12 +196,12 @@ _KEY = bindparam("instance_key", type_=Integer)
 _IN_RANGE = union_all(*(one.select(one.digest >= _LOW, one.digest < _HIGH) for one in _SOURCES))
 _IN_ORDER = _IN_RANGE.order_by("digest", "kind")
 _OF_INSTANCE = union_all(*(one.select(one.instance_key == _KEY) for one in _SOURCES)).order_by("digest", "kind")
-_OF_DIGEST = [one.select(one.digest == _NAMED) for one in _SOURCES]
+_OF_DIGEST = union_all(*(one.select(one.digest == _NAMED) for one in _SOURCES)).order_by("digest", "kind")
 
 
 def is_expected(connection: Connection, digest: str, store: str) -> bool:
     """Whether any row names the object in that store."""
-    return any(row.store == store for query in _OF_DIGEST for row in connection.execute(query, {"named": digest}))
+    return any(row.store == store for row in connection.execute(_OF_DIGEST, {"named": digest}))
 
 
 def close_damage_in(connection: Connection, key: int, outcome: str) -> None:

@@ -63,8 +63,6 @@ class Ticket:
 
 @dataclass(frozen=True)
 class JobRun:
-    """One run of a job."""
-
     key: int
     job: str
     owner: str
@@ -92,8 +90,6 @@ class StoredJob:
 
 
 class JobRows(IndexPart):
-    """The jobs in one index."""
-
     def ensure(self, names: Iterable[str]) -> None:
         """Insert missing rows for those jobs. A new job is due for scheduled times from now on."""
         with writing(self._engine) as connection:
@@ -120,7 +116,6 @@ class JobRows(IndexPart):
         return [_run_of(row, holders.get(row.job)) for row in rows]
 
     def run(self, key: int) -> JobRun | None:
-        """One run."""
         with self._engine.connect() as connection:
             row = connection.execute(select(job_run).where(job_run.c.key == key)).first()
             if row is None:

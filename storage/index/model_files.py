@@ -23,8 +23,6 @@ class ModelFile:
 
 
 class ModelRows(IndexPart):
-    """The models in one index."""
-
     def files(self, upscaler: str, weights_digest: str) -> tuple[ModelFile, ...]:
         """The files of a model, by name; empty if it is not kept."""
         wanted = (model_file.c.upscaler == upscaler, model_file.c.weights_digest == weights_digest)

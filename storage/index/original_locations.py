@@ -19,8 +19,7 @@ from storage.index.connection import now, writing
 from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.holds import on_hold
 from storage.index.lease import FREE, is_free, owned
-from storage.index.level_joins import with_patient
-from storage.index.reading import IndexPart, first_of, record_of, rows_of
+from storage.index.reading import IndexPart, first_of, record_of, rows_of, with_patient
 from storage.index.rendition_rows import current_renditions
 from storage.index.tables import instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
@@ -46,8 +45,6 @@ _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVE
 
 
 class OriginalLocations(IndexPart):
-    """The originals of one index."""
-
     # --- looking up ---
 
     def of_digest(self, original_digest: str) -> HeldOriginal | None:

@@ -14,9 +14,8 @@ from storage.index.garbage_rows import Present, mark_garbage, unmark_garbage
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
-from storage.index.level_joins import with_patient
 from storage.index.original_locations import held_columns, held_original, insert_original
-from storage.index.reading import IndexPart, record_of, rows_of
+from storage.index.reading import IndexPart, record_of, rows_of, with_patient
 from storage.index.rendition_rows import withdraw_in
 from storage.index.resent_originals import close_damage
 from storage.index.rewritten_annotations import note_references
@@ -42,8 +41,6 @@ class Former:
 
 
 class QuarantineRows(IndexPart):
-    """The quarantine of one index."""
-
     def put(
         self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str, present: Present = lambda _: True
     ) -> bool:

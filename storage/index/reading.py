@@ -1,4 +1,4 @@
-"""Queries that read the index, each in a transaction of its own, and the records made of their rows."""
+"""Queries that read the index, each in a transaction of its own, their joins, and the records made of their rows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Engine, Executable, Row
+from sqlalchemy import Engine, Executable, Row, Select
+
+from storage.index.tables import instance, patient, series, study
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Record = TypeVar("Record", bound="DataclassInstance")
 Value = TypeVar("Value")
+Query = TypeVar("Query", bound=Select[Any])
 
 
 class IndexPart:
@@ -20,6 +23,17 @@ class IndexPart:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+
+def with_study(query: Query) -> Query:
+    """The query with ``series`` and ``study``."""
+    joined = query.join(series, instance.c.series_key == series.c.key)
+    return joined.join(study, series.c.study_key == study.c.key)
+
+
+def with_patient(query: Query) -> Query:
+    """The query with ``series``, ``study`` and ``patient``."""
+    return with_study(query).join(patient, study.c.patient_key == patient.c.key)
 
 
 def rows_of(engine: Engine, query: Executable, values: dict[str, Any] | None = None) -> Sequence[Any]:

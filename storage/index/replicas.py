@@ -8,15 +8,12 @@ from sqlalchemy import and_, func, insert, or_, select, update
 
 from storage.dicom.header_amendments import version_of
 from storage.index.connection import now, writing
-from storage.index.level_joins import with_study
-from storage.index.reading import IndexPart, rows_of, value_of, values_of
+from storage.index.reading import IndexPart, rows_of, value_of, values_of, with_study
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance
 
 
 class Replicas(IndexPart):
-    """The acknowledgements of peers, on one database."""
-
     def candidates(self, peer: str) -> list[int]:
         """Keys of the instances whose original is held and may have to be sent, study by study.
 

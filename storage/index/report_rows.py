@@ -29,14 +29,10 @@ class NewReport:
 
 @dataclass(frozen=True)
 class StoredReport(NewReport):
-    """A report row."""
-
     key: int
 
 
 class ReportRows(IndexPart):
-    """The reports in one index."""
-
     def add(self, new: NewReport) -> StoredReport:
         """Commit a report, whose name is unique."""
         row = {field.name: getattr(new, field.name) for field in fields(NewReport)}
@@ -46,7 +42,6 @@ class ReportRows(IndexPart):
         return StoredReport(**{**row, "alarm": new.alarm}, key=int(key))
 
     def get(self, key: int) -> StoredReport | None:
-        """The report of that number."""
         row = first_of(self._engine, select(report).where(report.c.key == key))
         return None if row is None else _stored(row)
 

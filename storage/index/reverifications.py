@@ -56,8 +56,6 @@ class ReverificationAttempt:
 
 
 class ReverificationOutcome(StrEnum):
-    """The outcome of an attempt."""
-
     PASSED = "passed"
     SAME = "same"
     """The configured model makes the rendition that the image has."""
@@ -70,8 +68,6 @@ class ReverificationOutcome(StrEnum):
 
 
 class Reverifications(IndexPart):
-    """The attempts in one index."""
-
     def count(self, terms: ReverificationTerms, most: int) -> int:
         """How many images are due; ``most``: attempts after which an image is not tried again."""
         return int(value_of(self._engine, select(func.count()).select_from(_due(terms, most).subquery())))

@@ -63,7 +63,6 @@ def copies(
 
 
 def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
-    """The copy of that UID."""
     row = first_of(engine, select(reference_copy).where(reference_copy.c.uid == uid))
     return None if row is None else _copy(row)
 

@@ -21,8 +21,7 @@ from storage.index.garbage_rows import mark_garbage
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
-from storage.index.level_joins import with_patient
-from storage.index.reading import IndexPart, batches, first_of, record_of, values_of
+from storage.index.reading import IndexPart, batches, first_of, record_of, values_of, with_patient
 from storage.index.rendition_rows import is_known_by, mark_objects_as_garbage
 from storage.index.tables import (
     damage,

@@ -15,8 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text
 
 from storage.index.connection import writing
-from storage.index.level_joins import with_study
-from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of
+from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of, with_study
 from storage.index.tables import instance, reference_copy, rendition, series, study, tombstone, trail
 from storage.records import TrailEntry, TrailRecord
 
@@ -25,8 +24,6 @@ _PAGE = 1000
 
 
 class Trail(IndexPart):
-    """The audit trail of one index."""
-
     def append(self, *entries: TrailEntry) -> None:
         """Add entries in one durable commit."""
         with writing(self._engine) as connection:
@@ -93,7 +90,6 @@ def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
 
 
 def record_digest(record: TrailRecord) -> str:
-    """The digest that a record must have."""
     content = [record.number, record.at, record.previous, asdict(record.entry)]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

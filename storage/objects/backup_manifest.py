@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import BackupRefused, NewerFormat
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.durability import replace_file
 
 FORMAT = 1
 """Version of a backup's layout and manifest. A higher one is refused."""
@@ -66,14 +66,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     lines += [["file", one.digest, one.bytes, one.name] for one in manifest.files]
     lines += [["object", one.digest, one.bytes, one.name] for one in manifest.objects]
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+    body += json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
     for name in (NAME, COPY):  # files of the former state are removed after both
-        making = folder / f"{NAME}.making"
-        with full_disk_is_store_full(), making.open("wb") as out:
-            out.write(body)
-            out.write(json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
-            fsync_file(out)
-        making.replace(folder / name)
-        fsync_folders(folder)
+        replace_file(folder / name, body)
 
 
 def has_manifest(folder: Path) -> bool:

@@ -22,8 +22,7 @@ from typing import Any
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
-from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, sound_length
-from storage.printable import counted
+from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, move_damaged_end
 
 FORMAT = 1
 """Version of the line format. A segment of a higher version is refused."""
@@ -190,21 +189,14 @@ class ChangeJournal:
             _header(segment)
         done: list[str] = []
         for segment in reversed(self._segments()):
-            data = segment.read_bytes() if _ends_damaged(segment) else None
-            if data is None:
+            if not _ends_damaged(segment):
                 break
-            end = sound_length(data, lambda line: _content(line) is not None)
-            if data[end:]:
-                aside = self.folder / f"damaged-{time.time_ns()}"
-                aside.write_bytes(data[end:])
-                done.append(f"{counted(len(data) - end, 'damaged byte')} at the end of {segment}, moved to {aside}")
-            if end == 0:
-                segment.unlink()
-            else:
-                os.truncate(segment, end)
-            fsync_folders(self.folder)
+            end, note = move_damaged_end(segment, lambda line: _content(line) is not None)
+            done += [note] if note else []
             if end:
                 break
+            segment.unlink()
+            fsync_folders(self.folder)
         return "; ".join(done)
 
     def groups(

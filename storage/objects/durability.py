@@ -31,6 +31,16 @@ def fsync_folders(*folders: Path) -> None:
             os.close(handle)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in place of the one of that name, if any. On return it is complete and on disk. Raises StoreFull."""
+    making = path.with_name(f"{path.name}.making")
+    with full_disk_is_store_full(), making.open("wb") as out:
+        out.write(content)
+        fsync_file(out)
+    making.replace(path)
+    fsync_folders(path.parent)
+
+
 @contextmanager
 def full_disk_is_store_full() -> Iterator[None]:
     """Raise StoreFull in place of an OSError that reports a full disk."""

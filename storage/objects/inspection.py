@@ -22,8 +22,6 @@ from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
 
 class Condition(StrEnum):
-    """The result of verifying an object."""
-
     WHOLE = "whole"
     DAMAGED = "damaged"
     """Its bytes do not have its digest, or the disk fails to read them."""
@@ -70,8 +68,7 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
 
 def recover(store: ObjectStore, digest: str) -> bool:
     """Put back a missing object if ``damaged/`` or ``orphans/`` holds it whole. Returns whether one did."""
-    among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
-    for aside in [*sorted((store.root / DAMAGED).glob(f"{digest}.*")), *among_orphans]:
+    for aside in _copies_aside(store, digest):
         if _examine(aside, digest).whole:
             put_back(aside, store.path(digest))
             return True
@@ -99,8 +96,7 @@ def finish_moves(store: ObjectStore) -> None:
 
 def remove_aside(store: ObjectStore, digest: str) -> None:
     """Delete the copies in ``damaged/`` and ``orphans/`` of an object that is being deleted."""
-    among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
-    for aside in [*(store.root / DAMAGED).glob(f"{digest}.*"), *among_orphans]:
+    for aside in _copies_aside(store, digest):
         aside.unlink(missing_ok=True)
 
 
@@ -176,6 +172,11 @@ def put_back(aside: Path, final: Path) -> None:
     fsync_folders(final.parent)
     aside.unlink(missing_ok=True)
     fsync_folders(aside.parent)
+
+
+def _copies_aside(store: ObjectStore, digest: str) -> list[Path]:
+    among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
+    return [*sorted((store.root / DAMAGED).glob(f"{digest}.*")), *among_orphans]
 
 
 def _free_name(store: ObjectStore, digest: str) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from storage.objects.durability import fsync_file, fsync_folders
 from storage.objects.file_modes import give_to_owner
+from storage.printable import counted
 
 
 @contextmanager
@@ -42,7 +45,24 @@ def cut_torn_end(file: IO[bytes]) -> None:
         file.truncate()
 
 
-def sound_length(data: bytes, is_sound: Callable[[bytes], bool]) -> int:
+def move_damaged_end(segment: Path, is_sound: Callable[[bytes], bool]) -> tuple[int, str]:
+    """Move what follows the last sound line to a file of its own. Returns the bytes left, and what was done."""
+    data = segment.read_bytes()
+    end = _sound_length(data, is_sound)
+    if not data[end:]:
+        return end, ""
+    aside = segment.with_name(f"damaged-{time.time_ns()}")
+    with aside.open("wb") as out:
+        out.write(data[end:])
+        fsync_file(out)
+    with segment.open("r+b") as file:
+        file.truncate(end)
+        fsync_file(file)
+    fsync_folders(segment.parent)
+    return end, f"{counted(len(data) - end, 'damaged byte')} at the end of {segment}, moved to {aside}"
+
+
+def _sound_length(data: bytes, is_sound: Callable[[bytes], bool]) -> int:
     """Bytes up to the end of the last whole line that is sound."""
     end = data.rfind(b"\n") + 1
     while end:

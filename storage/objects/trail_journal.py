@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -19,8 +18,7 @@ from pathlib import Path
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import give_to_owner
-from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, sound_length
-from storage.printable import counted
+from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, move_damaged_end
 from storage.records import TrailEntry, TrailRecord
 
 _NAME = re.compile(r"trail-\d{12,}\.jsonl")
@@ -61,16 +59,10 @@ class TrailJournal:
         done: list[str] = []
         with self.locked():
             for segment in reversed(self._segments()):
-                data = segment.read_bytes() if _ends_badly(segment) else b""
-                end = sound_length(data, partial(_is_record, segment=segment))
-                if end == len(data):
+                if not _ends_badly(segment):
                     break
-                aside = self.folder / f"damaged-{time.time_ns()}"
-                aside.write_bytes(data[end:])
-                with segment.open("r+b") as file:
-                    file.truncate(end)
-                    fsync_file(file)
-                done.append(f"{counted(len(data) - end, 'damaged byte')} at the end of {segment}, moved to {aside}")
+                end, note = move_damaged_end(segment, partial(_is_record, segment=segment))
+                done.append(note)
                 if end:
                     break
         return "; ".join(done)

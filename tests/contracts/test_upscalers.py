@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from node.codec.decode import Decoded, SideInformation, reconstruct
+from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.noise import NoiseModel
+from node.codec.rendering import Rendering
 from node.config.encoding_sections import ReconstructSettings, SdX2Settings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler, UpscaleTask
@@ -117,7 +118,7 @@ def test_a_structure_is_consistent_with_its_base(upscaler: Upscaler, point: Oper
     """Downsampled it is the base, to within what a coder changes and the noise that the base does not hold."""
     pixels = phantom()[200 : 200 + ROWS, :COLUMNS]
     base = make_base(source_alone(pixels), point)
-    image = reconstruct(base, upscaler, SideInformation(), seed=5, steps=upscaler.steps)
+    image = Rendering(base, upscaler, SideInformation(), seed=5, steps=upscaler.steps).pixels(draw=True)
     away = base.operator.down(image) - base.samples()
     assert np.sqrt(np.mean(np.square(away))) < 1.5 * max(base.quantisation_rms, 2.0)
 

@@ -120,7 +120,7 @@ def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = Tr
         patches=patches,
         extra={"minimum": [0, 0], "maximum": [4095, 4095]},
     )
-    rendering = Rendering(base, made, CATALOGUE)
+    rendering = Rendering.of(base, made, CATALOGUE)
     drawn, plain = (pixel_digest(rendering.pixels(draw=draw)) for draw in (True, False))
     return Pair(base, replace(made, output_digest=drawn, structure_digest=plain))
 

@@ -45,8 +45,6 @@ limit, as a share of that limit."""
 
 
 class FidelityOutcome(StrEnum):
-    """The result of the audit of one rendition."""
-
     SAME = "as verified"
     """Exactly the pixels that were verified, and the same figures if the original is held."""
     OTHER_NUMERICS = "other numerics"

@@ -18,8 +18,7 @@ from storage.dicom.dicomfile import opened
 from storage.errors import ConfigError, LatentPacsError
 from storage.formats.payload import decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_listing import held_in_study
-from storage.index.instance_rows import uids_of
+from storage.index.instance_queries import held_in_study, uids_of
 from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
 from storage.records import ReasonCode, StoredInstance

@@ -16,7 +16,7 @@ from node.archive.serve.derived_object import safe_text
 from node.archive.serve.retrieve import Choice, Retrieve
 from node.config import RenditionPolicy
 from storage.index import Index
-from storage.index.instance_listing import prior_keys
+from storage.index.instance_queries import prior_keys
 
 LOGGER = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -215,13 +216,9 @@ class Retrieve:
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied."""
-        target = self._cache.new_file()
-        try:
+        with self._new_file() as target:
             request = TranscodeRequest(sendable.path, target, str(syntax))
             self._decoders.submit(request, Priority.VIEWER).result()
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
         sendable.close()
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax))
 
@@ -259,15 +256,22 @@ class Retrieve:
 
     def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
         """Write a received file with an edited header, and unlink the received one."""
+        try:
+            with self._new_file() as target:
+                write(received, target)
+            return target
+        finally:
+            received.unlink(missing_ok=True)
+
+    @contextmanager
+    def _new_file(self) -> Iterator[Path]:
+        """An empty file to write an object to, which is unlinked if the block fails."""
         target = self._cache.new_file()
         try:
-            write(received, target)
+            yield target
         except BaseException:
             target.unlink(missing_ok=True)
             raise
-        finally:
-            received.unlink(missing_ok=True)
-        return target
 
     def _reconstruction(self, choice: Choice, priority: Priority = Priority.VIEWER) -> Sendable:
         assert choice.rendition is not None
@@ -301,12 +305,8 @@ class Retrieve:
             choice.instance.amended,
             choice.draw,
         )
-        target = self._cache.new_file()
-        try:
+        with self._new_file() as target:
             make_object(parts, target, lambda request: self._pool.submit(request, priority).result())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
         return target
 
 

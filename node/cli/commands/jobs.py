@@ -133,7 +133,6 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
 
 
 def exit_code(run: JobRun) -> int:
-    """The exit code for the state in which a run ended."""
     return {"done": DONE, "cancelled": UNFINISHED, "interrupted": UNFINISHED}.get(run.state.value, FAILED)
 
 
@@ -152,7 +151,6 @@ def run_in_this_process(job: Job, services: Services) -> JobRun:
 
 
 def run_json(run: JobRun) -> dict[str, Any]:
-    """A run for programs."""
     return {
         "job": run.job,
         "state": run.state.value,

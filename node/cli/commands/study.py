@@ -70,7 +70,7 @@ def show_study(
     as_json: JsonOption = False,
 ) -> None:
     """Show one study, and the state of each of its images."""
-    from storage.index.instance_listing import list_instances
+    from storage.index.instance_queries import list_instances
 
     with open_index(config) as index:
         found = _find(index, {"StudyInstanceUID": uid.strip()}, 1)

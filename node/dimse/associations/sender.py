@@ -42,7 +42,6 @@ class Channel:
 
     @property
     def receiver(self) -> str:
-        """The AE title of the receiver."""
         other = self._assoc.acceptor if self._assoc.is_requestor else self._assoc.requestor
         return str(other.ae_title).strip()
 

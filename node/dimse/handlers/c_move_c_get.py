@@ -102,8 +102,6 @@ class SubOperations:
 
 @dataclass(frozen=True)
 class RetrieveServices:
-    """Dependencies of the retrieve handlers."""
-
     index: Index
     retrieve: Retrieve
     peers: Peers

@@ -18,8 +18,12 @@ metadata = MetaData(
 
 
 def table(name: str, *parts: SchemaItem, sqlite_autoincrement: bool = False) -> Table:
-    """A table of the index."""
     return Table(name, metadata, *parts, sqlite_autoincrement=sqlite_autoincrement)
+
+
+def column(name: str, kind: Any, *, nullable: bool = False, **options: Any) -> Column[Any]:
+    """A column. ``kind``: its type or the key that it refers to."""
+    return Column(name, kind, nullable=nullable, **options)
 
 
 Key = Integer().with_variant(BigInteger, "postgresql")
@@ -33,6 +37,6 @@ def code_point_text(width: int) -> String:
 def lease_columns() -> tuple[Column[Any], Column[Any]]:
     """The columns of storage/index/lease.py: who works on a row, and until when (seconds since the epoch)."""
     return (
-        Column("lease_owner", String(100), nullable=True),
-        Column("lease_until", Float, nullable=True),
+        column("lease_owner", String(100), nullable=True),
+        column("lease_until", Float, nullable=True),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Column,
     DateTime,
     Float,
     ForeignKey,
@@ -16,134 +15,134 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from storage.index.tables.columns import Key, code_point_text, lease_columns, table
+from storage.index.tables.columns import Key, code_point_text, column, lease_columns, table
 
 reverification = table(
     "reverification",
-    Column("key", Key, primary_key=True),
-    Column("instance_key", ForeignKey("instance.key"), nullable=False),
-    Column("base_digest", String(64), nullable=False),
+    column("key", Key, primary_key=True),
+    column("instance_key", ForeignKey("instance.key")),
+    column("base_digest", String(64)),
     # digest of the model, its recipe and the gate's thresholds
-    Column("terms", String(64), nullable=False),
-    Column("model", Text, nullable=False),
+    column("terms", String(64)),
+    column("model", Text),
     # a ReverificationOutcome; empty during the attempt
-    Column("outcome", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("tried_at", Float, nullable=False),
-    Column("attempts", Integer, nullable=False),
+    column("outcome", String(16)),
+    column("reason", Text),
+    column("tried_at", Float),
+    column("attempts", Integer),
     *lease_columns(),
     UniqueConstraint("instance_key", "base_digest", "terms"),
 )
 
 job = table(
     "job",
-    Column("name", String(32), primary_key=True),
-    Column("paused", Integer, nullable=False),
-    Column("requested_at", Float, nullable=True),
+    column("name", String(32), primary_key=True),
+    column("paused", Integer),
+    column("requested_at", Float, nullable=True),
     # the newest scheduled time that was run or skipped
-    Column("due_at", Float, nullable=False),
+    column("due_at", Float),
     *lease_columns(),
-    Column("run_key", Key, nullable=True),
+    column("run_key", Key, nullable=True),
     # state that the job keeps for its next run, such as the position of a scrub
-    Column("memory", JSON, nullable=False),
+    column("memory", JSON),
 )
 
 job_run = table(
     "job_run",
-    Column("key", Key, primary_key=True),
-    Column("job", String(32), nullable=False),
-    Column("owner", String(100), nullable=False),
-    Column("cause", String(16), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("started_at", Float, nullable=False),
-    Column("ended_at", Float, nullable=True),
-    Column("done", BigInteger, nullable=False),
-    Column("total", BigInteger, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("cancel", Integer, nullable=False),
-    Column("report", JSON, nullable=False),
-    Column("error", Text, nullable=False),
+    column("key", Key, primary_key=True),
+    column("job", String(32)),
+    column("owner", String(100)),
+    column("cause", String(16)),
+    column("state", String(16)),
+    column("started_at", Float),
+    column("ended_at", Float, nullable=True),
+    column("done", BigInteger),
+    column("total", BigInteger),
+    column("text", Text),
+    column("cancel", Integer),
+    column("report", JSON),
+    column("error", Text),
     Index("ix_job_run_job", "job", "key"),
 )
 
 damage = table(
     "damage",
-    Column("key", Key, primary_key=True),
-    Column("digest", String(64), nullable=False, index=True),
-    Column("kind", String(16), nullable=False),
-    Column("store", String(16), nullable=False),
-    Column("instance_key", Key, nullable=True),
-    Column("condition", String(16), nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("moved_to", Text, nullable=False),
-    Column("found_at", Float, nullable=False),
-    Column("action", String(16), nullable=False),
+    column("key", Key, primary_key=True),
+    column("digest", String(64), index=True),
+    column("kind", String(16)),
+    column("store", String(16)),
+    column("instance_key", Key, nullable=True),
+    column("condition", String(16)),
+    column("detail", Text),
+    column("moved_to", Text),
+    column("found_at", Float),
+    column("action", String(16)),
     # the state of the instance before, restored once the object is whole, and the reason that the scrub set
-    Column("former_state", String(16), nullable=False),
-    Column("former_reason", Text, nullable=False),
-    Column("former_code", String(32), nullable=False),
-    Column("set_reason", Text, nullable=False),
-    Column("closed_at", Float, nullable=True),
-    Column("outcome", Text, nullable=False),
+    column("former_state", String(16)),
+    column("former_reason", Text),
+    column("former_code", String(32)),
+    column("set_reason", Text),
+    column("closed_at", Float, nullable=True),
+    column("outcome", Text),
 )
 
 report = table(
     "report",
-    Column("key", Key, primary_key=True),
-    Column("kind", String(32), nullable=False),
+    column("key", Key, primary_key=True),
+    column("kind", String(32)),
     # of its files in the reports folder, without their extensions
-    Column("name", String(64), nullable=False, unique=True),
-    Column("started_at", Float, nullable=False),
-    Column("finished_at", Float, nullable=False),
-    Column("verdict", Text, nullable=False),
-    Column("alarm", Integer, nullable=False),
-    Column("summary", JSON, nullable=False),
+    column("name", String(64), unique=True),
+    column("started_at", Float),
+    column("finished_at", Float),
+    column("verdict", Text),
+    column("alarm", Integer),
+    column("summary", JSON),
     Index("ix_report_kind", "kind", "key"),
 )
 """Reports of audits and validations."""
 
 commitment = table(
     "commitment",
-    Column("key", Key, primary_key=True),
-    Column("transaction_uid", code_point_text(64), nullable=False, index=True),
-    Column("calling_aet", String(16), nullable=False),
-    Column("items", JSON, nullable=False),
-    Column("duplicate", Integer, nullable=False),
-    Column("report", JSON, nullable=True),
-    Column("state", String(16), nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("due", Float, nullable=False),
+    column("key", Key, primary_key=True),
+    column("transaction_uid", code_point_text(64), index=True),
+    column("calling_aet", String(16)),
+    column("items", JSON),
+    column("duplicate", Integer),
+    column("report", JSON, nullable=True),
+    column("state", String(16)),
+    column("attempts", Integer),
+    column("due", Float),
     *lease_columns(),
-    Column("requested_at", DateTime, nullable=False),
-    Column("closed_at", DateTime, nullable=True),
+    column("requested_at", DateTime),
+    column("closed_at", DateTime, nullable=True),
     Index("ix_commitment_state_due", "state", "due"),
 )
 
 pin = table(
     "pin",
-    Column("key", Key, primary_key=True),
-    Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
-    Column("commitment_key", ForeignKey("commitment.key"), nullable=False),
-    Column("until", Float, nullable=True),
+    column("key", Key, primary_key=True),
+    column("instance_key", ForeignKey("instance.key"), index=True),
+    column("commitment_key", ForeignKey("commitment.key")),
+    column("until", Float, nullable=True),
 )
 """Originals that a commitment protects from a purge, until a time in seconds since the epoch; NULL: for ever."""
 
 replica = table(
     "replica",
-    Column("instance_key", ForeignKey("instance.key"), primary_key=True),
-    Column("peer", String(16), primary_key=True),
-    Column("original_digest", String(64), nullable=False),
+    column("instance_key", ForeignKey("instance.key"), primary_key=True),
+    column("peer", String(16), primary_key=True),
+    column("original_digest", String(64)),
     # version of the amended header that was sent; empty without amendments
-    Column("version", String(16), nullable=False),
-    Column("acknowledged_at", DateTime, nullable=False),
+    column("version", String(16)),
+    column("acknowledged_at", DateTime),
 )
 """Originals that a peer holds: it answered their C-STORE with 0x0000."""
 
 garbage = table(
     "garbage",
-    Column("key", Key, primary_key=True),
-    Column("digest", String(64), nullable=False),
-    Column("tier", String(8), nullable=False),
+    column("key", Key, primary_key=True),
+    column("digest", String(64)),
+    column("tier", String(8)),
     UniqueConstraint("digest", "tier"),
 )
 """Objects to unlink since no row needs them: rows change first, files are unlinked after the commit."""

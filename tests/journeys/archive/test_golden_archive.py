@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from node.app import Node, rebuild_index
-from node.codec.decode import SideInformation, reconstruct
+from node.codec.decode import SideInformation
+from node.codec.rendering import Rendering
 from node.config import Settings
 from node.upscalers.bicubic import Bicubic
 from storage.dicom.pixels import integer_pixels
@@ -76,7 +77,7 @@ def test_it_opens_and_gives_its_images_back(settings: Settings) -> None:
         made = decode_rendition(node.store.read(verified.rendition.rendition_digest))
         side, base = SideInformation.of(made), decode_base(node.store.read(made.base_digest))
         assert side.noise is not None and side.points is not None
-        pixels = reconstruct(base, Bicubic(), side, seed=made.seed, steps=made.steps).astype(int)
+        pixels = Rendering(base, Bicubic(), side, seed=made.seed, steps=made.steps).pixels(draw=True).astype(int)
         with node.originals.borrowed(ORIGINAL) as path:
             assert hashlib.sha256(path.read_bytes()).hexdigest() == ORIGINAL
             original = integer_pixels(path)

@@ -20,7 +20,7 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest
-from storage.index.instance_listing import prior_keys
+from storage.index.instance_queries import prior_keys
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 

@@ -14,10 +14,11 @@ from sqlalchemy import select
 
 from node.app import Node
 from node.app.encoder_workers import EACH, available_cores, available_memory, encoders_beside
-from node.codec.decode import SideInformation, reconstruct
+from node.codec.decode import SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import measure_deviation
 from node.codec.encode.source_image import read_source_and_reference
+from node.codec.rendering import Rendering
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.pool import Priority, WorkerPool
@@ -166,7 +167,7 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            made.add(pixel_digest(reconstruct(base, network, side, seed=seed, steps=1)))
+            made.add(pixel_digest(Rendering(base, network, side, seed=seed, steps=1).pixels(draw=True)))
     finally:
         torch.set_num_threads(before)
     assert len(made) == 1

@@ -13,9 +13,10 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.intake.eligibility import why_exact
-from node.codec.decode import SideInformation, reconstruct
+from node.codec.decode import SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.source_image import Source, read_source_and_reference
+from node.codec.rendering import Rendering
 from node.config import EligibilitySettings
 from node.fidelity.breast_regions import Shape
 from node.fidelity.reference import Reference
@@ -50,7 +51,7 @@ def test_padding_comes_back_exactly(vendor: str, tmp_path: Path) -> None:
     pixels, padded = pixels_of(ds), is_padding(ds)
     original, _ = read(ds, tmp_path)
     base = decode_base(encode_base(make_base(original, POINT)))
-    result = reconstruct(base, Bicubic(), SideInformation(), seed=1, steps=0)
+    result = Rendering(base, Bicubic(), SideInformation(), seed=1, steps=0).pixels(draw=True)
     assert np.array_equal(result[padded], pixels[padded])
     if padded.any():
         low, high = original.padding or (0, 0)
@@ -113,7 +114,7 @@ def test_padding_within_the_breast(tmp_path: Path) -> None:
     padded = is_padding(ds)
     assert padded[300, 100]
     original, _ = read(ds, tmp_path)
-    result = reconstruct(make_base(original, POINT), Bicubic(), SideInformation(), seed=1, steps=0)
+    result = Rendering(make_base(original, POINT), Bicubic(), SideInformation(), seed=1, steps=0).pixels(draw=True)
     assert np.array_equal((result <= 30), padded)
     assert np.array_equal(result[padded], pixels[padded])
     around = np.s_[296:306, 96:106]

@@ -218,7 +218,7 @@ def test_a_record_that_was_changed_with_the_pixels_is_found_too(archive: Archive
         node,
         before,
         points=changed.points,
-        output_digest=pixel_digest(Rendering(base, changed, CATALOGUE).pixels(draw=True)),
+        output_digest=pixel_digest(Rendering.of(base, changed, CATALOGUE).pixels(draw=True)),
     )
     assert audited(node).summary["withdrawn"] == 1
 

@@ -254,7 +254,7 @@ def test_what_the_replica_has_only_later_is_whole_at_once(held: Holdings, tmp_pa
         held.store.path(digest).unlink()
     repair = ScrubRepair(held.index, {HOT: held.store}, replica.root)
     for digest in gone:
-        repair.settle(repair.integrity.expected(digest, digest + "0"), examine(held.store, digest))
+        repair.settle(repair.integrity.expected_at(digest), examine(held.store, digest))
     assert held.of(1).state is InstanceState.FAILED
     for digest in gone:
         replica.put(held.objects[digest])

@@ -73,7 +73,7 @@ def test_an_index_that_fails_does_not_fail_the_reader(
     def locked() -> None:
         raise IndexFault("the index is locked")
 
-    just_before(monkeypatch, Integrity, "expected", locked)
+    just_before(monkeypatch, Integrity, "expected_at", locked)
     with caplog.at_level(logging.ERROR):
         settle(bench, digest)
     assert caplog.messages == [f"damage of object {digest} could not be handled; run latent-pacs scrub --full"]

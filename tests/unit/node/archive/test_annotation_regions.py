@@ -16,7 +16,7 @@ from node.app import Node
 from node.archive.intake.annotation_regions import MARGIN, Box, clipped, regions_of
 from node.archive.intake.marked_regions import read_regions
 from node.codec.encode.encode_request import EncodeRequest
-from node.codec.rendering import reconstructed
+from node.codec.rendering import Rendering, verified
 from node.config import Profile, ReconstructSettings, Settings
 from node.config.encoding_sections import CodecSettings
 from node.dimse import client
@@ -354,6 +354,7 @@ def test_regions_are_exact_without_a_gate(tmp_path: Path) -> None:
     assert result.made is not None
     assert not result.made.rendition.verdict.gated
     assert result.made.rendition.patches
-    pixels = reconstructed(decode_base(result.made.base), result.made.rendition, catalogue)
+    made = result.made.rendition
+    pixels = verified(Rendering.of(decode_base(result.made.base), made, catalogue), made, draw=True)
     assert np.array_equal(pixels[100:140, 70:120], original[100:140, 70:120])
     assert not np.array_equal(pixels, original)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.archive.instance_report import report_on
-from node.cli.instance_text import _trials
+from node.cli.commands.instance import _trials
 from node.cli.main import app
 from node.config import load
 from node.dimse.client import Receiver

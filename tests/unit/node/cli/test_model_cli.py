@@ -19,8 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from node.cli import main
-from node.cli.commands.model import models
-from node.cli.evaluation import evaluation_tables
+from node.cli.commands.model import _evaluation_tables, models
 from node.cli.main import app
 from node.config import load
 from node.fidelity.bands import BANDS
@@ -192,7 +191,7 @@ def test_train_and_evaluate(data: Path, tmp_path: Path) -> None:
     assert result["points"][0]["distance"] == 0.5
 
     console = Console(width=240, file=io.StringIO(), record=True)
-    for table in evaluation_tables([result], evaluate.summary([result])):
+    for table in _evaluation_tables([result], evaluate.summary([result])):
         console.print(table)
     text = console.export_text()
     assert f"{result['points'][0]['bytes']:,}" in text

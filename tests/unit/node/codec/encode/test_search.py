@@ -15,13 +15,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
-from node.codec.decode import SideInformation, reconstruct
+from node.codec.decode import SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.forecasts import SampleForecast
 from node.codec.encode.repairs import Repaired
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import Source
+from node.codec.rendering import Rendering
 from node.fidelity.gate import burden, measure_structure
 from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
@@ -83,7 +84,7 @@ def decoded(made: Encoded, *, draw: bool = True) -> Pixels:
     """Through the bytes of base and rendition."""
     rendition = decode_rendition(encode_rendition(rendition_of(made, "1.2.3")))
     base, side = decode_base(made.data), SideInformation.of(rendition)
-    return reconstruct(base, made.upscaler, side, seed=rendition.seed, steps=rendition.steps, draw=draw)
+    return Rendering(base, made.upscaler, side, seed=rendition.seed, steps=rendition.steps).pixels(draw=draw)
 
 
 class Blurred(Bicubic):
@@ -424,7 +425,7 @@ def test_a_structure_is_consistent_with_its_base(scale: int, shape: tuple[int, i
     pixels = phantom()[: shape[0], : shape[1]]
     base = make_base(source_of(pixels)[0], replace(POINT, scale=scale))
     operator = Operator(*shape, scale)
-    structure = reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0)
+    structure = Rendering(base, Bicubic(), SideInformation(), seed=0, steps=0).pixels(draw=True)
     away = operator.down(structure) - base.samples()
     assert np.sqrt(np.mean(np.square(away))) < 1.5 * max(base.quantisation_rms, 0.5)
     ideal = operator.down(pixels)
@@ -434,7 +435,7 @@ def test_a_structure_is_consistent_with_its_base(scale: int, shape: tuple[int, i
 def test_lossless_at_scale_1_is_the_original() -> None:
     base = make_base(source_of(phantom())[0], OperatingPoint(1, "jpegxl"))
     assert (base.offset, base.gain, base.quantisation_rms) == (0.0, 1.0, 0.0)
-    assert np.array_equal(reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0), phantom())
+    assert np.array_equal(Rendering(base, Bicubic(), SideInformation(), seed=0, steps=0).pixels(draw=True), phantom())
 
 
 @pytest.mark.slow
@@ -500,7 +501,7 @@ def test_side_information_of_another_image_is_refused() -> None:
     side = searched().side
     base = make_base(source_of(phantom()[:400])[0], POINT)
     with pytest.raises(PayloadError, match="NoiseModel is of 640 x 544 pixels, the image of 400 x 544"):
-        reconstruct(base, Bicubic(), side, seed=0, steps=0)
+        Rendering(base, Bicubic(), side, seed=0, steps=0).pixels(draw=True)
 
 
 @pytest.mark.slow
@@ -535,7 +536,9 @@ def test_air_of_one_value_is_not_coded_and_comes_back_exactly(scale: int, air: i
     without_region._regions[scale] = None
     uncoded = make_base(without_region, point)
     assert uncoded.region is None
-    made, whole = (reconstruct(each, Bicubic(), SideInformation(), seed=0, steps=0) for each in (base, uncoded))
+    made, whole = (
+        Rendering(each, Bicubic(), SideInformation(), seed=0, steps=0).pixels(draw=True) for each in (base, uncoded)
+    )
     far = np.ones(pixels.shape, dtype=bool)
     far[130 - 48 : 750 + 48, : 480 + 48] = False  # what the operator reaches
     assert (made[far] == air).all()
