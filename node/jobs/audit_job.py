@@ -235,7 +235,10 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
         actions = Counter(one.action for one in findings if one.outcome.failed)
         done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
         sentences.append(f"{failed} of {counted(len(findings), 'reconstruction')} failed: {done}.")
-    for outcome in (FidelityOutcome.DAMAGED, FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED):
+    for outcome in (
+        *(FidelityOutcome.NOT_HERE, FidelityOutcome.DAMAGED),
+        *(FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED),
+    ):
         if outcomes[outcome]:
             sentences.append(f"{outcomes[outcome]} {outcome}.")
     drifting = sorted({one.stratum for one in trends if one.chart.alarm})
@@ -246,5 +249,5 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
     if not findings:
         return "There is no reconstruction to audit yet."
     others = outcomes[FidelityOutcome.OTHER_NUMERICS]
-    note = f", {others} of them within tolerance under other numerics" if others else ""
+    note = f", {others} of them within tolerance under other numerics, so that originals are sent" if others else ""
     return f"Audited {counted(len(findings), 'reconstruction')}: all as verified{note}."
