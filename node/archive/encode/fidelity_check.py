@@ -52,7 +52,7 @@ class FidelityOutcome(StrEnum):
     OTHER_NUMERICS = "other numerics"
     """Other pixels, by another machine or library than those verified; the figures are as recorded."""
     NOT_HERE = "cannot be made here"
-    """Other pixels, by another machine or library than those verified, and no original to measure or to send instead."""
+    """Other pixels, by another machine or library than those verified, and no original to measure or to send."""
     REMEASURED = "measured otherwise"
     """Exactly the pixels that were verified, but other figures: the measure changed, or the record is wrong."""
     WORSE = "worse"

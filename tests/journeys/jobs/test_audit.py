@@ -185,6 +185,7 @@ def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, au
     report = audited(node)
     assert report.alarm
     assert report.verdict == "1 of 3 reconstructions failed: 1 withdrawn."
+    assert report.summary["images"] == 3, "of which the sample was drawn, the one that was withdrawn included"
     found = findings(node, report)[SECOND.SOPInstanceUID]
     assert (found["outcome"], found["action"]) == (FidelityOutcome.MISMATCH, "withdrawn")
     after = now(archive, SECOND)
