@@ -317,8 +317,8 @@ def _method(run: AuditRun) -> list[str]:
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
         f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
         f"calibrated on its first {drift.baseline} runs, or as many as measured 20 images; and a threshold of "
-        f"{drift.fsim:g} FSIM and {drift.psnr_db:g} dB below their mean, if chance does not explain the drop. Charts start again "
-        "when codec, gate or model change in config.yaml.",
+        f"{drift.fsim:g} FSIM and {drift.psnr_db:g} dB below their mean, if chance does not explain the drop. Charts "
+        "start again when codec, gate or model change in config.yaml.",
         "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, among them lost and "
         "invented specks, test for that.",
     ]

@@ -171,7 +171,9 @@ def _worst(worst: list[Worst]) -> list[Part]:
             f"FSIM {fsim:.3f}, SSIM {ssim:.3f}, PSNR {psnr:.1f} dB"
         )
         parts.append(Pictures(pictures, caption))
-    return parts or [Paragraph("No image has a tile of 256 x 256 pixels that contains breast.")]
+    return parts or [
+        Paragraph("No image has a tile of 256 x 256 pixels that contains breast, or none can be made again.")
+    ]
 
 
 def _method(found: Findings, settings: ValidationSettings, backbone: str) -> list[Part]:
