@@ -149,7 +149,10 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
-        .where(instance.c.state.in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done)
+        # by the key and not by an index of states: all images due would be sorted to claim one
+        .where(
+            instance.c.state.concat("").in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done
+        )
     )
 
 

@@ -80,7 +80,7 @@ instance = table(
     Column("rendition_key", Key, nullable=True),
     Column("attempts", Integer, nullable=False),
     *lease_columns(),
-    Index("ix_instance_state", "state", "key"),
+    Index("ix_instance_state", "state", "attempts", "key"),
 )
 
 rendition = table(
@@ -130,7 +130,7 @@ original = table(
     Column("purged_at", DateTime, nullable=True),
     Column("attempts", Integer, nullable=False),
     *lease_columns(),
-    Index("ix_original_to_pack", "to_pack", "instance_key"),
+    Index("ix_original_to_pack", "to_pack", "tier", "attempts", "instance_key"),
     Index("ix_original_tier_form", "tier", "form"),
 )
 """How each original is held. ``instance.original_digest`` is always the digest of the received file."""
