@@ -80,7 +80,7 @@ def fine_tune_sd_decoder(
         "use": f"reconstruct.sd_x2.weights: {out}",
         "autoencoder_psnr_db_before": round(result.before_db, 3),
         "autoencoder_psnr_db_after": round(result.after_db, 3),
-        "on_a_picture_kept_out": result.held_out,
+        "on_a_patient_kept_out": result.held_out,
     }
 
 
