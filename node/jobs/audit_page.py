@@ -123,9 +123,8 @@ def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
         ]
     pixels, payload = held.reconstructable_pixel_bytes, held.reconstructable_payload_bytes
     if payload:
-        saved = f"{size_text(pixels)} of pixels in {size_text(payload)}"
         figures += [
-            KeyFigure("bytes saved", size_text(pixels - payload), saved),
+            KeyFigure("payloads", size_text(payload), f"for {size_text(pixels)} of pixels, without originals"),
             KeyFigure("ratio", f"{pixels / payload:.0f} : 1", "of reconstructable images"),
         ]
     return KeyFigures(figures)

@@ -79,9 +79,8 @@ def _summary(found: Findings) -> list[Part]:
             f"{found.counts[found.positive]} {found.positive} (positive), {counted(found.patients, 'patient')}",
         )
     )
-    saved = found.pixel_bytes - found.payload_bytes
     ratio = found.pixel_bytes / max(found.payload_bytes, 1)
-    cards.append(KeyFigure("Bytes saved", f"{saved / 1e6:,.1f} MB", f"pixels are {ratio:.0f} times the payloads"))
+    cards.append(KeyFigure("Payloads", f"{found.payload_bytes / 1e6:,.1f} MB", f"pixels are {ratio:.0f} times as many"))
     parts: list[Part] = []
     if found.weights == "none":
         parts.append(
