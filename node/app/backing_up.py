@@ -25,6 +25,9 @@ from storage.records import Tier
 
 LOGGER = logging.getLogger(__name__)
 
+_LISTED = 200
+"""Most objects that the report of a job lists as missing; all are counted. A disk may be away for weeks of nights."""
+
 
 def make_backup(
     settings: Settings,
@@ -71,7 +74,8 @@ def make_replication(archive: Services, to: Path | None = None) -> Job:
         if lost := len(made.missing) + len(made.only_here):
             text = "missing or damaged in the archive: %s; run latent-pacs scrub --full"
             LOGGER.error(text, counted(lost, "object"))
-        return {**asdict(made), "clean": made.clean, "to": str(folder)}
+        listed = {name: getattr(made, name)[:_LISTED] for name in ("missing", "only_here")}
+        return {**asdict(made), **listed, "lost": lost, "clean": made.clean, "to": str(folder)}
 
     return Job("replicate", "copies new objects to the backup in jobs.replicate.to", work)
 

@@ -17,6 +17,8 @@ from storage.index.model_files import ModelRows
 
 _FINE_RATE = 2e-4
 """Learning rate of a fine-tuning."""
+_ENOUGH = 10**9
+"""Pixels of held originals from which no further one is read; they stay in memory, two bytes each."""
 
 
 class Run(TypedDict):
@@ -29,12 +31,17 @@ class Run(TypedDict):
 
 
 def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
-    """The mammograms to adapt to: those in ``data``, or the held originals of reconstructable images."""
+    """The mammograms to adapt to: those in ``data``, or held originals of reconstructable images.
+
+    The latter are read in the order of their SHA-256, so that those that fit into memory are a random sample.
+    """
     if data:
         return read_pictures(data)
-    pictures = []
+    pictures: list[Picture] = []
     with archive(config) as services:
         for digest in services.index.reconstructable_originals():
+            if sum(picture.pixels.size for picture in pictures) >= _ENOUGH:
+                break
             with suppress(OriginalPurged, ObjectMissing), services.originals.borrowed(digest) as path:
                 picture = read_picture(path)
                 if picture is not None:
@@ -72,7 +79,7 @@ def fine_tune_sd_decoder(
         "use": f"reconstruct.sd_x2.weights: {out}",
         "autoencoder_psnr_db_before": round(result.before_db, 3),
         "autoencoder_psnr_db_after": round(result.after_db, 3),
-        "on_a_picture_kept_out": result.held_out,
+        "on_a_patient_kept_out": result.held_out,
     }
 
 

@@ -26,7 +26,7 @@ from node.jobs.job import JSON, Progress
 from node.reports.runs import Reports, RunOutcome
 from storage.errors import Cancelled
 from storage.index import Index
-from storage.index.audit_outcomes import AuditCandidate, AuditRows
+from storage.index.audit_outcomes import AuditRows
 from storage.index.connection import now
 from storage.index.job_runs import JobRows
 from storage.index.report_rows import StoredReport
@@ -38,7 +38,7 @@ ALL = "all"
 CHARTED = ("fsim_mean", "psnr_db")
 
 _CHARTED_RUNS = 50
-"""Most runs on a control chart."""
+"""Most runs of a control chart that a report shows."""
 _SAVE_EVERY = 10.0
 """Fewest seconds between two saves of the progress, which takes 2 KB for each audited image."""
 _REPEATED = 0.05
@@ -62,13 +62,15 @@ class AuditPlan:
 
 @dataclass
 class _State:
-    """The state of a run. ``left``: keys of the remaining images; ``cells``: the cell of each image by its key."""
+    """The state of a run. ``left``: keys of the remaining images; ``cells``: the cell of each image by its key;
+    ``images``: number of images from which the sample was drawn, by stratum."""
 
     seed: int
     sample: str
     began: float
     left: list[int]
     cells: dict[int, Cell]
+    images: dict[str, int] = field(default_factory=dict)
     findings: list[FidelityFinding] = field(default_factory=list)
 
 
@@ -118,9 +120,11 @@ class Audit:
             if left.sample == self._plan.sample and time.time() - left.began < _RESUME_WITHIN:
                 return left
         seed, moment = secrets.randbits(32), now()
-        drawn = draw(self._rows.candidates(), parse_sample(self._plan.sample), seed, moment)
+        candidates = self._rows.candidates()
+        drawn = draw(candidates, parse_sample(self._plan.sample), seed, moment)
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
-        return _State(seed, self._plan.sample, time.time(), list(cells), cells)
+        images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
+        return _State(seed, self._plan.sample, time.time(), list(cells), cells, dict(images))
 
     def _worst(
         self, check: FidelityCheck, findings: Sequence[FidelityFinding]
@@ -133,7 +137,7 @@ class Audit:
 
     def _published(self, state: _State, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
         ended, findings = time.time(), state.findings
-        strata = _strata(self._rows.candidates(), state)
+        strata = _strata(state)
         trends = self._trends(strata, ended)
         summary = self._summary(state, strata, trends)
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
@@ -169,7 +173,7 @@ class Audit:
         """The control charts of all measured strata, over the runs under today's terms."""
         runs = [
             one
-            for one in self._reports.rows.newest([AUDIT], _CHARTED_RUNS)[::-1]
+            for one in self._reports.rows.newest([AUDIT], limit=0)[::-1]  # the first runs too: they are the baseline
             if one.summary.get("terms") == self._terms()
         ]
         drift = self._settings.audit.drift
@@ -179,26 +183,27 @@ class Audit:
         for stratum, name in wanted:
             points = [_point(one.finished_at, one.summary["strata"].get(stratum, {}), name) for one in runs]
             points.append(_point(ended, strata[stratum], name))
-            found.append(Trend(stratum, name, control_chart(points, drift, drops[name], len(wanted))))
+            chart = control_chart(points, drift, drops[name], len(wanted))
+            found.append(Trend(stratum, name, chart.newest(_CHARTED_RUNS)))
         return found
 
     def _terms(self) -> str:
         """A digest of the settings that the figures depend on; when it changes, the charts start again."""
         settings = self._settings.model_dump_json(
-            include={"codec": True, "gate": True, "reconstruct": {"upscaler", "mammo"}}
+            include={"codec": True, "gate": True, "reconstruct": {"upscaler", "mammo", "sd_x2"}}
         )
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def _strata(candidates: Sequence[AuditCandidate], state: _State) -> dict[str, Any]:
+def _strata(state: _State) -> dict[str, Any]:
     """Counts and figures of all images, and by each value of each axis in the sample."""
-    moment = now()
-    images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
     members: dict[str, list[FidelityFinding]] = defaultdict(list)
     for one in state.findings:
         for name in _names(state.cells[one.instance_key]):
             members[name].append(one)
-    return {name: {"images": images[name], **_figures_of(found)} for name, found in sorted(members.items())}
+    return {
+        name: {"images": state.images.get(name, 0), **_figures_of(found)} for name, found in sorted(members.items())
+    }
 
 
 def _names(cell: Cell) -> list[str]:
@@ -233,7 +238,10 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
         actions = Counter(one.action for one in findings if one.outcome.failed)
         done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
         sentences.append(f"{failed} of {counted(len(findings), 'reconstruction')} failed: {done}.")
-    for outcome in (FidelityOutcome.DAMAGED, FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED):
+    for outcome in (
+        *(FidelityOutcome.NOT_HERE, FidelityOutcome.DAMAGED),
+        *(FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED),
+    ):
         if outcomes[outcome]:
             sentences.append(f"{outcomes[outcome]} {outcome}.")
     drifting = sorted({one.stratum for one in trends if one.chart.alarm})
@@ -244,5 +252,5 @@ def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> st
     if not findings:
         return "There is no reconstruction to audit yet."
     others = outcomes[FidelityOutcome.OTHER_NUMERICS]
-    note = f", {others} of them within tolerance under other numerics" if others else ""
+    note = f", {others} of them within tolerance under other numerics, so that originals are sent" if others else ""
     return f"Audited {counted(len(findings), 'reconstruction')}: all as verified{note}."

@@ -46,7 +46,10 @@ _NAMES = {
 _MEANING = {
     FidelityOutcome.SAME: "exactly the pixels that were verified; if the original is held, the same figures",
     FidelityOutcome.OTHER_NUMERICS: "decoded with other hardware or libraries than at verification: the digests cannot "
-    "be compared, and the figures are within tolerance. Such pixels are never sent under the verified UID",
+    "be compared, and the figures are within tolerance. Such pixels are never sent under the verified UID: peers of "
+    "this node get the originals",
+    FidelityOutcome.NOT_HERE: "decoded to other pixels, with other hardware or libraries than at verification, and no "
+    "original is held: peers of this node get nothing. Restore what the reason names",
     FidelityOutcome.REMEASURED: "exactly the pixels that were verified, but other figures: the measure changed, or "
     "the record is wrong",
     FidelityOutcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
@@ -120,9 +123,8 @@ def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
         ]
     pixels, payload = held.reconstructable_pixel_bytes, held.reconstructable_payload_bytes
     if payload:
-        saved = f"{size_text(pixels)} of pixels in {size_text(payload)}"
         figures += [
-            KeyFigure("bytes saved", size_text(pixels - payload), saved),
+            KeyFigure("payloads", size_text(payload), f"for {size_text(pixels)} of pixels, without originals"),
             KeyFigure("ratio", f"{pixels / payload:.0f} : 1", "of reconstructable images"),
         ]
     return KeyFigures(figures)
@@ -313,8 +315,9 @@ def _method(run: AuditRun) -> list[str]:
         "is flagged, and retrievals of it fail. Both are recorded in the audit trail.",
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
         f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
-        f"calibrated on its first {drift.baseline} runs; and a threshold of {drift.fsim:g} FSIM and "
-        f"{drift.psnr_db:g} dB below their mean. Charts start again when codec, gate or model change in config.yaml.",
+        f"calibrated on its first {drift.baseline} runs, or as many as measured 20 images; and a threshold of "
+        f"{drift.fsim:g} FSIM and {drift.psnr_db:g} dB below their mean, if chance does not explain the drop. Charts "
+        "start again when codec, gate or model change in config.yaml.",
         "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, among them lost and "
         "invented specks, test for that.",
     ]

@@ -8,20 +8,22 @@ Run t has n_t images with mean x_t, standardised by mean m and standard deviatio
     var z_t = w / (2 - w) (1 - (1 - w)^(2t)) + (n_t / N) (1 - (1 - w)^t)^2
 
 The last term is the error of m itself, from N images, which all later runs share. There is only a lower limit, since
-an improvement is not an alarm. Several charts share the false alarm rate of one (Bonferroni).
+an improvement is not an alarm. Several charts share the false alarm rate of one (Bonferroni). A mean below the
+threshold counts if it is as unlikely by chance: a run may have a single image.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from statistics import NormalDist
 
 from node.config import DriftSettings
 
 _MIN_IMAGES = 20
-"""Images of the first runs that an estimate of their standard deviation needs."""
+"""Fewest images of the first runs, for an estimate of their standard deviation."""
 _MIN_DEVIATION = 1e-9
 """Smallest standard deviation, in the unit of the figure; prevents division by zero."""
 
@@ -38,8 +40,9 @@ class ChartPoint:
 
 @dataclass(frozen=True)
 class ControlChart:
-    """``points`` in order of time. ``centre``: mean of the first ``calibrated`` of them; ``average`` and ``limit``:
-    z_t and its lower limit for the later points. ``alarm``: why the newest point is an alarm, empty if it is not."""
+    """``points`` in order of time. ``centre``: mean of the first runs, which are the first ``calibrated`` points;
+    ``average`` and ``limit``: z_t and its lower limit for the later points. ``alarm``: why the newest point is an
+    alarm, empty if it is not."""
 
     points: tuple[ChartPoint, ...]
     calibrated: int = 0
@@ -48,15 +51,23 @@ class ControlChart:
     limit: tuple[float, ...] = ()
     alarm: str = ""
 
+    def newest(self, count: int) -> ControlChart:
+        """The same chart, with its last ``count`` points at most."""
+        calibrated = max(self.calibrated - max(len(self.points) - count, 0), 0)
+        ends = {name: getattr(self, name)[-count:] for name in ("points", "average", "limit")}
+        return replace(self, calibrated=calibrated, **ends)
+
 
 def control_chart(points: Sequence[ChartPoint], settings: DriftSettings, drop: float, charts: int = 1) -> ControlChart:
     """The chart of one figure. ``drop``: most that the newest mean may be below the centre, in the unit of the figure;
     ``charts``: number of charts that share the false alarm rate."""
     points = tuple(point for point in points if point.count)
-    first, later = points[: settings.baseline], points[settings.baseline :]
-    images = sum(point.count for point in first)
-    if len(first) < settings.baseline or images < _MIN_IMAGES:
+    totals = list(accumulate(point.count for point in points))
+    enough = (number for number, images in enumerate(totals, 1) if images >= _MIN_IMAGES)
+    calibrated = max(settings.baseline, next(enough, len(points) + 1))
+    if len(points) < calibrated:
         return ControlChart(points)
+    first, later, images = points[:calibrated], points[calibrated:], totals[calibrated - 1]
     centre = sum(point.count * point.mean for point in first) / images
     squares = sum((point.count - 1) * point.deviation**2 + point.count * (point.mean - centre) ** 2 for point in first)
     spread = max(math.sqrt(squares / (images - 1)), _MIN_DEVIATION)
@@ -68,21 +79,15 @@ def control_chart(points: Sequence[ChartPoint], settings: DriftSettings, drop: f
         shared = point.count / images * (1 - keep**time) ** 2
         average.append(z)
         limit.append(-reach * math.sqrt(own + shared))
-    alarm = _alarm(later, centre, drop, average, limit)
-    return ControlChart(points, len(first), centre, tuple(average), tuple(limit), alarm)
-
-
-def _alarm(
-    later: Sequence[ChartPoint], centre: float, drop: float, average: Sequence[float], limit: Sequence[float]
-) -> str:
-    if not later:
-        return ""
-    newest = later[-1].mean
-    if newest < centre - drop:
-        return f"mean {newest:.4f} is more than {drop:g} below {centre:.4f}, the mean of the first runs"
-    if average[-1] < limit[-1]:
-        return f"moving average {average[-1]:.2f} is below its control limit {limit[-1]:.2f} (mean {newest:.4f})"
-    return ""
+    alarm = ""
+    if later:
+        newest, count = later[-1].mean, later[-1].count
+        by_chance = reach * spread * math.sqrt(1 / count + 1 / images)
+        if newest < centre - max(drop, by_chance):
+            alarm = f"mean {newest:.4f} is more than {drop:g} below {centre:.4f}, the mean of the first runs"
+        elif average[-1] < limit[-1]:
+            alarm = f"moving average {average[-1]:.2f} is below its control limit {limit[-1]:.2f} (mean {newest:.4f})"
+    return ControlChart(points, calibrated, centre, tuple(average), tuple(limit), alarm)
 
 
 def _quantile(limit: float, charts: int) -> float:

@@ -94,15 +94,14 @@ def trigger_of(when: When) -> BaseTrigger:
 
 def latest(when: When, now: datetime) -> datetime:
     """The newest scheduled time that is not in the future."""
-    trigger = trigger_of(when)
     # a change to summer time may skip one time of day: go back far enough to find the one before
-    found: datetime = trigger.get_next_fire_time(None, now - timedelta(seconds=3 * when.gap))
-    while (after := trigger.get_next_fire_time(found, found + timedelta(microseconds=1))) <= now:
+    found = following(when, now - timedelta(seconds=3 * when.gap))
+    while (after := following(when, found + timedelta(microseconds=1))) <= now:
         found = after
     return found
 
 
 def following(when: When, now: datetime) -> datetime:
-    """The next scheduled time."""
+    """The next scheduled time, in UTC: an hour after the change to winter time is not the one before it there."""
     found: datetime = trigger_of(when).get_next_fire_time(None, now)
-    return found
+    return found.astimezone(UTC)

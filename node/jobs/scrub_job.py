@@ -227,7 +227,7 @@ class Scrub:
             began = min(began, now) if now - began < period else now
             low = ""
         else:
-            began = float(memory["began"])
+            began = min(float(memory["began"]), now)  # or until a clock that was ahead comes to it, nothing is read
         gap = parse_when(self._plan.settings.when).gap
         return low, _position((now + gap - began) / period), began
 

@@ -67,8 +67,8 @@ class DecoderPlan:
 class DecoderResult:
     """PSNR in dB of encoding and decoding 16 fixed breast crops, before and after training; sd_x2 cannot exceed it.
 
-    The peak is the width of the display window, as in the gate. ``held_out``: whether the crops are of a picture that
-    was not trained on; false if there is only one picture.
+    The peak is the width of the display window, as in the gate. ``held_out``: whether the crops are of a patient who
+    was not trained on; false if there is only one.
     """
 
     folder: Path
@@ -102,9 +102,9 @@ def fine_tune_decoder(
 ) -> DecoderResult:
     """Train, and write a checkpoint and at the end a pipeline that ``SdX2`` loads to ``folder``.
 
-    ``source``: as for ``SdX2``. The last picture is held out of training if there is more than one. ``resume``:
-    continue the checkpoint in ``folder`` under its own plan, with the larger number of steps. ``minutes``: a time
-    budget as for ``train``. ``stop_after``: end early with the decoder trained so far.
+    ``source``: as for ``SdX2``. The last picture and all of its patient are held out of training if there are
+    others. ``resume``: continue the checkpoint in ``folder`` under its own plan, with the larger number of steps.
+    ``minutes``: a time budget as for ``train``. ``stop_after``: end early with the decoder trained so far.
     """
     require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
@@ -119,6 +119,8 @@ def fine_tune_decoder(
         if untimed:
             plan = replace(plan, steps=state.step + _UNKNOWN)
         *others, last = _usable(pictures, plan.crop)
+        patient = last.header.get("PatientID")
+        others = [one for one in others if not patient or one.header.get("PatientID") != patient]
         if state.before_db is None:
             state.before_db = _ceiling(state.vae, last, plan)
         began = saved = time.monotonic()

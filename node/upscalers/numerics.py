@@ -22,6 +22,7 @@ def numerics_of(device: torch.device, dtype: str) -> dict[str, str]:
         "machine": platform.machine(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),  # a plain str: unpickling torch's own class would import torch
+        "numpy": version("numpy"),
         "scipy": version("scipy"),
         "imagecodecs": version("imagecodecs"),
     }

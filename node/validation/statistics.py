@@ -87,18 +87,18 @@ def compare(scores: Float, truth: Bool, patients: Sequence[str], margin: float) 
     """Compare the second of two scores with the first: ``scores`` (2, n). Raises TooFewCases."""
     values, covariance = areas(scores, truth, patients)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    fewest = int(min(truth.sum(), (~truth).sum()))
+    fewest = min(len(set(np.asarray(patients)[of])) for of in (truth, ~truth))
     se = max(math.sqrt(max(variance, 0.0)), smallest_error(fewest))
     return judge(float(values[1] - values[0]), se, margin, int(truth.sum()))
 
 
-def smallest_error(cases: int) -> float:
-    """Lower bound of the standard error with ``cases`` of the rarer class.
+def smallest_error(patients: int) -> float:
+    """Lower bound of the standard error with so many ``patients`` of the rarer class.
 
-    DeLong's error of two perfect rankings is 0, however few the cases. This bound is the error if one case of the rarer
-    class lost half of its rank in one of them.
+    DeLong's error of two perfect rankings is 0, however few the cases. This bound is the error if the cases of one
+    patient of the rarer class lost half of their rank in one of them.
     """
-    return 0.5 / cases
+    return 0.5 / patients
 
 
 def judge(difference: float, se: float, margin: float, positives: int) -> Comparison:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -101,6 +101,9 @@ class _ValidationRun:
         backbone = self.worker.call(backbone_digest, settings.weights)
         cache = FeatureCache(work.store.root / "features")
         subjects = self._measured(subjects, cache, backbone)
+        if not subjects:
+            reasons = "; ".join(dict.fromkeys(why for (_, why), _ in self.excluded.most_common(3)))
+            raise NothingToValidate(f"no labelled image can be measured: {reasons}")
         truth, patients = _truth(subjects, positive)
         scores, recipes = self._scores(subjects, truth, patients)
         found = find(subjects, scores, truth, settings, positive=positive, excluded=self.excluded)
@@ -195,16 +198,16 @@ class _ValidationRun:
         return scores, recipes
 
     def _worst(self, subjects: list[Subject]) -> list[Worst]:
-        """The images with the lowest FSIM in any tile, with that tile side by side."""
+        """The images with the lowest FSIM in any tile, with that tile side by side, if they can be made again."""
         with_tiles = [one for one in subjects if len(one.fidelity.tiles)]
         found = []
         for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
             tile = int(one.fidelity.tiles[:, 2].argmin())
             corner = (int(one.fidelity.corners[tile, 0]), int(one.fidelity.corners[tile, 1]))
-            with closing(self.work.retrieve.prepare(_choices(one))) as prepared:
+            with closing(self.work.retrieve.prepare(_choices(one))) as prepared, suppress(LatentPacsError):
                 (_, original), (_, reconstructed) = prepared
                 shown = self._with_files(one, original, reconstructed, show_tile, corner)
-            found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))
+                found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))
         return found
 
     def _step(self, count: int = 1) -> None:

@@ -78,9 +78,8 @@ def _summary(found: Findings) -> list[Part]:
             f"{found.counts[found.positive]} {found.positive} (positive), {counted(found.patients, 'patient')}",
         )
     )
-    saved = found.pixel_bytes - found.payload_bytes
     ratio = found.pixel_bytes / max(found.payload_bytes, 1)
-    cards.append(KeyFigure("Bytes saved", f"{saved / 1e6:,.1f} MB", f"pixels are {ratio:.0f} times the payloads"))
+    cards.append(KeyFigure("Payloads", f"{found.payload_bytes / 1e6:,.1f} MB", f"pixels are {ratio:.0f} times as many"))
     parts: list[Part] = []
     if found.weights == "none":
         parts.append(
@@ -170,7 +169,9 @@ def _worst(worst: list[Worst]) -> list[Part]:
             f"FSIM {fsim:.3f}, SSIM {ssim:.3f}, PSNR {psnr:.1f} dB"
         )
         parts.append(Pictures(pictures, caption))
-    return parts or [Paragraph("No image has a tile of 256 x 256 pixels that contains breast.")]
+    return parts or [
+        Paragraph("No image has a tile of 256 x 256 pixels that contains breast, or none can be made again.")
+    ]
 
 
 def _method(found: Findings, settings: ValidationSettings, backbone: str) -> list[Part]:

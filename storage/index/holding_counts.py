@@ -25,28 +25,22 @@ def holding_counts(connection: Connection) -> HoldingCounts:
     by_state = {row.state: int(row.n) for row in connection.execute(states)}
     payload_bytes = func.sum(rendition.c.base_bytes + rendition.c.rendition_bytes)
     payloads = select(payload_bytes).join(instance, instance.c.rendition_key == rendition.c.key)
-    exact_only = (
-        select(func.sum(original.c.object_bytes))
-        .join(instance, original.c.instance_key == instance.c.key)
-        .where(~reconstructable)
-    )
     uncompressed = case((instance.c.pixel_bytes > 0, instance.c.pixel_bytes), else_=instance.c.original_bytes)
     pixels = select(func.sum(instance.c.pixel_bytes)).where(reconstructable)
-    reconstructable_payloads = _total(connection, payloads)
+    in_use = rendition.c.withdrawn == ""
     return HoldingCounts(
         by_state={state.value: by_state.get(state.value, 0) for state in InstanceState},
         bytes_by_kind={
             "original": _distinct_bytes(connection, original.c.object_digest, original.c.object_bytes),
-            "base": _distinct_bytes(connection, rendition.c.base_digest, rendition.c.base_bytes),
-            "rendition": _distinct_bytes(connection, rendition.c.rendition_digest, rendition.c.rendition_bytes),
+            "base": _distinct_bytes(connection, rendition.c.base_digest, rendition.c.base_bytes, in_use),
+            "rendition": _distinct_bytes(connection, rendition.c.rendition_digest, rendition.c.rendition_bytes, in_use),
         },
         backlog=by_state.get(InstanceState.RECEIVED.value, 0),
         quarantined=_total(connection, select(func.count()).select_from(quarantine)),
         damaged=_total(connection, select(func.count()).select_from(damage).where(damage.c.closed_at.is_(None))),
         reconstructable_pixel_bytes=_total(connection, pixels),
-        reconstructable_payload_bytes=reconstructable_payloads,
+        reconstructable_payload_bytes=_total(connection, payloads),
         all_pixel_bytes=_total(connection, select(func.sum(uncompressed))),
-        all_hot_bytes=reconstructable_payloads + _total(connection, exact_only),
         left_out=_left_out(connection),
     )
 
@@ -64,8 +58,8 @@ def _left_out(connection: Connection) -> dict[str, int]:
     return {sentence: -count for count, sentence in found} | ({"other": others} if others else {})
 
 
-def _distinct_bytes(connection: Connection, digest: Any, size: Any) -> int:
-    once = select(func.max(size).label("bytes")).group_by(digest).subquery()
+def _distinct_bytes(connection: Connection, digest: Any, size: Any, *which: Any) -> int:
+    once = select(func.max(size).label("bytes")).where(*which).group_by(digest).subquery()
     return _total(connection, select(func.sum(once.c.bytes)))
 
 

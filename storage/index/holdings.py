@@ -273,13 +273,13 @@ class Index:
     # --- counting ---
 
     def reconstructable_originals(self) -> list[str]:
-        """Digests of the originals for which a reconstruction was tried, whether it passed or not, oldest first."""
+        """Digests of the originals for which a reconstruction was tried, whether it passed or not, in their order."""
         tried = or_(
             instance.c.state.in_(RENDITION_STATES),
             and_(instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE),
         )
-        query = select(instance.c.original_digest).where(tried).order_by(instance.c.key)
-        return list(dict.fromkeys(values_of(self.engine, query)))
+        query = select(instance.c.original_digest).where(tried).order_by(instance.c.original_digest).distinct()
+        return list(values_of(self.engine, query))
 
     def models(self) -> list[ModelUse]:
         """Every model that made renditions, and how many."""

@@ -6,6 +6,7 @@ Add every new object-valued column to ``_SOURCES``; otherwise a scrub treats its
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,13 @@ class Integrity(IndexPart):
 
     def expected_of(self, instance_key: int) -> list[ExpectedObject]:
         return self._expected(_OF_INSTANCE, instance_key=instance_key)
+
+    def named(self) -> Iterator[tuple[str, ...]]:
+        """Store and digest of every object that rows name, once, by digest."""
+        found = _IN_RANGE.subquery()
+        query = select(found.c.store, found.c.digest).distinct().order_by(found.c.digest, found.c.store)
+        with self._engine.connect() as connection:
+            yield from map(tuple, connection.execute(query, {"low": "", "high": END}))
 
     def count(self, low: str = "", high: str = END) -> int:
         """How many expected objects there are in that range."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, or_, select, true, update
 
 from storage.clock import EARLIEST
 from storage.index import lease
@@ -93,7 +93,7 @@ class OriginalLocations(IndexPart):
     def claim_to_move(self, owner: str, lease_seconds: float, *, packed_first: bool) -> OriginalClaim | None:
         """Claim an original in the hot store whose instance has a rendition, to move it to the cold store."""
         waiting = (
-            original.c.to_pack <= (0 if packed_first else 1),
+            original.c.to_pack == 0 if packed_first else true(),
             original.c.form != OriginalForm.PURGED,
             original.c.tier == Tier.HOT,
             instance.c.state.in_(RENDITION_STATES),

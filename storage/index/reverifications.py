@@ -1,7 +1,8 @@
 """Re-verification in the index: attempts to replace the renditions of other models by the configured model's.
 
 Each attempt is a row per image, base and terms (model, recipe and gate), claimed with a lease. Its outcome stays, so
-that the same model is not tried again on the same base under the same gate.
+that the same model is not tried again on the same base under the same gate. Its reason is that of the outcome, or the
+derived UID that it led to.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.index import lease
@@ -116,7 +117,7 @@ class Reverifications(IndexPart):
                 lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
                 return ReverificationOutcome.MOVED, "one of its objects was unlinked meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
-                outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
+                outcome, reason = ReverificationOutcome.SAME, ""
             elif (
                 key := insert_rendition_or_reuse_row(connection, attempt.instance_key, new, replace_object=False)
             ) is None:
@@ -126,26 +127,35 @@ class Reverifications(IndexPart):
                 state = {"state": InstanceState.VERIFIED} if new.verdict.passed else {}
                 mine = update(instance).where(instance.c.key == attempt.instance_key)
                 connection.execute(mine.values(rendition_key=key, **state))
-            _settle(connection, attempt, outcome, reason)
+            _settle(connection, attempt, outcome, reason or new.derived_uid)
             return outcome, reason
 
 
 def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
-    """Images with a rendition of another model that have no outcome under these terms and are not being tried."""
+    """Images with a rendition of another model that have no outcome under these terms and are not being tried.
+
+    A rendition that was adopted is an outcome while it is the image's own: another model may have replaced it since.
+    """
     states = list(RENDITION_STATES) if terms.gated else [InstanceState.MEASURED]
     other = or_(
         rendition.c.upscaler != terms.upscaler,
         rendition.c.weights_digest != terms.weights_digest,
         rendition.c.recipe != terms.recipe,
     )
+    tried, uid = reverification.c.outcome, rendition.c.derived_uid
+    stands = or_(tried.in_([ReverificationOutcome.KEPT, ReverificationOutcome.UNTRIED]), reverification.c.reason == uid)
+    given_up = and_(tried == "", reverification.c.attempts >= most)
     done = exists().where(
         _of(instance.c.key, rendition.c.base_digest, terms),
-        or_(reverification.c.outcome != "", reverification.c.attempts >= most, ~is_free(reverification)),
+        or_(and_(tried != "", stands), given_up, ~is_free(reverification)),
     )
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
-        .where(instance.c.state.in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done)
+        # by the key and not by an index of states: all images due would be sorted to claim one
+        .where(
+            instance.c.state.concat("").in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done
+        )
     )
 
 
@@ -168,7 +178,8 @@ def _claim(
         connection.execute(select(rendition).where(rendition.c.key == found.rendition_key)).one()
     )
     known, tried_at = _of(found.key, current.base_digest, terms), time.time()
-    more = {"attempts": reverification.c.attempts + 1, "tried_at": tried_at}
+    attempts = case((reverification.c.outcome == "", reverification.c.attempts + 1), else_=1)
+    more = {"attempts": attempts, "outcome": "", "tried_at": tried_at}
     row = lease.claim(connection, reverification, known, owner, lease_seconds, **more)
     if row is None:
         fresh = {"instance_key": found.key, "base_digest": current.base_digest, "terms": terms.digest}

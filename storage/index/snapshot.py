@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ _PASSING = (".lock", ".making")
 """Endings of the names of temporary files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NamedObject:
     """An object that the index names, and its store."""
 
@@ -88,12 +89,11 @@ def _snapshot(copy: Path, files: dict[str, Path]) -> Snapshot:
         with engine.connect() as connection:
             identity = connection.execute(select(archive.c.identity)).scalar_one()
             number = last_number(connection)
-        named = {NamedObject(one.store, one.digest) for one in Integrity(engine).expected()}
+        objects = [NamedObject(sys.intern(store), digest) for store, digest in Integrity(engine).named()]
     finally:
         engine.dispose()
     with closing(sqlite3.connect(copy)) as one_file:
         one_file.execute("PRAGMA journal_mode=DELETE")
-    objects = sorted(named, key=lambda one: (one.digest, one.store))
     return Snapshot(str(identity), number, files, objects, partial(_has_record, copy))
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import BackupRefused, NewerFormat
-from storage.objects.durability import replace_file
 
 FORMAT = 1
 """Version of a backup's layout and manifest. A higher one is refused."""
@@ -33,7 +34,7 @@ _FOLDERS = {"journal", "reports"}
 """Folders below ``storage.root`` whose files a backup may hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file or object of a backup. ``name``: the path of the file, or the store of the object."""
 
@@ -60,15 +61,27 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest; on return it is on disk. Raises StoreFull."""
-    head = {"format": FORMAT, **asdict(manifest), "files": len(manifest.files), "objects": len(manifest.objects)}
-    head["bytes"] = sum(one.bytes for one in manifest.objects)
-    lines: list[Any] = [head]
-    lines += [["file", one.digest, one.bytes, one.name] for one in manifest.files]
-    lines += [["object", one.digest, one.bytes, one.name] for one in manifest.objects]
-    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    body += json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n"
     for name in (NAME, COPY):  # files of the former state are removed after both
-        replace_file(folder / name, body)
+        making, digest = folder / f"{NAME}.making", hashlib.sha256()
+        with full_disk_is_store_full(), making.open("wb") as out:
+            for line in _lines(manifest):
+                data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+                out.write(data)
+                digest.update(data)
+            out.write(json.dumps({"digest": digest.hexdigest()}).encode() + b"\n")
+            fsync_file(out)
+        making.replace(folder / name)
+        fsync_folders(folder)
+
+
+def _lines(manifest: Manifest) -> Iterator[Any]:
+    """All but the last one."""
+    counts = {"files": len(manifest.files), "objects": len(manifest.objects)}
+    about = {name: getattr(manifest, name) for name in ("archive", "number", "made_at", "missing")}
+    yield {"format": FORMAT, **about, **counts, "bytes": sum(one.bytes for one in manifest.objects)}
+    for kind, entries in (("file", manifest.files), ("object", manifest.objects)):
+        for one in entries:
+            yield [kind, one.digest, one.bytes, one.name]
 
 
 def has_manifest(folder: Path) -> bool:
@@ -100,26 +113,34 @@ def damage_of_manifest(folder: Path) -> list[str]:
 
 
 def _read(file: Path) -> Manifest:
+    digest, head, last = hashlib.sha256(), dict[str, Any](), b""
+    by_kind: dict[str, list[Entry]] = {"file": [], "object": []}
     try:
-        body, _, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    except FileNotFoundError:
-        raise BackupRefused(f"{file.parent} holds no complete backup: there is no {file.name}") from None
-    body += b"\n"
-    try:
-        head, *lines = map(json.loads, body.splitlines())
-        if head["format"] > FORMAT:
-            raise NewerFormat(
-                f"{file} has format {head['format']}, and this version reads up to {FORMAT}: install a newer version"
-            )
-        if json.loads(last)["digest"] != hashlib.sha256(body).hexdigest():
+        with file.open("rb") as lines:
+            for line in lines:
+                if last:
+                    digest.update(last)
+                if last and not head:
+                    head = json.loads(last)
+                    if head["format"] > FORMAT:
+                        raise NewerFormat(
+                            f"{file} has format {head['format']}, and this version reads up to {FORMAT}: install a "
+                            "newer version"
+                        )
+                elif last:
+                    kind, of, size, name = json.loads(last)
+                    by_kind.setdefault(kind, []).append(Entry(of, size, sys.intern(name)))
+                last = line
+        if json.loads(last)["digest"] != digest.hexdigest():
             raise ValueError("its digest does not match its lines")
-        by_kind: dict[str, list[Entry]] = {"file": [], "object": []}
-        for kind, *entry in lines:
-            by_kind[kind].append(Entry(*entry))
+        if len(by_kind) > 2:
+            raise ValueError("it has lines of an unknown kind")
         files, objects = tuple(by_kind["file"]), tuple(by_kind["object"])
         if not all(_may_be_written(one.name) for one in files):
             raise ValueError("it names a file that does not belong to an archive")
         return Manifest(head["archive"], head["number"], head["made_at"], tuple(head["missing"]), files, objects)
+    except FileNotFoundError:
+        raise BackupRefused(f"{file.parent} holds no complete backup: there is no {file.name}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise BackupRefused(f"{file} is damaged ({error}); {_WITHOUT}") from error
 

@@ -140,9 +140,8 @@ class Quarantined:
 class HoldingCounts:
     """The figures of ``latent-pacs status``. Bytes are of objects on disk; pixel bytes are uncompressed.
 
-    ``all_hot_bytes``: payload bytes of reconstructable images plus original bytes of all images that are only held
-    exact. ``damaged``: objects found damaged or missing, and not whole again. ``left_out``: EXACT instances by the
-    sentence of their ReasonCode, most first; ``other``: those without one.
+    ``damaged``: objects found damaged or missing, and not whole again. ``left_out``: EXACT instances by the sentence of
+    their ReasonCode, most first; ``other``: those without one.
     """
 
     by_state: dict[str, int]
@@ -153,7 +152,6 @@ class HoldingCounts:
     reconstructable_pixel_bytes: int
     reconstructable_payload_bytes: int
     all_pixel_bytes: int
-    all_hot_bytes: int
     left_out: dict[str, int]
 
 

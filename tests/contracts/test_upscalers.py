@@ -79,7 +79,7 @@ def test_says_what_it_is(upscaler: Upscaler) -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", upscaler.weights_digest)
     assert upscaler.steps >= 0
     numerics = upscaler.numerics
-    assert {"device", "dtype", "torch"} <= numerics.keys()
+    assert {"device", "dtype", "torch", "numpy"} <= numerics.keys()
     assert all(isinstance(value, str) for value in numerics.values())
 
 

@@ -48,7 +48,9 @@ class FidelityOutcome(StrEnum):
     SAME = "as verified"
     """Exactly the pixels that were verified, and the same figures if the original is held."""
     OTHER_NUMERICS = "other numerics"
-    """Other pixels, by another machine or library than those verified; the figures, if measured, are as recorded."""
+    """Other pixels, by another machine or library than those verified; the figures are as recorded."""
+    NOT_HERE = "cannot be made here"
+    """Other pixels, by another machine or library than those verified, and no original to measure or to send."""
     REMEASURED = "measured otherwise"
     """Exactly the pixels that were verified, but other figures: the measure changed, or the record is wrong."""
     WORSE = "worse"
@@ -194,7 +196,8 @@ class FidelityCheck:
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:
-            return replace(found, outcome=FidelityOutcome.OTHER_NUMERICS, reason=_changed(answer))
+            outcome = FidelityOutcome.NOT_HERE if answer.now is None else FidelityOutcome.OTHER_NUMERICS
+            return replace(found, outcome=outcome, reason=_changed(answer))
         moved = self._deviations(found)
         return replace(found, outcome=FidelityOutcome.REMEASURED if moved else FidelityOutcome.SAME, reason=moved)
 

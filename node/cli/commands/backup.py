@@ -125,3 +125,6 @@ def print_backup(report: dict[str, Any]) -> None:
             for digest in report["only_here"]
         ],
     )
+    listed = len(report["missing"]) + len(report["only_here"])
+    if report.get("lost", listed) > listed:
+        console.print(f"{counted(report['lost'], 'object')} in all; `latent-pacs backup create` lists them with --json")

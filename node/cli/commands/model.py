@@ -79,7 +79,10 @@ def fine_tune(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Adapt the configured model to the archive's held originals. The result is used once config.yaml names it."""
+    """Adapt the configured model to the archive's held originals, or to a random billion pixels of them.
+
+    The result is used once config.yaml names it.
+    """
     from node.cli.finetuning import fine_tune_mammo, fine_tune_sd_decoder, held_pictures
 
     if upscaler not in ("mammo", "sd_x2"):

@@ -31,7 +31,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     report = {
         **dataclasses.asdict(counts),
         "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
-        "ratio_everything": _ratio(counts.all_pixel_bytes, counts.all_hot_bytes),
+        "ratio_everything": _ratio(counts.all_pixel_bytes, sum(counts.bytes_by_kind.values())),
         "originals": dataclasses.asdict(totals),
         "purge_would_free": {name: {"originals": count, "bytes": size} for name, (count, size) in free.items()},
     }
@@ -58,8 +58,8 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     )
     if counts.damaged:
         console.print("`latent-pacs scrub --full` names the damaged objects, and repairs what it can", style="bold red")
-    console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
-    console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
+    console.print(f"pixels over payloads, of reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
+    console.print(f"pixels over all objects, originals included:     {_ratio_text(report['ratio_everything'])}")
 
 
 def _counted(table: Table, figures: Mapping[str, object]) -> Table:

@@ -79,7 +79,7 @@ instance = table(
     column("rendition_key", Key, nullable=True),
     column("attempts", Integer),
     *lease_columns(),
-    Index("ix_instance_state", "state", "key"),
+    Index("ix_instance_state", "state", "attempts", "key"),
 )
 
 rendition = table(
@@ -129,7 +129,7 @@ original = table(
     column("purged_at", DateTime, nullable=True),
     column("attempts", Integer),
     *lease_columns(),
-    Index("ix_original_to_pack", "to_pack", "instance_key"),
+    Index("ix_original_to_pack", "to_pack", "tier", "attempts", "instance_key"),
     Index("ix_original_tier_form", "tier", "form"),
 )
 """How each original is held. ``instance.original_digest`` is always the digest of the received file."""

@@ -49,6 +49,7 @@ def scraped(port: int) -> dict[str, float]:
 @pytest.mark.slow
 def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "COUNT_INTERVAL", 0.0)
+    monkeypatch.setattr(exposition, "_REST", 0.0)
     port = free_port()
     tls = {"ca": str(Authority(tmp_path / "authority").file)}
     settings = settings_for(tmp_path / "archive", receiver.port, metrics={"port": port}, tls=tls)

@@ -129,6 +129,13 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
         promised = {one.digest for one in Integrity(node.index.engine).expected()}
         assert objects <= promised, "nothing is left that no row knows"
 
+    with Node(settings(root, receiver, "mammo")) as node:  # and forth again
+        assert reverified(node)["passed"] == 1
+        forth = node.index.by_uid(ds.SOPInstanceUID)
+        assert forth is not None
+        assert forth.rendition == now.rendition
+        assert reverified(node)["tried"] == 0
+
 
 @pytest.mark.slow
 def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_path: Path, receiver: Receiver) -> None:

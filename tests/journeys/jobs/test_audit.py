@@ -185,6 +185,7 @@ def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, au
     report = audited(node)
     assert report.alarm
     assert report.verdict == "1 of 3 reconstructions failed: 1 withdrawn."
+    assert report.summary["images"] == 3, "of which the sample was drawn, the one that was withdrawn included"
     found = findings(node, report)[SECOND.SOPInstanceUID]
     assert (found["outcome"], found["action"]) == (FidelityOutcome.MISMATCH, "withdrawn")
     after = now(archive, SECOND)
@@ -251,21 +252,40 @@ def elsewhere(node: Node, before: StoredRendition) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_other_numerics_are_measured_anew_and_no_alarm(archive: Archive, audited: Audited) -> None:
+def test_other_numerics_are_measured_anew_and_no_alarm_while_there_are_originals(
+    archive: Archive, audited: Audited
+) -> None:
     """As if the images had been verified on another machine, whose pixels differ from ours here and there."""
     node = archive.node
-    purge(node, but=FIRST)
     for ds in IMAGES:
         before = current(archive, ds)
         forge(node, before, {"output_digest": "0" * 64}, numerics=elsewhere(node, before), output_digest="0" * 64)
     report = audited(node)
     told = findings(node, report)
     assert not report.alarm
+    assert report.verdict.endswith("3 of them within tolerance under other numerics, so that originals are sent.")
     assert report.summary["outcomes"] == {"other numerics": 3}
     assert "torch" in told[FIRST.SOPInstanceUID]["reason"]
     assert told[FIRST.SOPInstanceUID]["now"]["psnr_db"] > 30
-    assert told[SECOND.SOPInstanceUID]["now"] == {}
     assert now(archive, FIRST).state is InstanceState.VERIFIED
+
+
+@pytest.mark.slow
+def test_other_numerics_without_an_original_are_an_alarm(archive: Archive, audited: Audited) -> None:
+    """The machine is at fault and not the image, whose state stays: another node may still make it."""
+    node = archive.node
+    purge(node, but=FIRST)
+    before = current(archive, SECOND)
+    forge(node, before, {"output_digest": "0" * 64}, numerics=elsewhere(node, before), output_digest="0" * 64)
+    final = client.move(
+        client.image_identifier(SECOND.StudyInstanceUID), archive.address, calling="VIEWER", destination="VIEWER"
+    )
+    assert (final.Status, final.NumberOfFailedSuboperations) == (0xA702, 1)
+    report = audited(node)
+    assert (report.alarm, report.verdict) == (True, "1 cannot be made here.")
+    assert report.summary["failed"] == 0
+    assert "torch" in findings(node, report)[SECOND.SOPInstanceUID]["reason"]
+    assert now(archive, SECOND).state is InstanceState.VERIFIED
 
 
 @pytest.mark.slow

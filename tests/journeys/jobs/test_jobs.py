@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -148,8 +149,10 @@ def test_every_command_has_help_and_is_documented() -> None:
         assert f"latent-pacs jobs {name}" in manual
 
 
-def test_the_times_of_a_year_have_no_gap_longer_than_said() -> None:
-    for text in ("daily 02:30", "tue,wed 02:30", "sat 13:00", "every 7h"):
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
+def test_the_times_of_a_year_have_no_gap_longer_than_said(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=ZoneInfo(zone)))
+    for text in ("daily 02:30", "daily 01:30", "tue,wed 02:30", "sat 13:00", "every 7h"):
         when = parse_when(text)
         moment = datetime(2026, 1, 1, tzinfo=UTC)
         while moment.year == 2026:
@@ -157,6 +160,16 @@ def test_the_times_of_a_year_have_no_gap_longer_than_said() -> None:
             assert latest(when, found) == found
             assert (found - moment).total_seconds() <= when.gap + 3601
             moment = found
+
+
+def test_an_hour_that_a_change_to_winter_time_repeats_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second 02:30 of that night was found again and again, for three days."""
+    monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=ZoneInfo("Europe/Berlin")))
+    when = parse_when("daily 02:30")
+    first, second = datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+    assert latest(when, first) == first
+    assert latest(when, second) == latest(when, second + timedelta(hours=20)) == second
+    assert following(when, second + timedelta(hours=1)) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

@@ -513,6 +513,18 @@ def test_a_cancelled_share_goes_on_where_it_was(held: Holdings, clock: Clock, ch
     assert checked == sorted(held.objects)
 
 
+def test_a_round_that_a_wrong_clock_began_goes_on_once_it_is_right(
+    held: Holdings, clock: Clock, checked: list[str]
+) -> None:
+    clock.now += 3650 * DAY
+    scrubbed(held, SHARE)
+    clock.now -= 3650 * DAY
+    for _ in range(30):
+        scrubbed(held, SHARE)
+        clock.now += DAY
+    assert checked == sorted(held.objects)
+
+
 def test_a_second_run_on_the_same_day_has_nothing_to_do(held: Holdings, clock: Clock, checked: list[str]) -> None:
     scrubbed(held, SHARE)
     once = len(checked)

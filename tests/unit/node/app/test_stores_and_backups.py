@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from node.app import backing_up
 from node.app.backing_up import index_file, make_backup, make_replication, stores_of
 from node.app.building import Services, open_archive, open_stores
 from node.app.rebuilding import compact_journal, rebuild_index, take_in
 from node.config import ScrubSettings, Settings, parse
 from node.jobs.scrub_job import Extent, ScrubPlan
+from storage.backup.create import BackupReport
 from storage.errors import BackupRefused, ConfigError, ObjectMissing
 from storage.index.job_runs import JobRows
 from storage.objects.store import ObjectStore
@@ -146,3 +148,15 @@ def test_objects_that_are_missing_are_logged_by_the_job(tmp_path: Path, caplog: 
         report = replicate(archive, tmp_path / "backup")
     assert not report["clean"]
     assert "missing or damaged in the archive: 1 object; run latent-pacs scrub --full" in caplog.text
+
+
+def test_the_history_of_jobs_does_not_list_every_object_of_a_disk_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = BackupReport(missing=["ab" * 32] * 300, only_here=["cd" * 32] * 1000, finished=True)
+    monkeypatch.setattr(backing_up, "make_backup", lambda *_: made)
+    ArchiveParts(tmp_path / "archive").index.close()
+    with open_archive(settings_of(tmp_path / "archive")) as archive:
+        JobRows(archive.index.engine).ensure(["replicate"])
+        report = replicate(archive, tmp_path / "backup")
+    assert (len(report["missing"]), len(report["only_here"]), report["lost"]) == (200, 200, 1300)

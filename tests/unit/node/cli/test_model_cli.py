@@ -18,7 +18,7 @@ from pydicom import Dataset
 from rich.console import Console
 from typer.testing import CliRunner
 
-from node.cli import main
+from node.cli import finetuning, main
 from node.cli.commands.model import _evaluation_tables, models
 from node.cli.main import app
 from node.config import load
@@ -338,7 +338,15 @@ def test_originals_to_learn_from_are_those_a_reconstruction_was_tried_of(archive
         digest = archive.rest(mammogram(breast(256, 256)), tmp_path, state, reason)
         wanted += [digest] * learned_from
     archive.hold(mammogram(breast(256, 256)), tmp_path)  # received, nothing decided yet
-    assert archive.index.reconstructable_originals() == wanted
+    assert archive.index.reconstructable_originals() == sorted(wanted)
+
+
+def test_a_large_archive_is_not_read_into_memory(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [archive.rest(mammogram(breast(256, 256, seed=n)), tmp_path, InstanceState.VERIFIED) for n in range(4)]
+    monkeypatch.setattr(finetuning, "_ENOUGH", 2 * 256 * 256)
+    assert [picture.name for picture in finetuning.held_pictures(archive.config, None)] == sorted(made)[:2]
 
 
 @pytest.mark.slow

@@ -52,6 +52,37 @@ def test_a_sudden_drop_is_found_by_the_threshold_at_once() -> None:
     assert "more than 0.01 below" in control_chart(points, SETTINGS, 0.01).alarm
 
 
+def test_a_single_image_below_the_threshold_is_no_alarm() -> None:
+    """Images differ by three times the threshold, and a stratum may have four of them in a run: chance, not drift."""
+    lots = random.Random(12)
+    points = [
+        ChartPoint(at, one.count, 3 * one.mean, 3 * one.deviation) for at, one in enumerate(runs(lots, 200, 1, 4))
+    ]
+    assert any(one.mean < 3 - 0.03 for one in points)
+    assert len(alarms(points)) <= 2
+
+
+def test_runs_of_few_images_calibrate_a_chart_together() -> None:
+    """With originals of the audit reserve alone, a run may measure one image."""
+    points = [ChartPoint(number, 1, 0.95 + 0.01 * (-1) ** number, 0.0) for number in range(30)]
+    chart = control_chart(points, SETTINGS, 0.01)
+    assert (chart.calibrated, len(chart.average), chart.alarm) == (20, 10, "")
+    assert chart.centre == pytest.approx(0.95)
+    assert control_chart([*points, ChartPoint(30, 1, 0.85, 0.0)], SETTINGS, 0.01).alarm
+
+
+def test_a_slow_drift_over_years_is_measured_from_the_first_runs() -> None:
+    """0.0001 a week: the mean of the last 50 runs falls with it, that of the first runs does not."""
+    points = [ChartPoint(number, 50, 0.95 - 0.0001 * number, 0.01) for number in range(260)]
+    chart = control_chart(points, SETTINGS, 0.01)
+    shown = chart.newest(50)
+    assert chart.alarm == shown.alarm != ""
+    assert shown.centre == chart.centre == pytest.approx(0.95, abs=0.001)
+    assert (len(shown.points), shown.calibrated, len(shown.average)) == (50, 0, 50)
+    early = control_chart(points[:12], SETTINGS, 0.01).newest(10)
+    assert (len(early.points), early.calibrated, len(early.average), len(early.limit)) == (10, 3, 7, 7)
+
+
 def test_an_improvement_is_not_an_alarm() -> None:
     lots = random.Random(9)
     assert alarms(runs(lots, 6, 0.95) + runs(lots, 6, 0.97)) == []

@@ -191,6 +191,9 @@ def test_the_latest_of_a_kind(reports: Reports) -> None:
     assert reports.find(None, "audit") == first
     assert reports.rows.newest(limit=9) == [again, second, first]
     assert reports.rows.alarms() == {"audit": 0, "validation": 1}
+    reports.publish(outcome("audit", 5000), whole_page())  # by a clock that was ahead
+    today = reports.publish(outcome("audit", 3), whole_page())
+    assert reports.find(None, "audit") == today
     with pytest.raises(UnknownReport, match="report 99 does not exist"):
         reports.find(99)
 

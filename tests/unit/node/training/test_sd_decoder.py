@@ -92,6 +92,18 @@ def test_the_loss_falls_and_the_ceiling_rises(model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_no_picture_of_the_last_ones_patient_is_learnt_from(model: Path, tuned: Path, tmp_path: Path) -> None:
+    """The views of a patient are much alike."""
+    of_one = Dataset()
+    of_one.PatientID = "P1"
+    views = [replace(picture(seed), header=of_one) for seed in (8, 9)]
+    result = tune(model, tmp_path / "others", pictures=[*PICTURES[:2], *views])
+    assert result.held_out
+    assert (tmp_path / "others" / VAE).read_bytes() == (tuned / VAE).read_bytes()
+    assert not tune(model, tmp_path / "one", pictures=views).held_out
+
+
+@pytest.mark.slow
 def test_the_last_picture_is_not_learnt_from(model: Path, tuned: Path, tmp_path: Path) -> None:
     result = tune(model, tmp_path, pictures=[*PICTURES[:2], picture(9)])
     assert result.held_out

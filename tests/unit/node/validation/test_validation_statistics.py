@@ -118,6 +118,9 @@ def test_perfect_rankings_of_a_few_cases_prove_little() -> None:
         found = compare(scores, truth, [str(n) for n in range(2 * cases)], margin=0.02)
         assert (found.difference, found.se) == (0.0, smallest_error(cases))
         assert found.verdict is verdict
+        again = [np.repeat(each, 4, axis=-1) for each in (scores, truth)]
+        four = compare(again[0], again[1], [str(n // 4) for n in range(8 * cases)], margin=0.02)
+        assert (four.se, four.verdict) == (found.se, verdict), "four images of a patient prove no more than one"
 
 
 def test_too_few_patients_are_refused() -> None:

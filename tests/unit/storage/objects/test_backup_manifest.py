@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ MADE = Manifest("5f0c1c1e", 7, "2026-01-01T00:00:00+00:00", ("cd" * 32,), FILES,
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
     write_manifest(tmp_path, MADE)
     assert read_manifest(tmp_path) == MADE
+
+
+def test_a_manifest_of_many_objects_is_written_and_read_line_by_line(tmp_path: Path) -> None:
+    """A large archive has millions of them, and the node makes the backup in its main process."""
+    many = Manifest(
+        "5f0c1c1e", 7, "", (), FILES, tuple(Entry(f"{number:064x}", 80_000, "hot") for number in range(5000))
+    )
+    tracemalloc.start()
+    write_manifest(tmp_path, many)
+    written = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    assert read_manifest(tmp_path) == many
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written < 200_000
+    assert read < 5000 * 350
 
 
 @pytest.mark.parametrize(
