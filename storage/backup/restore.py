@@ -79,7 +79,7 @@ def restore(
         absent = {one.name for one in manifest.objects} - set(stores)
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
-        replace_file(root / MARK, _identity(manifest).encode())
+        replace_file(root / MARK, [_identity(manifest).encode()])
         newest = newest_record_in(manifest, state)
         made = RestoreReport(manifest.made_at, newest.at if newest is not None else "")
         of = len(manifest.objects) + len(manifest.files)

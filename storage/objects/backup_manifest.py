@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import BackupRefused, NewerFormat
+from storage.objects.durability import replace_file
 
 FORMAT = 1
 """Version of a backup's layout and manifest. A higher one is refused."""
@@ -62,20 +63,20 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest; on return it is on disk. Raises StoreFull."""
     for name in (NAME, COPY):  # files of the former state are removed after both
-        making, digest = folder / f"{NAME}.making", hashlib.sha256()
-        with full_disk_is_store_full(), making.open("wb") as out:
-            for line in _lines(manifest):
-                data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-                out.write(data)
-                digest.update(data)
-            out.write(json.dumps({"digest": digest.hexdigest()}).encode() + b"\n")
-            fsync_file(out)
-        making.replace(folder / name)
-        fsync_folders(folder)
+        replace_file(folder / name, _lines(manifest))
 
 
-def _lines(manifest: Manifest) -> Iterator[Any]:
-    """All but the last one."""
+def _lines(manifest: Manifest) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    for content in _contents(manifest):
+        line = json.dumps(content, separators=(",", ":")).encode() + b"\n"
+        digest.update(line)
+        yield line
+    yield json.dumps({"digest": digest.hexdigest()}).encode() + b"\n"
+
+
+def _contents(manifest: Manifest) -> Iterator[Any]:
+    """All lines but the last one."""
     counts = {"files": len(manifest.files), "objects": len(manifest.objects)}
     about = {name: getattr(manifest, name) for name in ("archive", "number", "made_at", "missing")}
     yield {"format": FORMAT, **about, **counts, "bytes": sum(one.bytes for one in manifest.objects)}

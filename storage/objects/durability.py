@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,11 +31,11 @@ def fsync_folders(*folders: Path) -> None:
             os.close(handle)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: Iterable[bytes]) -> None:
     """Write a file in place of the one of that name, if any. On return it is complete and on disk. Raises StoreFull."""
     making = path.with_name(f"{path.name}.making")
     with full_disk_is_store_full(), making.open("wb") as out:
-        out.write(content)
+        out.writelines(content)
         fsync_file(out)
     making.replace(path)
     fsync_folders(path.parent)
