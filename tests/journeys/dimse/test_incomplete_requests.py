@@ -13,6 +13,7 @@ from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 from pynetdicom.dsutils import encode as encode_identifier
 
 from node.app import Node
+from node.dimse.associations.refusals import Refusals
 from node.dimse.client import Receiver
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION
 from storage.dicom.dicomfile import encode
@@ -172,9 +173,10 @@ def test_a_request_without_message_id_ends_the_association(
     [
         ({"CommandField": None}, "it has no Command Field (0000,0100)"),
         ({"CommandField": 0x0999}, "its Command Field (0000,0100) is 2457, which is no operation"),
+        ({"CommandField": 0x0100}, "it is a request N-EVENT-REPORT, and this node asked for no reports"),
         ({"CommandDataSetType": None}, "it has no Command Data Set Type (0000,0800)"),
     ],
-    ids=["no operation", "unknown operation", "no type of data set"],
+    ids=["no operation", "unknown operation", "a report", "no type of data set"],
 )
 def test_what_is_no_command_ends_the_association(
     quiet_archive: Archive, caplog: pytest.LogCaptureFixture, verb: str, changed: dict[str, Any], line: str
@@ -275,6 +277,25 @@ def test_every_message_of_a_pdu_is_answered(quiet_archive: Archive) -> None:
         caller.send(in_one_pdu(*echoes))
         answers = [caller.answer() for _ in echoes]
     assert [one and (one.Status, one.MessageIDBeingRespondedTo) for one in answers] == [(0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("in_a_pdu", [1, 150])
+def test_requests_that_wait_for_no_answer_stay_with_their_sender(
+    quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, in_a_pdu: int
+) -> None:
+    """Each data set that has arrived has an open file: one peer must not take those of all others."""
+    many = 150
+    folder, arrived, refuse = quiet_archive.node.store.spool, list[int](), Refusals.of_request
+    note = lambda *refusal: (arrived.append(len(spooled(folder))), refuse(*refusal))  # noqa: E731
+    monkeypatch.setattr(Refusals, "of_request", note)
+    request = pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(LAST_OF_DATA_SET, bytes(10))
+    with RawCaller(quiet_archive.address.port, MAMMOGRAPHY, calling="STRANGER") as caller:
+        for _ in range(many // in_a_pdu):
+            caller.send(in_one_pdu(*request * in_a_pdu))
+        answers = [caller.answer() for _ in range(many)]
+    assert {one and one.Status for one in answers} == {0x0124}
+    assert len(arrived) == many
+    assert max(arrived) <= 4  # one that is served, two that wait, one that arrives
 
 
 def test_images_are_whole_wherever_the_pdus_are_cut(quiet_archive: Archive) -> None:
