@@ -1,8 +1,9 @@
 """Limit what is collected in memory of a message, and abort the association if the message cannot be decoded.
 
 pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory, and
-``Event.identifier`` inflates a deflated one to any length. An exception in ``decode_msg`` ends the thread of the
-connection, with a traceback, and leaves the connection open.
+``Event.identifier`` inflates a deflated one to any length. A second command set in a message replaces the first, and
+leaves its spooled data set behind. An exception in ``decode_msg`` ends the thread of the connection, with a traceback,
+and leaves the connection open.
 Upstream: pynetdicom#629 (closed) is a MemoryError of this kind.
 Remove when ``decode_msg`` has limits and its errors abort.
 """
@@ -28,8 +29,9 @@ _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
-    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one, or if a fragment
-    is on a presentation context that was not accepted (PS3.8 9.3.5.1)."""
+    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one, if a fragment is
+    on a presentation context that was not accepted or not that of the message (PS3.8 9.3.5.1), or if its command set
+    does not come before its data set (PS3.7 6.3.1)."""
     fragments = [data for _, data in primitive.presentation_data_value_list]
     command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
     identifier = message.data_set.tell()
@@ -37,9 +39,13 @@ def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
     if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
         raise InvalidCommand("its command set or identifier is too large")
-    for number, _ in primitive.presentation_data_value_list:
+    for number, data in primitive.presentation_data_value_list:
         if number not in assoc._accepted_cx:
             raise InvalidCommand(f"presentation context {number} was not accepted")
+        if number != vars(message).setdefault("_began_on", number):
+            raise InvalidCommand("its fragments are on two presentation contexts")
+        if bool(data[0] & 1) == (message.context_id is not None):  # which comes with the end of the command set
+            raise InvalidCommand("its command set is not before its data set")
 
 
 def check_items(message: Any, assoc: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 from pynetdicom.dsutils import encode as encode_identifier
+from pynetdicom.fsm import InvalidEventError, StateMachine
 
 from node.app import Node
 from node.dimse.associations.refusals import Refusals
@@ -348,3 +349,49 @@ def test_nothing_is_read_behind_a_message_that_cannot_be_decoded(
         caller.send(in_one_pdu(broken, broken, pdv(LAST_OF_COMMAND, command_set(**ECHO))))
         assert caller.answer() is None
     assert "no Command Field" in only_line(caplog)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "line"),
+    [
+        ([pdv(LAST_OF_DATA_SET, b"x")], "its command set is not before its data set"),
+        ([pdv(0, b"x"), pdv(LAST_OF_COMMAND, command_set(**STORE))], "its command set is not before its data set"),
+        ([pdv(LAST_OF_COMMAND, command_set(**STORE))] * 2, "its command set is not before its data set"),
+        (
+            [pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(LAST_OF_DATA_SET, b"x", 3)],
+            "its fragments are on two presentation contexts",
+        ),
+        ([pdv(COMMAND, b"x"), pdv(COMMAND, b"x", 3)], "its fragments are on two presentation contexts"),
+    ],
+    ids=["no command", "data before", "two commands", "data elsewhere", "command elsewhere"],
+)
+def test_fragments_of_no_message_end_the_association(
+    quiet_archive: Archive, caplog: pytest.LogCaptureFixture, pieces: list[bytes], line: str
+) -> None:
+    """A second command set would leave the file of the first one's data set behind, as often as the peer likes."""
+    with caller_of(quiet_archive, "store") as caller, caplog.at_level(logging.WARNING):
+        for piece in pieces:
+            caller.send(in_one_pdu(piece))
+        assert caller.answer() is None
+    assert only_line(caplog).endswith(f" cannot be decoded: {line}")
+    wait_for(lambda: not any(quiet_archive.node.store.spool.iterdir()), what="an empty spool")
+
+
+def test_an_event_that_is_not_expected_leaves_nothing_in_the_spool(
+    quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the answer to an earlier request, after an abort in the middle of a data set."""
+    do_action = StateMachine.do_action
+
+    def refuse(self: Any, event: str) -> None:
+        if event == "Evt19":
+            raise InvalidEventError
+        do_action(self, event)
+
+    monkeypatch.setattr(StateMachine, "do_action", refuse)
+    with caller_of(quiet_archive, "store") as caller:
+        caller.send(in_one_pdu(pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(0, b"x")))
+        wait_for(lambda: spooled(quiet_archive.node.store.spool), what="a data set that arrives")
+        caller.send(in_one_pdu(pdv(COMMAND, b"x")))
+        assert caller.answer() is None
+        wait_for(lambda: not any(quiet_archive.node.store.spool.iterdir()), timeout=20, what="an empty spool")
