@@ -37,7 +37,8 @@ def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
     identifier = message.data_set.tell()
     if not message._data_set_file and not any(data[0] & 1 for data in fragments):
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
-    if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
+    may_ask = getattr(assoc, "admitted_as", True)  # unknown peers may neither query nor retrieve nor ask to commit
+    if command > _MOST_COMMAND or identifier > (_MOST_IDENTIFIER if may_ask else _MOST_COMMAND):
         raise InvalidCommand("its command set or identifier is too large")
     for number, data in primitive.presentation_data_value_list:
         if number not in assoc._accepted_cx:
