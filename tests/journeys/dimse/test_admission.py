@@ -230,7 +230,7 @@ def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_QUERY", 100_000)
     with node(tmp_path) as running:
         for title, size, expected in (
             ("VIEWER", 1_000, 0x0000),

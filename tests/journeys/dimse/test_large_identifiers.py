@@ -57,7 +57,7 @@ def test_one_that_inflates_too_far_ends_the_association(
     quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, sop_class: str, field: int
 ) -> None:
     """A megabyte inflates to a gigabyte, in the process that serves everybody."""
-    monkeypatch.setattr(f"{PREFIX}._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr(f"{PREFIX}._MOST_QUERY", 100_000)
     large = deflated(1_000_000)
     assert len(large) < 2_000
     assert kinds([answer(quiet_archive, large, sop_class, field)]) == [ABORTED]
