@@ -49,12 +49,12 @@ class HeaderBytes:
     before: bytes
     after: bytes
 
-    def dataset(self) -> Dataset:
-        """The header as a pydicom data set without pixel data. Raises Unparseable."""
+    def dataset(self, *, deferred: bool = False) -> Dataset:
+        """The header as a pydicom data set without pixel data. ``deferred``: see ``normalised``. Raises Unparseable."""
         syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
         if not syntax.is_transfer_syntax:
             raise Unparseable(f"header has an unknown transfer syntax: {syntax!r}")
-        return parse(normalised(self.before + self.after, syntax), syntax)
+        return parse(normalised(self.before + self.after, syntax, deferred=deferred), syntax)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DataSetFile:
         after = bytes(self.data[self.layout.pixel_end :])
         return HeaderBytes(str(self.transfer_syntax), before, after)
 
-    def header(self) -> Dataset:
-        return self.header_bytes().dataset()
+    def header(self, *, deferred: bool = False) -> Dataset:
+        return self.header_bytes().dataset(deferred=deferred)
 
     def outline(self) -> Dataset:
         """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing such
