@@ -80,6 +80,11 @@ class DataSetFile:
         small = b"".join(bytes(self.data[start:end]) for start, end in kept)
         return parse(normalised(small, self.transfer_syntax, deferred=True), self.transfer_syntax)
 
+    def has_large_sequences(self) -> bool:
+        """Whether ``outline`` leaves out sequences for their bytes or items."""
+        kept = kept_ranges(self.data, self.transfer_syntax, self.layout, len(self.data))
+        return len(kept) > 2  # the ranges before and after the pixels
+
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
 
