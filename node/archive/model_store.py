@@ -50,10 +50,13 @@ class ModelStore:
 
     def folder(self, upscaler: str, weights_digest: str) -> Path | None:
         """A folder with a stored model's files under their names; None if it is not stored, or an object is lost."""
-        files = self._rows.files(upscaler, weights_digest)
+        files, name = self._rows.files(upscaler, weights_digest), f"{upscaler}-{weights_digest}"
         if not files or not all(self._store.path(file.digest).is_file() for file in files):
             return None
-        folder = self._folder / f"{upscaler}-{weights_digest}"
+        if not all(map(_is_name, (name, *(file.name for file in files)))):  # others may have changed a backup
+            LOGGER.error("a model of the index has a name that is a path; it is not used")
+            return None
+        folder = self._folder / name
         with self._lock:
             if not all((folder / file.name).is_file() for file in files):
                 self._link(folder, files)
@@ -71,6 +74,10 @@ class ModelStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if not folder.is_dir():
                 raise
+
+
+def _is_name(text: str) -> bool:
+    return Path(text).name == text and text != ".."
 
 
 def _weights_digest(files: list[ModelFile]) -> str:

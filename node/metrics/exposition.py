@@ -5,12 +5,14 @@ No label and no value is patient data.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily
 
 from node.config import MetricsSettings
@@ -56,9 +58,12 @@ class Exposition:
         """Start serving. Raises ConfigError if the port cannot be used."""
         port, host = self._settings.port, self._settings.host
         try:
-            self._server, self._thread = start_http_server(port, host, registry=self._registry)
+            kind = _ServerOfIPv6 if ":" in host else _Server
+            self._server = make_server(host, port, make_wsgi_app(self._registry), kind, _Request)
         except OSError as error:
             raise ConfigError(f"metrics.port {port} on {host} cannot be used: {error.strerror}") from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         if self._server is not None and self._thread is not None:
@@ -74,6 +79,27 @@ class Exposition:
             histogram.labels(outcome).observe(seconds)
 
         return observe
+
+
+class _Request(WSGIRequestHandler):
+    """One request, which is not logged."""
+
+    timeout = 5.0
+    """Seconds to wait for its next bytes."""
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+
+class _Server(WSGIServer):
+    """Serves one connection after the other: those that ask for nothing take no files and threads of the node."""
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of a caller that sent no request in time, or has gone."""
+
+
+class _ServerOfIPv6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Counted:

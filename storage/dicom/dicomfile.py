@@ -49,12 +49,12 @@ class HeaderBytes:
     before: bytes
     after: bytes
 
-    def dataset(self) -> Dataset:
-        """The header as a pydicom data set without pixel data. Raises Unparseable."""
+    def dataset(self, *, deferred: bool = False) -> Dataset:
+        """The header as a pydicom data set without pixel data. ``deferred``: see ``normalised``. Raises Unparseable."""
         syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
         if not syntax.is_transfer_syntax:
             raise Unparseable(f"header has an unknown transfer syntax: {syntax!r}")
-        return parse(normalised(self.before + self.after, syntax), syntax)
+        return parse(normalised(self.before + self.after, syntax, deferred=deferred), syntax)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DataSetFile:
         after = bytes(self.data[self.layout.pixel_end :])
         return HeaderBytes(str(self.transfer_syntax), before, after)
 
-    def header(self) -> Dataset:
-        return self.header_bytes().dataset()
+    def header(self, *, deferred: bool = False) -> Dataset:
+        return self.header_bytes().dataset(deferred=deferred)
 
     def outline(self) -> Dataset:
         """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing such
@@ -79,6 +79,11 @@ class DataSetFile:
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
         small = b"".join(bytes(self.data[start:end]) for start, end in kept)
         return parse(normalised(small, self.transfer_syntax, deferred=True), self.transfer_syntax)
+
+    def has_large_sequences(self) -> bool:
+        """Whether ``outline`` leaves out sequences for their bytes or items."""
+        kept = kept_ranges(self.data, self.transfer_syntax, self.layout, len(self.data))
+        return len(kept) > 2  # the ranges before and after the pixels
 
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]

@@ -74,6 +74,7 @@ class ReasonCode(StrEnum):
     SIGNED_PIXELS = "signed-pixels", "signed pixels"
     SMALL = "small", "smaller than 256 pixels a side"
     LARGE = "large", "larger than limits.encoder_memory can encode"
+    LARGE_SEQUENCES = "large-sequences", "sequences of more than 2 MB or 20,000 items"
     LOSSY = "lossy", "already lossy"
     BIG_ENDIAN = "big-endian", "big endian"
     SIGNATURE = "signature", "digitally signed"

@@ -57,6 +57,8 @@ def _objections(file: DataSetFile, header: Dataset) -> Iterator[ReasonCode]:
     if not _is_pixel_data(file):
         yield ReasonCode.NO_PIXELS
     yield from _shape_objections(PixelShape.of(header), header)
+    if file.has_large_sequences():  # they would be parsed, in the node's own process, whenever the image is served
+        yield ReasonCode.LARGE_SEQUENCES
     if str(file.transfer_syntax) in LOSSY_SYNTAXES or _terms(header, "LossyImageCompression") - {"", "00"}:
         yield ReasonCode.LOSSY
     if not file.transfer_syntax.is_little_endian:

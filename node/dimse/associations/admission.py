@@ -107,11 +107,12 @@ def _mismatch(peer: Peer, assoc: Any) -> str:
         return "not from its networks (peers.from)"
     connection = assoc.dul.socket.socket
     if not isinstance(connection, ssl.SSLSocket):
-        return "not over TLS (peers.tls)" if peer.tls else ""
-    if peer.tls_name and peer.tls_name != ANY_NAME:
-        names = names_in(dict(connection.getpeercert() or {}))
-        if peer.tls_name.lower() not in names:
-            return f"its certificate is not for {peer.tls_name} (peers.tls_name)"
+        return "not over TLS (peers.tls, peers.tls_name)" if peer.tls or peer.tls_name else ""
+    certificate = dict(connection.getpeercert() or {})
+    if peer.tls_name and not certificate:
+        return "without a certificate (peers.tls_name)"
+    if peer.tls_name not in ("", ANY_NAME) and peer.tls_name.lower() not in names_in(certificate):
+        return f"its certificate is not for {peer.tls_name} (peers.tls_name)"
     return ""
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from storage.records import TrailEntry
@@ -21,17 +22,21 @@ Record = Callable[[TrailEntry], None]
 
 _REPEAT = 60.0
 """Seconds in which the same rejection is recorded once, since a caller can cause many."""
+_MOST = 1000
+"""Refusals of one address that are recorded in that time: 1.5 GB a day, as each took 1 KB in index and journal (over
+6,074 of them). Without a limit one connection wrote 27 GB a day."""
 _MOST_REMEMBERED = 1000
-"""Rejections that are compared with later ones."""
+"""Rejections that are compared with later ones, and addresses whose refusals are counted."""
 
 
 class Refusals:
-    """Writes to log and trail. ``record`` takes other entries too. Safe to share between threads."""
+    """Writes to log and trail. ``record`` takes other entries too, without a limit. Safe to share between threads."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self._lock = threading.Lock()
         self._recorded: dict[tuple[str, str, str], float] = {}
+        self._counted: dict[str, tuple[float, int]] = {}
 
     def of_request(self, assoc: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
         """Record a DIMSE request on an association that was answered with a failure; ``uids``: the images it named."""
@@ -39,9 +44,8 @@ class Refusals:
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)
         level = "image" if uids else ""
-        self.record(
-            TrailEntry(verb, who, level, uids, outcome=f"refused: {status:04X}", detail=f"{why}; from {address}")
-        )
+        entry = TrailEntry(verb, who, level, uids, outcome=f"refused: {status:04X}", detail=f"{why}; from {address}")
+        self._record(entry, address)
 
     def of_association(self, title: str, address: str, why: str) -> None:
         """Record an association that was rejected."""
@@ -53,7 +57,22 @@ class Refusals:
             if len(self._recorded) >= _MOST_REMEMBERED:
                 self._recorded.clear()
             self._recorded[same] = now
-        self.record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"))
+        self._record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"), address)
+
+    def _record(self, entry: TrailEntry, address: str) -> None:
+        """Record a refusal, unless its address has caused too many; a later one says how many were left out."""
+        with self._lock:
+            now, left_out = time.monotonic(), 0
+            if address not in self._counted and len(self._counted) >= _MOST_REMEMBERED:
+                self._counted.clear()
+            since, count = self._counted.get(address, (now, 0))
+            if now - since >= _REPEAT:
+                since, count, left_out = now, 0, count - _MOST
+            self._counted[address] = since, count + 1
+        if left_out > 0:
+            entry = replace(entry, detail=f"{entry.detail} (and {left_out} more from there, which were left out)")
+        if count < _MOST:
+            self.record(entry)
 
 
 def address_of(assoc: Any) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from pydicom import Dataset
@@ -155,7 +156,8 @@ def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choi
     """The files to send for the request's identifier. Raises IdentifierError."""
     identifier = identifier_of(event)
     root = _root(event, identifier)
-    keys = list(select(services.index, identifier, root, relational=agreed(event).relational))
+    found = select(services.index, identifier, root, relational=agreed(event).relational)
+    keys = list(islice(found, MOST_SUBOPERATIONS + 1))  # with one more the request fails
     requested: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         requested = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
@@ -199,7 +201,9 @@ class _Retrieval:
     def _send_all(self) -> Iterator[RetrieveResponse]:
         choices, counts, receiver, retrieve = self._choices, self._counts, self._receiver, self._services.retrieve
         if len(choices) > MOST_SUBOPERATIONS:
-            yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
+            yield RetrieveResponse(
+                CANNOT_COUNT, comment=f"more than the {MOST_SUBOPERATIONS} images that one request can count"
+            )
             return
         for choice, making in retrieve.prepare(choices, receiver.expected):
             if (yield from self._ends_before(making, partial(discard, making))):

@@ -16,7 +16,7 @@ from node.dimse.pynetdicom_patches.early_cancel import KeptCancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
-from node.dimse.pynetdicom_patches.several_messages import SeparateMessages
+from node.dimse.pynetdicom_patches.several_messages import PacedReceive, SeparateMessages
 from node.dimse.pynetdicom_patches.tcp_nodelay import NoDelaySocket
 from node.dimse.pynetdicom_patches.tls_session_tickets import TicketTolerantSocket
 from node.dimse.pynetdicom_patches.unanswered_requests import AnsweringAcceptor
@@ -29,7 +29,7 @@ class ArchiveSocket(TicketTolerantSocket, LimitedReceive, FileSendingSocket, NoD
     """The connection of one of our associations."""
 
 
-class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation, PromptReceive):
+class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation, PacedReceive, PromptReceive):
     """The thread that owns the connection of one of our associations."""
 
 

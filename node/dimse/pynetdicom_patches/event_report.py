@@ -18,6 +18,9 @@ from pydicom.uid import UID
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 
+_MOST_OTHERS = 4
+"""Requests before the response, after which it is no longer awaited."""
+
 
 def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str, information: Dataset) -> int | None:
     """Send the report from the association's own thread and return the peer's status.
@@ -44,7 +47,7 @@ def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str,
 
 def _response(assoc: Any, others: list[Any]) -> int | None:
     deadline = time.monotonic() + (assoc.dimse_timeout or 60)
-    while time.monotonic() < deadline and assoc.dul.is_alive():
+    while time.monotonic() < deadline and assoc.dul.is_alive() and len(others) < _MOST_OTHERS:
         try:
             entry = assoc.dimse.msg_queue.get(timeout=0.1)
         except queue.Empty:

@@ -16,8 +16,8 @@ from pydicom.uid import UID
 from pynetdicom import dimse_messages
 from pynetdicom.dsutils import create_file_meta
 
-_STORE = 0x0001
-"""Command Field of a C-STORE-RQ (PS3.7 E.1)."""
+_STORE, _EVENT_REPORT = 0x0001, 0x0100
+"""Command Fields of a C-STORE-RQ and an N-EVENT-REPORT-RQ (PS3.7 E.1)."""
 _RESPONSE = 0x8000
 """The bit of Command Field that responses have."""
 _PRIORITIES = (0, 1, 2)
@@ -40,6 +40,8 @@ def check_command(command: Dataset) -> None:
         raise InvalidCommand("it has no Command Field (0000,0100)")
     if field not in dimse_messages._MESSAGE_TYPES:
         raise InvalidCommand(f"its Command Field (0000,0100) is {field}, which is no operation")
+    if field == _EVENT_REPORT:  # pynetdicom would serve each in a thread of its own
+        raise InvalidCommand("it is a request N-EVENT-REPORT, and this node asked for no reports")
     if values.get("CommandDataSetType") is None:
         raise InvalidCommand("it has no Command Data Set Type (0000,0800)")
     if field == _STORE:

@@ -1,8 +1,9 @@
 """Limit what is collected in memory of a message, and abort the association if the message cannot be decoded.
 
 pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory, and
-``Event.identifier`` inflates a deflated one to any length. An exception in ``decode_msg`` ends the thread of the
-connection, with a traceback, and leaves the connection open.
+``Event.identifier`` inflates a deflated one to any length. A second command set in a message replaces the first, and
+leaves its spooled data set behind. An exception in ``decode_msg`` ends the thread of the connection, with a traceback,
+and leaves the connection open.
 Upstream: pynetdicom#629 (closed) is a MemoryError of this kind.
 Remove when ``decode_msg`` has limits and its errors abort.
 """
@@ -21,6 +22,10 @@ _MOST_COMMAND = 2**16
 """Bytes of a command set."""
 _MOST_IDENTIFIER = 2**24
 """Bytes of a data set that is collected in memory, also after it is inflated: 65535 references take 10 MB."""
+_MOST_QUERY = 2**21
+"""Bytes of that of a C-FIND, C-GET or C-MOVE: 10,000 UIDs take 650 KB. An element of 8 bytes takes 250 in memory."""
+_QUERIES = {0x0010, 0x0020, 0x0021}
+"""Command Fields of their requests (PS3.7 E.1)."""
 _MOST_ITEMS = 70_000
 """Items of such a data set: 65535 references, and a few more."""
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
@@ -28,18 +33,23 @@ _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
 
 def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
-    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one, or if a fragment
-    is on a presentation context that was not accepted (PS3.8 9.3.5.1)."""
+    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one, if a fragment is
+    on a presentation context that was not accepted or not that of the message (PS3.8 9.3.5.1), or if its command set
+    does not come before its data set (PS3.7 6.3.1)."""
     fragments = [data for _, data in primitive.presentation_data_value_list]
     command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
     identifier = message.data_set.tell()
     if not message._data_set_file and not any(data[0] & 1 for data in fragments):
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
-    if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
+    if command > _MOST_COMMAND or identifier > _most(message, assoc):
         raise InvalidCommand("its command set or identifier is too large")
-    for number, _ in primitive.presentation_data_value_list:
+    for number, data in primitive.presentation_data_value_list:
         if number not in assoc._accepted_cx:
             raise InvalidCommand(f"presentation context {number} was not accepted")
+        if number != vars(message).setdefault("_began_on", number):
+            raise InvalidCommand("its fragments are on two presentation contexts")
+        if bool(data[0] & 1) == (message.context_id is not None):  # which comes with the end of the command set
+            raise InvalidCommand("its command set is not before its data set")
 
 
 def check_items(message: Any, assoc: Any) -> None:
@@ -59,15 +69,24 @@ def abort_undecodable(assoc: Any, error: Exception) -> None:
     assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
 
 
+def _most(message: Any, assoc: Any) -> int:
+    """Bytes that a data set in memory may have, also after it is inflated."""
+    if not getattr(assoc, "admitted_as", True):  # unknown peers may neither query nor retrieve nor ask to commit
+        return _MOST_COMMAND
+    is_query = message.context_id is not None and message.command_set.CommandField in _QUERIES
+    return _MOST_QUERY if is_query else _MOST_IDENTIFIER
+
+
 def _inflated(message: Any, assoc: Any) -> bytes:
     """The data set of a message in memory. Raises InvalidCommand if a deflated one becomes larger than any may be."""
     received: bytes = message.data_set.getvalue()
     if not assoc._accepted_cx[message.context_id].transfer_syntax[0].is_deflated:
         return received
+    most = _most(message, assoc)
     try:
-        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(received, _MOST_IDENTIFIER)
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(received, most)
     except zlib.error:
         return b""  # its handler says that it cannot be read
-    if len(inflated) == _MOST_IDENTIFIER:
+    if len(inflated) == most:
         raise InvalidCommand("its deflated identifier becomes too large")
     return inflated

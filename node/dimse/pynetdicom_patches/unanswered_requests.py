@@ -34,7 +34,6 @@ STATUS = {
     "RequestedSOPInstanceUID": 0x0117,
     "MoveDestination": 0xA801,
     "ActionTypeID": 0x0123,
-    "EventTypeID": 0x0113,
 }
 """The status of a request that lacks this element. That of a SOP class depends on the service."""
 PROCESSING_FAILURE = 0x0110
@@ -43,7 +42,7 @@ UNRECOGNIZED_OPERATION = 0x0211
 _OPERATIONS: dict[Any, tuple[str, ...]] = {
     VerificationServiceClass: ("C-ECHO",),
     StorageServiceClass: ("C-STORE",),
-    StorageCommitmentServiceClass: ("N-ACTION", "N-EVENT-REPORT"),
+    StorageCommitmentServiceClass: ("N-ACTION",),
 }
 _QUERY_RETRIEVE = {"Find": "C-FIND", "Move": "C-MOVE", "Get": "C-GET"}
 """The operation by the end of the keyword of a SOP class."""

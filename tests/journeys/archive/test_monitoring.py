@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,28 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
     assert {name.removeprefix("latent_pacs_") for name in plain} == documented
     with pytest.raises(urllib.error.URLError):
         scraped(port)
+
+
+def test_connections_to_the_metrics_page_take_no_files_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The page has no password. Whoever asks for nothing only delays those that wait for the page."""
+    monkeypatch.setattr(exposition._Request, "timeout", 0.2)
+    port, callers = free_port(), 5
+    settings = settings_for(tmp_path / "archive", metrics={"port": port}, archivist={"enabled": False})
+    with Node(settings), ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 20)) for _ in range(callers)]
+        for caller in silent[::2]:
+            caller.sendall(b"GET /metrics HTTP/1.0\r\n")
+        assert "latent_pacs_backlog" in scraped(port)
+        assert [caller.recv(1) for caller in silent] == [b""] * callers
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_metrics_page_listens_on_ipv6_too(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path / "archive", metrics={"port": (port := free_port()), "host": "::1"})
+    with Node(settings), urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=300) as answer:
+        assert b"latent_pacs_backlog" in answer.read()
 
 
 def test_a_metrics_port_that_is_taken(tmp_path: Path) -> None:

@@ -230,11 +230,17 @@ def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_QUERY", 100_000)
     with node(tmp_path) as running:
-        entity = AE("VIEWER")
-        entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.1")
-        for size, accepted in ((1_000, True), (1_000_000, False)):
+        for title, size, expected in (
+            ("VIEWER", 1_000, 0x0000),
+            ("VIEWER", 90_000, 0x0000),
+            ("VIEWER", 1_000_000, None),
+            ("STRANGER", 1_000, 0x0124),
+            ("STRANGER", 90_000, None),
+        ):
+            entity = AE(title)
+            entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.1")
             assoc = entity.associate("127.0.0.1", running.server.port)
             identifier = Dataset()
             identifier.QueryRetrieveLevel = "STUDY"
@@ -244,8 +250,8 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
                 status.get("Status")
                 for status, _ in assoc.send_c_find(identifier, entity.requested_contexts[0].abstract_syntax)
             ]
-            assert (statuses[-1] == 0) == accepted
-            if accepted:
+            assert statuses[-1] == expected
+            if expected is not None:
                 assoc.release()
 
 

@@ -11,8 +11,10 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 from pynetdicom.dsutils import encode as encode_identifier
+from pynetdicom.fsm import InvalidEventError, StateMachine
 
 from node.app import Node
+from node.dimse.associations.refusals import Refusals
 from node.dimse.client import Receiver
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION
 from storage.dicom.dicomfile import encode
@@ -172,9 +174,10 @@ def test_a_request_without_message_id_ends_the_association(
     [
         ({"CommandField": None}, "it has no Command Field (0000,0100)"),
         ({"CommandField": 0x0999}, "its Command Field (0000,0100) is 2457, which is no operation"),
+        ({"CommandField": 0x0100}, "it is a request N-EVENT-REPORT, and this node asked for no reports"),
         ({"CommandDataSetType": None}, "it has no Command Data Set Type (0000,0800)"),
     ],
-    ids=["no operation", "unknown operation", "no type of data set"],
+    ids=["no operation", "unknown operation", "a report", "no type of data set"],
 )
 def test_what_is_no_command_ends_the_association(
     quiet_archive: Archive, caplog: pytest.LogCaptureFixture, verb: str, changed: dict[str, Any], line: str
@@ -277,6 +280,25 @@ def test_every_message_of_a_pdu_is_answered(quiet_archive: Archive) -> None:
     assert [one and (one.Status, one.MessageIDBeingRespondedTo) for one in answers] == [(0, 1), (0, 2), (0, 3)]
 
 
+@pytest.mark.parametrize("in_a_pdu", [1, 150])
+def test_requests_that_wait_for_no_answer_stay_with_their_sender(
+    quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, in_a_pdu: int
+) -> None:
+    """Each data set that has arrived has an open file: one peer must not take those of all others."""
+    many = 150
+    folder, arrived, refuse = quiet_archive.node.store.spool, list[int](), Refusals.of_request
+    note = lambda *refusal: (arrived.append(len(spooled(folder))), refuse(*refusal))  # noqa: E731
+    monkeypatch.setattr(Refusals, "of_request", note)
+    request = pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(LAST_OF_DATA_SET, bytes(10))
+    with RawCaller(quiet_archive.address.port, MAMMOGRAPHY, calling="STRANGER") as caller:
+        for _ in range(many // in_a_pdu):
+            caller.send(in_one_pdu(*request * in_a_pdu))
+        answers = [caller.answer() for _ in range(many)]
+    assert {one and one.Status for one in answers} == {0x0124}
+    assert len(arrived) == many
+    assert max(arrived) <= 4  # one that is served, two that wait, one that arrives
+
+
 def test_images_are_whole_wherever_the_pdus_are_cut(quiet_archive: Archive) -> None:
     """Two images and an echo, in pieces of commands and data sets, three pieces to a PDU."""
     pieces: list[bytes] = []
@@ -327,3 +349,49 @@ def test_nothing_is_read_behind_a_message_that_cannot_be_decoded(
         caller.send(in_one_pdu(broken, broken, pdv(LAST_OF_COMMAND, command_set(**ECHO))))
         assert caller.answer() is None
     assert "no Command Field" in only_line(caplog)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "line"),
+    [
+        ([pdv(LAST_OF_DATA_SET, b"x")], "its command set is not before its data set"),
+        ([pdv(0, b"x"), pdv(LAST_OF_COMMAND, command_set(**STORE))], "its command set is not before its data set"),
+        ([pdv(LAST_OF_COMMAND, command_set(**STORE))] * 2, "its command set is not before its data set"),
+        (
+            [pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(LAST_OF_DATA_SET, b"x", 3)],
+            "its fragments are on two presentation contexts",
+        ),
+        ([pdv(COMMAND, b"x"), pdv(COMMAND, b"x", 3)], "its fragments are on two presentation contexts"),
+    ],
+    ids=["no command", "data before", "two commands", "data elsewhere", "command elsewhere"],
+)
+def test_fragments_of_no_message_end_the_association(
+    quiet_archive: Archive, caplog: pytest.LogCaptureFixture, pieces: list[bytes], line: str
+) -> None:
+    """A second command set would leave the file of the first one's data set behind, as often as the peer likes."""
+    with caller_of(quiet_archive, "store") as caller, caplog.at_level(logging.WARNING):
+        for piece in pieces:
+            caller.send(in_one_pdu(piece))
+        assert caller.answer() is None
+    assert only_line(caplog).endswith(f" cannot be decoded: {line}")
+    wait_for(lambda: not any(quiet_archive.node.store.spool.iterdir()), what="an empty spool")
+
+
+def test_an_event_that_is_not_expected_leaves_nothing_in_the_spool(
+    quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the answer to an earlier request, after an abort in the middle of a data set."""
+    do_action = StateMachine.do_action
+
+    def refuse(self: Any, event: str) -> None:
+        if event == "Evt19":
+            raise InvalidEventError
+        do_action(self, event)
+
+    monkeypatch.setattr(StateMachine, "do_action", refuse)
+    with caller_of(quiet_archive, "store") as caller:
+        caller.send(in_one_pdu(pdv(LAST_OF_COMMAND, command_set(**STORE)), pdv(0, b"x")))
+        wait_for(lambda: spooled(quiet_archive.node.store.spool), what="a data set that arrives")
+        caller.send(in_one_pdu(pdv(COMMAND, b"x")))
+        assert caller.answer() is None
+        wait_for(lambda: not any(quiet_archive.node.store.spool.iterdir()), timeout=20, what="an empty spool")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import zlib
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 from pynetdicom.dsutils import decode
 
 from benchmarks.upper_layer import ABORTED, ask, associate, context, kinds
+from node.archive.serve.retrieve import Choice, Retrieve
 from tests.conftest import Archive
 from tests.support.encoded_elements import element, item, sequence
 from tests.support.raw_commands import DATA_SET, LAST_OF_COMMAND, LAST_OF_DATA_SET, command_set, in_one_pdu, pdv
+from tests.support.samples import breast, mammogram
+from tests.support.transfers import send
 
-FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
+FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{model}" for model in (1, 2, 3))
 PREFIX = "node.dimse.pynetdicom_patches.message_limits"
 
 
@@ -52,7 +57,7 @@ def test_one_that_inflates_too_far_ends_the_association(
     quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, sop_class: str, field: int
 ) -> None:
     """A megabyte inflates to a gigabyte, in the process that serves everybody."""
-    monkeypatch.setattr(f"{PREFIX}._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr(f"{PREFIX}._MOST_QUERY", 100_000)
     large = deflated(1_000_000)
     assert len(large) < 2_000
     assert kinds([answer(quiet_archive, large, sop_class, field)]) == [ABORTED]
@@ -78,6 +83,26 @@ def test_one_of_many_items_ends_the_association(
         answers.append(answer(quiet_archive, content, syntax=ExplicitVRLittleEndian))
     assert status_of(answers[0]) == 0x0000
     assert kinds(answers[1:]) == [ABORTED]
+
+
+def test_one_that_selects_too_many_images_reads_no_more_of_them_than_it_must(
+    quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.dimse.handlers.c_move_c_get.MOST_SUBOPERATIONS", 2)
+    made = [mammogram(breast(64, 48), StudyInstanceUID="1.2.3", SOPInstanceUID=f"1.2.3.{at}") for at in range(5)]
+    assert send(quiet_archive, tmp_path, *made) == [0x0000] * 5
+    read, choices = list[int](), Retrieve.choices
+
+    def counted(self: Retrieve, keys: list[int], *arguments: Any, **options: Any) -> list[Choice]:
+        read.append(len(keys))
+        return choices(self, keys, *arguments, **options)
+
+    monkeypatch.setattr(Retrieve, "choices", counted)
+    content = element(0x00080052, "CS", b"STUDY ", ExplicitVRLittleEndian)
+    content += element(0x0020000D, "UI", b"1.2.3\0", ExplicitVRLittleEndian)
+    final = answer(quiet_archive, content, GET, 0x0010, syntax=ExplicitVRLittleEndian)
+    assert status_of(final) == 0xA701
+    assert read == [3]
 
 
 def status_of(pdu: bytes) -> int:

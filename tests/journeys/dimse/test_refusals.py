@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,31 @@ def test_the_same_rejected_association_is_recorded_once_a_minute() -> None:
         refusals.of_association("SCANNER", "10.1.2.3", "no such peer in config.yaml")
     refusals.of_association("SCANNER", "10.1.2.4", "no such peer in config.yaml")
     assert [one.detail for one in entries] == [f"no such peer in config.yaml; from 10.1.2.{last}" for last in (3, 4)]
+
+
+def test_refusals_of_one_address_do_not_fill_the_trail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each names another image, or another AE title. Those of other addresses, and what is done, are recorded."""
+    now = [1000.0]
+    monkeypatch.setattr("node.dimse.associations.refusals.time", SimpleNamespace(monotonic=lambda: now[0]))
+    entries: list[TrailEntry] = []
+    refusals = Refusals(entries.append)
+
+    def caller(address: str) -> Any:
+        return SimpleNamespace(requestor=SimpleNamespace(ae_title="STRANGER", address=address))
+
+    for at in range(900):
+        refusals.of_request(caller("10.1.2.3"), "store", 0x0124, "may not store", (f"1.2.{at}",))
+        refusals.of_association(f"STRANGER{at}", "10.1.2.3", "no such peer in config.yaml")
+    assert len(entries) == 1000
+    refusals.of_request(caller("10.1.2.4"), "find", 0x0124, "may not query")
+    assert len(entries) == 1001
+    now[0] += 60
+    for _ in range(2):
+        refusals.of_request(caller("10.1.2.3"), "find", 0x0124, "may not query")
+    assert [one.detail for one in entries[1001:]] == [
+        "may not query; from 10.1.2.3 (and 800 more from there, which were left out)",
+        "may not query; from 10.1.2.3",
+    ]
 
 
 def test_verbose_names_who_is_connected(quiet_archive: Archive, caplog: pytest.LogCaptureFixture) -> None:

@@ -93,6 +93,7 @@ def secured(made: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {"ae_title": "WRONGNAME", "allow": ask, "port": viewer_port, "tls_name": "elsewhere.test", **local},
         {"ae_title": "ORTHANC", "allow": [*ask, "store"], "port": orthanc_port, "tls_name": "viewer.test", **local},
         {"ae_title": "PLAIN", "allow": ["echo", "move"]},
+        {"ae_title": "NAMED", "allow": ["echo"], "tls_name": "viewer.test"},
     ]
     tls = {"certificate": str(made.node.certificate), "key": str(made.node.key), "ca": str(made.ca), "port": 0}
     root = tmp_path_factory.mktemp("node") / "archive"
@@ -181,9 +182,10 @@ def test_who_may_come_in(made: Certificates, secured: Secured) -> None:
     assert echo(made, made.stranger, secured.tls, calling="MODALITY") != 0, "signed by another authority"
     assert echo(made, made.viewer, secured.tls, calling="MODALITY") != 0, "a certificate of another peer"
     assert echo(made, made.viewer, secured.tls, calling="PLAIN") == 0, "a peer without tls_name"
+    assert echo(made, made.viewer, secured.tls, calling="NAMED") == 0, "the certificate of its entry"
     anonymous = run("echoscu", "+tla", "-ic", "-aet", "MODALITY", secured.tls.host, secured.tls.port)
     assert anonymous.code != 0, "no certificate"
-    for title, code in (("MODALITY", 1), ("PLAIN", 0), ("NOBODY", 0)):
+    for title, code in (("MODALITY", 1), ("NAMED", 1), ("PLAIN", 0), ("NOBODY", 0)):
         ran = run("echoscu", "-aet", title, "-aec", "LATENTPACS", secured.plain.host, secured.plain.port)
         assert bool(ran.code) == bool(code), f"{title} without TLS"
 
@@ -387,7 +389,8 @@ def test_orthanc_over_tls_both_ways(made: Certificates, secured: Secured, tmp_pa
 def test_tls_only_listens_nowhere_else(made: Certificates, tmp_path: Path) -> None:
     tls = {"certificate": str(made.node.certificate), "key": str(made.node.key), "port": 0}
     more = {"only": True, "clients": "optional", "minimum": "1.3"}
-    settings = settings_for(tmp_path / "archive", tls={**tls, **more}, archivist={"enabled": False})
+    peers = [{"ae_title": "MODALITY", "allow": ["echo"]}, {"ae_title": "NAMED", "allow": ["echo"], "tls_name": "*"}]
+    settings = settings_for(tmp_path / "archive", tls={**tls, **more}, peers=peers, archivist={"enabled": False})
     with Node(settings) as node:
         assert node.server.ports == f"{node.server.tls_port} (TLS)"
         context = ssl.create_default_context(cafile=str(made.ca))
@@ -395,6 +398,7 @@ def test_tls_only_listens_nowhere_else(made: Certificates, tmp_path: Path) -> No
         assert assoc.is_established
         assert assoc.send_c_echo().Status == 0
         assoc.release()
+        assert _echo_association(node.server.tls_port, context, "NAMED").is_rejected  # any name, but it shows none
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         assert not _echo_association(node.server.tls_port, context).is_established
     gc.collect()
@@ -412,8 +416,8 @@ def test_a_taken_tls_port_is_said_and_leaves_nothing_open(made: Certificates, tm
         pass
 
 
-def _echo_association(port: int, context: ssl.SSLContext) -> Any:
-    entity = AE("MODALITY")
+def _echo_association(port: int, context: ssl.SSLContext, calling: str = "MODALITY") -> Any:
+    entity = AE(calling)
     entity.add_requested_context("1.2.840.10008.1.1")
     return entity.associate("127.0.0.1", port, tls_args=(context, "localhost"))
 

@@ -212,7 +212,7 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
     ours, theirs = socket.socketpair()
     layer: Any = UpperLayer.__new__(UpperLayer)
     threading.Thread.__init__(layer, target=fail)
-    layer._assoc = SimpleNamespace(remote={"address": "127.0.0.1"})
+    layer._assoc = SimpleNamespace(remote={"address": "127.0.0.1"}, get_handlers=lambda event: [])
     layer.socket = ours
     with theirs:
         layer.start()

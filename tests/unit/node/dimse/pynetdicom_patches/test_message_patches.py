@@ -134,6 +134,9 @@ def test_several_messages_is_still_needed() -> None:
     )
     assoc.dimse.receive_primitive(_in_one(echo_command, echo_command))
     assert assoc.dimse.msg_queue.qsize() == 1
+    for number in range(2, 100):  # and as many wait as come
+        assoc.dimse.receive_primitive(_in_one(echo_command))
+        assert assoc.dimse.msg_queue.qsize() == number
 
 
 def test_early_cancel_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
