@@ -67,3 +67,13 @@ def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:
     if rendition.base_digest != hashlib.sha256(data).hexdigest():
         raise PayloadError(f"rendition {rendition_path.name} belongs to base {rendition.base_digest}")
     return decode_base(data), rendition
+
+
+def extremes(base: Base, served: Pixels, plain: Pixels) -> dict[str, list[int]]:
+    """Smallest and largest pixel values outside padding, each with and without drawn noise, for the derived header."""
+    padding = base.padding_content()
+    shown = np.ones(served.shape, dtype=bool) if padding is None else ~padding[0]
+    return {
+        name: [int(values(served[shown])), int(values(plain[shown]))]
+        for name, values in (("minimum", np.min), ("maximum", np.max))
+    }

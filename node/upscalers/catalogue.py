@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from node.config import ReconstructSettings
+from node.upscalers.numerics import device_of
 from node.upscalers.protocol import Upscaler
-from storage.errors import ModelMissing
+from storage.errors import ConfigError, ModelMissing
 from storage.formats.payload import Rendition
 
 
@@ -34,6 +35,14 @@ class Catalogue:
         neither installed nor kept.
         """
         return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
+
+    def for_rendition_here(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
+        """The same on this machine's own device, if it lacks that of the rendition."""
+        try:
+            device_of(rendition.numerics.get("device", "cpu"))
+        except ConfigError:
+            return self._find(rendition.upscaler, rendition.weights_digest, {}, kept)
+        return self.for_rendition(rendition, kept)
 
     def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:
         """The installed upscaler whose weights have this digest. Raises ModelMissing."""

@@ -7,10 +7,11 @@ information for the decoder, and the measured figures.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import uuid
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,7 +132,9 @@ class Rendition:
     """One model's reconstruction of one base: how to decode it, and its measured figures.
 
     ``noise``, ``repairs``, ``points`` and ``patches``: side information (node/codec); empty means none.
-    ``output_digest``: of the pixels with drawn noise. ``structure_digest``: of the pixels without it.
+    ``output_digest``: of the pixels with drawn noise. ``structure_digest``: of the pixels without it. ``fingerprint``:
+    of the pixels with noise that were measured (node/codec/fingerprint.py). ``measured_uid``: the derived UID of the
+    rendition with these, if it is another one, since other numerics make other pixels now.
     """
 
     base_digest: str
@@ -152,6 +155,8 @@ class Rendition:
     repairs: bytes = b""
     points: bytes = b""
     patches: bytes = b""
+    fingerprint: bytes = b""
+    measured_uid: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -187,16 +192,17 @@ def structure_uid(derived: str) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, derived + '|structure').int}"
 
 
-def derived_uid(
-    original_uid: str, base_digest: str, upscaler: str, weights_digest: str, steps: int, seed: int, extra: str = ""
-) -> str:
-    """The SOP Instance UID of a reconstruction: a function of everything that determines its pixels (PS3.5 B.2).
+def with_derived_uid(made: Rendition) -> Rendition:
+    """With the SOP Instance UID of the reconstruction: a function of how it is made, and of its pixels (PS3.5 B.2)."""
+    side = hashlib.sha256(b"".join(getattr(made, name) for name in _SIDE_INFORMATION)).hexdigest()
+    parts = (made.original_uid, made.base_digest, made.upscaler, made.weights_digest, made.steps, made.seed)
+    name = "|".join(map(str, (*parts, made.postprocessing, side, made.output_digest, made.structure_digest)))
+    return replace(made, derived_uid=f"2.25.{uuid.uuid5(NAMESPACE, name).int}")
 
-    ``extra``: digest of noise, repairs, points and patches; empty if a rendition has none.
-    """
-    parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
-    name = "|".join([*parts, extra] if extra else parts)
-    return f"2.25.{uuid.uuid5(NAMESPACE, name).int}"
+
+def numerics_digest(numerics: dict[str, str]) -> str:
+    """SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(_json(numerics)).hexdigest()
 
 
 def seed_of(base_digest: str) -> int:
@@ -276,7 +282,9 @@ def _point(meta: Fields) -> OperatingPoint:
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    side = {name: meta.pop(name) for name in _SIDE_INFORMATION}
+    side = {name: meta.pop(name) for name in (*_SIDE_INFORMATION, "fingerprint")}
+    if not rendition.measured_uid:
+        del meta["measured_uid"]
     return pack(b"R", {"meta": _json(meta), **side}, stored=set(side))
 
 
@@ -301,6 +309,8 @@ def decode_rendition(data: bytes) -> Rendition:
             structure_digest=meta.text("structure_digest"),
             verdict=_verdict(meta.of("verdict")),
             postprocessing=meta.text("postprocessing"),
+            measured_uid=meta.text("measured_uid") if meta.optional("measured_uid") else "",
+            fingerprint=sections.get("fingerprint", b""),
             extra=dict(meta.members("extra")),
             **{name: sections.get(name, b"") for name in _SIDE_INFORMATION},
         )

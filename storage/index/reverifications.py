@@ -1,8 +1,8 @@
 """Re-verification in the index: attempts to replace the renditions of other models by the configured model's.
 
-Each attempt is a row per image, base and terms (model, recipe and gate), claimed with a lease. Its outcome stays, so
-that the same model is not tried again on the same base under the same gate. Its reason is that of the outcome, or the
-derived UID that it led to.
+Each attempt is a row per image, base and terms (model, recipe and gate, or numerics), claimed with a lease. Its
+outcome stays, so that the same model is not tried again on the same base under the same gate. Its reason is that of the
+outcome, or the derived UID that it led to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from storage.records import RENDITION_STATES, InstanceState, NewRendition, Reaso
 class ReverificationTerms:
     """What images are re-verified with. ``digest`` covers all fields and the gate's thresholds.
 
-    ``gated``: whether a gate decides; without one, only images that were never verified are taken.
+    ``gated``: whether a gate decides; without one, only images that were never verified are taken. ``numerics``: their
+    digests on this machine. If there are any, images are due that were verified with others, whatever their model.
     """
 
     upscaler: str
@@ -37,6 +38,7 @@ class ReverificationTerms:
     recipe: str
     gated: bool
     digest: str
+    numerics: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -59,7 +61,7 @@ class ReverificationAttempt:
 class ReverificationOutcome(StrEnum):
     PASSED = "passed"
     SAME = "same"
-    """The configured model makes the rendition that the image has."""
+    """The rendition that the image has is made again."""
     KEPT = "kept"
     """It did not pass: the image keeps its rendition."""
     UNTRIED = "untried"
@@ -132,16 +134,16 @@ class Reverifications(IndexPart):
 
 
 def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
-    """Images with a rendition of another model that have no outcome under these terms and are not being tried.
+    """Images with a rendition of another model or numerics, without an outcome under these terms, and not being tried.
 
     A rendition that was adopted is an outcome while it is the image's own: another model may have replaced it since.
     """
     states = list(RENDITION_STATES) if terms.gated else [InstanceState.MEASURED]
-    other = or_(
-        rendition.c.upscaler != terms.upscaler,
-        rendition.c.weights_digest != terms.weights_digest,
-        rendition.c.recipe != terms.recipe,
-    )
+    wanted: ColumnElement[bool] = rendition.c.numerics.not_in(terms.numerics)
+    if not terms.numerics:
+        model = {"upscaler": terms.upscaler, "weights_digest": terms.weights_digest, "recipe": terms.recipe}
+        other = or_(*(rendition.c[name] != value for name, value in model.items()))
+        wanted = and_(instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other)
     tried, uid = reverification.c.outcome, rendition.c.derived_uid
     stands = or_(tried.in_([ReverificationOutcome.KEPT, ReverificationOutcome.UNTRIED]), reverification.c.reason == uid)
     given_up = and_(tried == "", reverification.c.attempts >= most)
@@ -153,9 +155,7 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         # by the key and not by an index of states: all images due would be sorted to claim one
-        .where(
-            instance.c.state.concat("").in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done
-        )
+        .where(instance.c.state.concat("").in_(states), wanted, ~done)
     )
 
 

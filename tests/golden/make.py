@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from node.codec.fingerprint import fingerprint_of
 from node.codec.noise import LEVELS, SPECTRUM, NoiseModel, encode_noise
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
@@ -31,11 +32,11 @@ from storage.formats.payload import (
     Base,
     CodedRegion,
     Rendition,
-    derived_uid,
     encode_base,
     encode_rendition,
     mapped,
     seed_of,
+    with_derived_uid,
 )
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Verdict
@@ -111,11 +112,10 @@ def golden_rendition(base: bytes) -> Rendition:
     passed = Verdict(38.25, 0.96875, 0.9375, 4, {"lines_1.2": 3.75, "window_width": 4096.0})
     seed = seed_of(digest)
     parts = golden_parts()
-    told = hashlib.sha256(b"".join(parts.values())).hexdigest()
-    return Rendition(
+    made = Rendition(
         base_digest=digest,
         original_uid=ORIGINAL_UID,
-        derived_uid=derived_uid(ORIGINAL_UID, digest, "sd_x2", WEIGHTS, 10, seed, told),
+        derived_uid="",
         upscaler="sd_x2",
         method="LDM_UPSCALE_1",
         generative=True,
@@ -127,8 +127,11 @@ def golden_rendition(base: bytes) -> Rendition:
         structure_digest=hashlib.sha256(b"structure").hexdigest(),
         verdict=passed,
         **parts,
+        fingerprint=fingerprint_of(np.full((ROWS, COLUMNS), 1000, dtype=np.uint16)),
+        measured_uid="2.25.1",
         extra={"minimum": [704, 705], "maximum": [2973, 2970]},
     )
+    return with_derived_uid(made)
 
 
 def golden_parts() -> dict[str, bytes]:

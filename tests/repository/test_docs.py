@@ -35,6 +35,7 @@ MODULES = (
     "node/codec/residuals.py",
     "node/codec/encode/point_fitting.py",
     "node/codec/points.py",
+    "node/codec/fingerprint.py",
     "node/fidelity/breast_regions.py",
     "node/fidelity/windows.py",
     "node/fidelity/lines.py",

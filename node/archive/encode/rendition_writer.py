@@ -13,7 +13,7 @@ from node.archive.serve.derived_object import DerivedParts, safe_text, write_all
 from node.codec.encode.encode_request import EncodedRendition, EncodeResult
 from node.workers.requests import Ask, ProofRequest
 from storage.errors import ModelMissing, NotReconstructable, ObjectDamaged, ObjectMissing, StoreFull, WorkerDied
-from storage.formats.payload import Rendition
+from storage.formats.payload import Rendition, numerics_digest
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import Claim, NewRendition, OperatingPoint, ReasonCode, StoredRendition, Tier, Trial
@@ -118,4 +118,5 @@ def new_rendition(
         tried=tried,
         seconds=seconds,
         recipe=recipe,
+        numerics=numerics_digest(made.numerics),
     )

@@ -3,6 +3,10 @@
 The base stays. The configured upscaler is applied to it, and the result is measured against the original by today's
 gate. If it passes, it becomes the image's current rendition under a derived UID of its own; otherwise the image keeps
 its pinned model, and that is recorded. Renditions are only ever added: every derived UID keeps leading to its pixels.
+
+After a change of the numerics, as by another processor or release of a library, each rendition is made again by its own
+model first. If its pixels are others, it is measured against the original. If that was purged, the fingerprint of the
+verified pixels decides (node/codec/fingerprint.py), and the new pixels get a derived UID of their own.
 """
 
 from __future__ import annotations
@@ -20,13 +24,22 @@ from pathlib import Path
 from typing import Any
 
 from node.archive.encode.rendition_writer import RenditionWriter
-from node.codec.encode.encode_request import ReverifyRequest
+from node.codec.encode.encode_request import EncodedRendition, EncodeResult, ReverifyRequest
 from node.config import Settings
 from node.upscalers.protocol import Installed
 from node.workers.pool import Priority, WorkerPool
+from node.workers.rendering_again import NumericsRequest, RenderAgainRequest
 from node.workers.requests import Answer, ModelRequest, Request
 from node.workers.waiting import wait_for_result
-from storage.errors import Cancelled, LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
+from storage.errors import (
+    Cancelled,
+    LatentPacsError,
+    ModelMissing,
+    NotReconstructable,
+    ObjectMissing,
+    OriginalPurged,
+    WorkerDied,
+)
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.index.reverifications import (
@@ -36,6 +49,7 @@ from storage.index.reverifications import (
     ReverificationTerms,
 )
 from storage.objects.store import ObjectStore
+from storage.records import Trial
 
 LOGGER = logging.getLogger(__name__)
 
@@ -45,6 +59,7 @@ _POLL = 0.2
 """Seconds between two checks of whether the archivist is busy."""
 
 Progress = Callable[[int, int], None]
+Work = Callable[[ReverificationAttempt], tuple[ReverificationOutcome, str]]
 Originals = Callable[[str], AbstractContextManager[Path]]
 """Lends the file of an original by its digest; raises ObjectMissing if it is not held."""
 
@@ -99,15 +114,18 @@ class _Run:
 
     def _try_all(self) -> None:
         model = self._ask(None, ModelRequest())
+        numerics = _terms_of_numerics(self._ask(None, NumericsRequest()))
         terms = _terms(model, self._work.settings)
         self._model = terms.model
-        total, last = self._rows.count(terms, self._max_attempts), 0
-        self._progress(0, total)
-        while attempt := self._next(terms, last):
-            last = attempt.instance_key
-            self._try(attempt)
-            done = self._counts.total()
-            self._progress(done, max(total, done))
+        due = [self._rows.count(one, self._max_attempts) for one in (numerics, terms)]
+        for one, work in ((numerics, self._remade), (terms, self._outcome)):
+            last = 0
+            self._progress(self._counts.total(), sum(due))
+            while attempt := self._next(one, last):
+                last = attempt.instance_key
+                self._try(attempt, work)
+                done = self._counts.total()
+                self._progress(done, max(sum(due), done))
 
     def _next(self, terms: ReverificationTerms, last: int) -> ReverificationAttempt | None:
         """The next image, once the archivist has no work."""
@@ -117,12 +135,15 @@ class _Run:
         self._check_cancelled()
         return self._rows.claim(terms, self._owner, self._lease, after=last, most=self._max_attempts)
 
-    def _try(self, attempt: ReverificationAttempt) -> None:
+    def _try(self, attempt: ReverificationAttempt, work: Work) -> None:
         try:
-            outcome, reason = self._outcome(attempt)
+            outcome, reason = work(attempt)
         except Cancelled:
             self._rows.release(attempt, forgive=True)
             raise
+        except OriginalPurged as error:
+            self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
+            outcome, reason = ReverificationOutcome.KEPT, str(error)
         except ObjectMissing as error:  # the original's store may be back later: nothing is recorded
             self._rows.release(attempt, forgive=True)
             outcome, reason = ReverificationOutcome.UNTRIED, str(error)
@@ -139,7 +160,25 @@ class _Run:
         if entries is not None and len(entries) < _LISTED:
             entries.append({"sop_instance_uid": attempt.sop_instance_uid, "reason": reason})
 
+    def _remade(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
+        """The outcome for an image that was verified with other numerics."""
+        store, current = self._work.store, attempt.current
+        model = self._writer.models.folder(current.upscaler, current.weights_digest)
+        files = store.held(current.base_digest), store.held(current.rendition_digest)
+        again = self._ask(attempt, RenderAgainRequest(*files, model))
+        if again.same:
+            self._rows.settle(attempt, ReverificationOutcome.SAME, current.derived_uid)
+            return ReverificationOutcome.SAME, ""
+        try:
+            return self._outcome(attempt)
+        except OriginalPurged:  # it cannot be measured
+            if again.made is None:
+                self._rows.settle(attempt, ReverificationOutcome.KEPT, again.difference)
+                return ReverificationOutcome.KEPT, again.difference
+            return self._adopted(attempt, again.made, current.tried, current.seconds)
+
     def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
+        """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if its store is away."""
         work, settings = self._work, self._work.settings
         with work.originals(attempt.original_digest) as original:
             request = ReverifyRequest(
@@ -156,15 +195,20 @@ class _Run:
             reason = "; ".join(result.tried[-1].failures)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
             return ReverificationOutcome.KEPT, reason
-        made = replace(result.made, point=attempt.current.point)
-        new = self._writer.store(made, result, new_base=False)
+        return self._adopted(attempt, result.made, result.tried, result.seconds)
+
+    def _adopted(
+        self, attempt: ReverificationAttempt, made: EncodedRendition, tried: tuple[Trial, ...], seconds: float
+    ) -> tuple[ReverificationOutcome, str]:
+        made = replace(made, point=attempt.current.point)
+        new = self._writer.store(made, EncodeResult(tried, made, seconds), new_base=False)
         try:
             self._writer.prove(attempt.instance_key, new, lambda request: self._ask(attempt, request))
         except NotReconstructable as error:
             self._writer.discard(new.rendition_digest)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             return ReverificationOutcome.KEPT, str(error)
-        outcome, reason = self._rows.adopt(attempt, new, present=work.store.has)
+        outcome, reason = self._rows.adopt(attempt, new, present=self._work.store.has)
         if outcome is not ReverificationOutcome.PASSED:  # no row needs it
             self._writer.discard(new.rendition_digest)
         return outcome, reason
@@ -194,6 +238,11 @@ class _Run:
     def _check_cancelled(self) -> None:
         if self._cancelled():
             raise Cancelled
+
+
+def _terms_of_numerics(numerics: tuple[str, ...]) -> ReverificationTerms:
+    digest = hashlib.sha256("".join(sorted(numerics)).encode()).hexdigest()
+    return ReverificationTerms("", "", "", True, digest, numerics)
 
 
 def _terms(model: Installed, settings: Settings) -> ReverificationTerms:

@@ -7,20 +7,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source_and_reference
+from node.codec.fingerprint import fingerprint_of
+from node.codec.rendering import extremes
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed
 from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError
-from storage.formats.payload import (
-    Rendition,
-    decode_base,
-    derived_uid,
-    encode_rendition,
-)
+from storage.formats.payload import Rendition, decode_base, encode_rendition, with_derived_uid
 from storage.records import OperatingPoint, Thresholds, Trial
 
 Box = tuple[int, int, int, int]
@@ -129,36 +124,27 @@ class EncodeResult:
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:
     """The rendition of an encoding, as it is stored beside the base."""
-    upscaler, base_digest = made.upscaler, hashlib.sha256(made.data).hexdigest()
-    side_digest = hashlib.sha256(b"".join(made.parts.values())).hexdigest()
-    name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
-    return Rendition(
-        base_digest=base_digest,
-        original_uid=original_uid,
-        derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, side_digest),
-        upscaler=name,
-        method=upscaler.method,
-        generative=upscaler.generative,
-        weights_digest=weights,
-        numerics=upscaler.numerics,
-        steps=steps,
-        seed=made.seed,
-        output_digest=pixel_digest(made.served),
-        structure_digest=pixel_digest(made.plain),
-        verdict=made.verdict,
-        noise=made.parts["noise"],
-        repairs=made.parts["repairs"],
-        points=made.parts["points"],
-        patches=made.parts["patches"],
-        extra=_extremes(made),
+    upscaler = made.upscaler
+    return with_derived_uid(
+        Rendition(
+            base_digest=hashlib.sha256(made.data).hexdigest(),
+            original_uid=original_uid,
+            derived_uid="",
+            upscaler=upscaler.name,
+            method=upscaler.method,
+            generative=upscaler.generative,
+            weights_digest=upscaler.weights_digest,
+            numerics=upscaler.numerics,
+            steps=upscaler.steps,
+            seed=made.seed,
+            output_digest=pixel_digest(made.served),
+            structure_digest=pixel_digest(made.plain),
+            verdict=made.verdict,
+            noise=made.parts["noise"],
+            repairs=made.parts["repairs"],
+            points=made.parts["points"],
+            patches=made.parts["patches"],
+            fingerprint=fingerprint_of(made.served),
+            extra=extremes(made.base, made.served, made.plain),
+        )
     )
-
-
-def _extremes(made: Encoded) -> dict[str, list[int]]:
-    """Smallest and largest pixel values outside padding, each with and without drawn noise, for the derived header."""
-    padding = made.base.padding_content()
-    shown = np.ones(made.served.shape, dtype=bool) if padding is None else ~padding[0]
-    return {
-        name: [int(values(made.served[shown])), int(values(made.plain[shown]))]
-        for name, values in (("minimum", np.min), ("maximum", np.max))
-    }

@@ -113,6 +113,8 @@ rendition = table(
     column("withdrawn", Text, default=""),
     # the sampling steps that the model was used with
     column("recipe", String(64)),
+    # the digest of what can change a grey level apart from the model
+    column("numerics", String(64), default=""),
 )
 
 original = table(

@@ -17,26 +17,25 @@ import yaml
 from pydicom import Dataset, dcmread
 from sqlalchemy import delete, func, select, update
 
-from node.app import Node, plan_jobs
+from node.app import Node
 from node.archive.encode.reverification import Reverification
 from node.archive.model_store import ModelStore
 from node.config import Settings
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.jobs.runner import Runner
 from node.upscalers.protocol import Installed
 from node.workers.pool import WorkerPool
 from storage.formats.payload import decode_rendition, structure_uid
 from storage.index import Index
 from storage.index.connection import writing
 from storage.index.integrity import Integrity
-from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.reverifications import ReverificationOutcome, Reverifications, ReverificationTerms
 from storage.index.tables import instance, model_file, rendition, reverification
 from storage.records import InstanceState, NewRendition, OperatingPoint, Verdict
 from tests.conftest import Archive, settings_for
 from tests.support.commands import run as command
 from tests.support.holdings import Holdings, filled
+from tests.support.job_runs import reverified
 from tests.support.samples import breast, mammogram
 from tests.support.transfers import moved, send_and_settle
 
@@ -56,17 +55,6 @@ def seen(archive: Archive, ds: Dataset, *uids: str) -> list[str]:
     query.StudyInstanceUID, query.SeriesInstanceUID = ds.StudyInstanceUID, ds.SeriesInstanceUID
     query.SOPInstanceUID = list(uids) or None
     return [str(one.SOPInstanceUID) for one in client.find(query, archive.address, calling="VIEWER")]
-
-
-def reverified(node: Node) -> dict[str, Any]:
-    """Run the job as the node's schedule would."""
-    (job,) = [one.job for one in plan_jobs(node.archive) if one.job.name == "reverify"]
-    rows = JobRows(node.index.engine)
-    rows.ensure(["reverify"])
-    run = Runner(rows, 60).run(job, Cause.COMMAND)
-    assert run is not None
-    assert run.state is RunState.DONE, run.error
-    return run.report
 
 
 @pytest.mark.slow
@@ -175,7 +163,7 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
         assert (report["tried"], report["passed"], report["untried"]) == (3, 1, 2)
         reasons = {one["sop_instance_uid"]: one["reason"] for one in report["untried_list"]}
         assert held[0].original_digest in reasons[gone.SOPInstanceUID]
-        assert "does not have that digest" in reasons[broken.SOPInstanceUID]
+        assert "no longer has that digest" in reasons[broken.SOPInstanceUID]
         now = node.index.by_uid(broken.SOPInstanceUID)
         assert now is not None
         assert (now.state, now.rendition) == (InstanceState.VERIFIED, held[1].rendition), (

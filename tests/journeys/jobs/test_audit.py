@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from sqlalchemy import update
 
 from node.app import Node, make_audit
@@ -28,7 +28,7 @@ from node.jobs.runner import Runner
 from node.upscalers.catalogue import Catalogue
 from node.workers.pool import WorkerPool
 from storage.dicom.pixels import pixel_digest
-from storage.formats.payload import decode_base, decode_rendition, encode_rendition
+from storage.formats.payload import decode_base, decode_rendition, encode_rendition, with_derived_uid
 from storage.index.connection import writing
 from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.model_files import ModelRows
@@ -38,6 +38,7 @@ from storage.records import HoldKind, InstanceState, StoredInstance, StoredRendi
 from tests.conftest import Archive, settings_for
 from tests.support.chromium import open_page
 from tests.support.commands import run as command
+from tests.support.job_runs import reverified
 from tests.support.samples import breast, mammogram
 from tests.support.transfers import moved, send_and_settle
 
@@ -49,7 +50,7 @@ IMAGES = (
     mammogram(breast(640, 512, seed=1), ManufacturerModelName="Other"),
     mammogram(breast(640, 512, seed=2), InstitutionName="West"),
 )
-FIRST, SECOND, _ = IMAGES
+FIRST, SECOND, THIRD = IMAGES
 CATALOGUE = Catalogue(ReconstructSettings(upscaler="bicubic"))
 
 
@@ -286,6 +287,61 @@ def test_other_numerics_without_an_original_are_an_alarm(archive: Archive, audit
     assert report.summary["failed"] == 0
     assert "torch" in findings(node, report)[SECOND.SOPInstanceUID]["reason"]
     assert now(archive, SECOND).state is InstanceState.VERIFIED
+
+
+def verified_elsewhere(node: Node, before: StoredRendition, **changes: Any) -> str:
+    """As if another machine had verified this rendition with pixels of its own; the UID of that reconstruction."""
+    made = decode_rendition(node.store.read(before.rendition_digest))
+    there = with_derived_uid(replace(made, numerics=elsewhere(node, before), output_digest="0" * 64, **changes))
+    digests = {
+        "output_digest": "0" * 64,
+        "numerics": "1" * 64,
+        "rendition_digest": node.store.put(encode_rendition(there)),
+    }
+    uids = {"derived_uid": there.derived_uid, "structure_uid": there.structure_uid}
+    with writing(node.index.engine) as connection:
+        changed = update(rendition).where(rendition.c.derived_uid == before.derived_uid)
+        connection.execute(changed.values(**uids, **digests))
+    return there.derived_uid
+
+
+@pytest.mark.slow
+def test_after_other_numerics_purged_images_are_served_again(
+    archive: Archive, audited: Audited, receiver: Receiver
+) -> None:
+    """Their pixels get UIDs of their own if they are the verified ones but for rounding, as the fingerprint says."""
+    node = archive.node
+    purge(node, but=FIRST)
+    before = current(archive, SECOND)
+    there = verified_elsewhere(node, before)
+    strange = verified_elsewhere(node, current(archive, THIRD), points=spots(THIRD))
+
+    report = reverified(node)
+    assert (report["tried"], report["passed"], report["kept"]) == (2, 1, 1), report
+    assert "differ by more than rounding" in report["kept_list"][0]["reason"]
+    assert current(archive, THIRD).derived_uid == strange
+    made = current(archive, SECOND)
+    assert (made.derived_uid, made.output_digest) == (before.derived_uid, before.output_digest)
+    stored = decode_rendition(node.store.read(made.rendition_digest))
+    assert (stored.measured_uid, stored.verdict) == (there, made.verdict)
+    assert moved(archive, SECOND) == {made.derived_uid: made.output_digest}
+    assert pixel_digest(dcmread(receiver.received[made.derived_uid]).pixel_array) == made.output_digest
+    outcomes = {uid: one["outcome"] for uid, one in findings(node, audited(node)).items()}
+    assert outcomes[SECOND.SOPInstanceUID] == FidelityOutcome.SAME
+    assert outcomes[THIRD.SOPInstanceUID] == FidelityOutcome.NOT_HERE
+    assert reverified(node)["tried"] == 0
+
+
+@pytest.mark.slow
+def test_after_other_numerics_images_with_originals_are_measured_again(archive: Archive) -> None:
+    node = archive.node
+    there = verified_elsewhere(node, current(archive, FIRST))
+    report = reverified(node)
+    assert (report["tried"], report["passed"]) == (1, 1), report
+    made = current(archive, FIRST)
+    stored = decode_rendition(node.store.read(made.rendition_digest))
+    assert (made.derived_uid == there, stored.measured_uid) == (False, "")
+    assert moved(archive, FIRST) == {made.derived_uid: made.output_digest}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from node.codec.decode import SideInformation
+from node.codec.fingerprint import fingerprint_of
 from node.codec.points import Point
 from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
@@ -32,13 +33,13 @@ from storage.formats.payload import (
     Rendition,
     decode_base,
     decode_rendition,
-    derived_uid,
     encode_base,
     encode_rendition,
     mapped,
     seed_of,
     structure_uid,
     unmapped,
+    with_derived_uid,
 )
 from storage.records import OperatingPoint, Verdict
 from tests.support.paths import GOLDEN, ROOT
@@ -120,6 +121,8 @@ renditions = st.builds(
     repairs=st.binary(max_size=50),
     points=st.binary(max_size=50),
     patches=st.binary(max_size=50),
+    fingerprint=st.binary(max_size=50),
+    measured_uid=st.just("") | uids,
     extra=st.dictionaries(texts, texts | st.integers() | st.booleans() | st.none() | st.lists(texts), max_size=3),
 )
 
@@ -183,7 +186,7 @@ CHANGED_RENDITION: dict[str, Any] = {
     **{"base_digest": "", "original_uid": "1", "derived_uid": "2", "upscaler": "u", "method": "", "generative": True},
     **{"weights_digest": DIGEST, "numerics": {}, "steps": 1, "seed": 8, "output_digest": "", "postprocessing": "0"},
     **{"structure_digest": "", "verdict": Verdict(40.0, 0.97, 0.95, 9), "noise": b"", "repairs": b"r"},
-    **{"points": b"q", "patches": b"p", "extra": {"a": 1}},
+    **{"points": b"q", "patches": b"p", "extra": {"a": 1}, "fingerprint": b"f", "measured_uid": "3"},
 }
 
 
@@ -520,16 +523,6 @@ def test_a_damaged_mask_is_a_payload_error(data: bytes) -> None:
 
 # --- derived UIDs ---------------------------------------------------------------------------------------------
 
-INGREDIENTS: dict[str, Any] = {
-    "original_uid": "1.2.840.113619.2.66.1",
-    "base_digest": DIGEST,
-    "upscaler": "mammo",
-    "weights_digest": DIGEST[::-1],
-    "steps": 1,
-    "seed": 7,
-    "extra": "",
-}
-
 
 @settings(max_examples=100, deadline=None)
 @given(
@@ -538,35 +531,35 @@ INGREDIENTS: dict[str, Any] = {
 def test_a_derived_uid_is_a_valid_uid_and_a_function(
     original: str, base: str, upscaler: str, weights: str, steps: int, seed: int
 ) -> None:
-    uid = derived_uid(original, base, upscaler, weights, steps, seed)
+    changes: dict[str, Any] = {"original_uid": original, "base_digest": base, "upscaler": upscaler}
+    made = replace(SMALL_RENDITION, **changes, weights_digest=weights, steps=steps, seed=seed)
+    uid = with_derived_uid(made).derived_uid
     assert re.fullmatch(r"2\.25\.(0|[1-9][0-9]*)", uid)  # PS3.5 sections 9.1 and B.2
     assert len(uid) <= 64
     assert int(uid[5:]) < 2**128
-    assert uid == derived_uid(original, base, upscaler, weights, steps, seed)
+    assert with_derived_uid(made) == replace(made, derived_uid=uid)
     assert uid != original
 
 
-def test_a_derived_uid_changes_with_each_argument() -> None:
-    changes = {
-        "original_uid": "1.2.840.113619.2.66.2",
-        "base_digest": DIGEST[1:] + "0",
-        "upscaler": "sd_x2",
-        "weights_digest": DIGEST,
-        "steps": 2,
-        "seed": 8,
-        "extra": DIGEST,
+def test_a_derived_uid_changes_with_all_that_determines_the_object() -> None:
+    """Other numerics alone change no UID, but the pixels that they change do."""
+    changes: dict[str, Any] = {
+        **{"original_uid": "1.2.840.113619.2.66.2", "base_digest": DIGEST[1:] + "0", "upscaler": "sd_x2"},
+        **{"weights_digest": DIGEST[2:] + "00", "steps": 99, "seed": 98, "postprocessing": "2"},
+        **{name: name.encode() for name in ("repairs", "points", "patches")},
+        "noise": b"other",
+        **{"output_digest": DIGEST[3:] + "000", "structure_digest": DIGEST[4:] + "0000"},
     }
-    assert set(changes) == set(INGREDIENTS)
-    made = {derived_uid(**INGREDIENTS)}
-    made |= {derived_uid(**{**INGREDIENTS, name: value}) for name, value in changes.items()}
+    made = {with_derived_uid(SMALL_RENDITION).derived_uid}
+    made |= {with_derived_uid(replace(SMALL_RENDITION, **{one: changes[one]})).derived_uid for one in changes}
     assert len(made) == 1 + len(changes)
+    same = replace(SMALL_RENDITION, numerics={"torch": "other"}, fingerprint=b"other", measured_uid="1")
+    assert with_derived_uid(same).derived_uid in made
 
 
 def test_derived_uids_do_not_change_between_releases() -> None:
     """Literal values, because an issued UID must stay valid."""
-    assert derived_uid("1.2.3", "ab" * 32, "mammo", "cd" * 32, 1, 7) == "2.25.316300683269301885467352212253909655208"
-    with_extra = derived_uid("1.2.3", "ab" * 32, "mammo", "cd" * 32, 1, 7, "ef")
-    assert with_extra == "2.25.235499320776610119178293094533108195214"
+    assert with_derived_uid(SMALL_RENDITION).derived_uid == "2.25.98523432478869763998700303453635553641"
     assert structure_uid("2.25.1") == "2.25.217636405003024167748214946287842125046"
 
 
@@ -607,7 +600,7 @@ def golden_base() -> bytes:
 
 
 def golden_rendition() -> bytes:
-    return golden("rendition-v1.lpacs", "d2ce22b8189e8bac6d5b12081cd5f7b18a761c486d70676a2dc1b7d0186c6277")
+    return golden("rendition-v1.lpacs", "4baa577d5748fd4f13cfe470fb0d2915d66ea38b3545fef4f4d0c6fcf70bd79f")
 
 
 def test_the_golden_base_reads_as_it_was_written() -> None:
@@ -682,7 +675,7 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
     assert rendition == Rendition(
         base_digest="d67da9487b6472cd85763b7bbac67b0f68a41fcab7004433f939dd6557220d26",
         original_uid="2.25.313131313131313131313131313131313131313",
-        derived_uid="2.25.285573256692191931465643689269347098823",
+        derived_uid="2.25.203833088544166668930974403658512030519",
         upscaler="sd_x2",
         method="LDM_UPSCALE_1",
         generative=True,
@@ -695,15 +688,14 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
         verdict=Verdict(38.25, 0.96875, 0.9375, 4, {"lines_1.2": 3.75, "window_width": 4096.0}, (), True),
         postprocessing="1",
         **parts,
+        fingerprint=fingerprint_of(np.full((300, 280), 1000, dtype=np.uint16)),
+        measured_uid="2.25.1",
         extra={"minimum": [704, 705], "maximum": [2973, 2970]},
     )
-    assert rendition.structure_uid == "2.25.86873056334981132619632779545529228613"
+    assert rendition.structure_uid == "2.25.104399792353543898393450272325670431568"
     base = sha256(golden_base())
     assert (rendition.base_digest, rendition.seed) == (base, seed_of(base))
-    told = sha256(b"".join(parts.values()))
-    assert rendition.derived_uid == derived_uid(
-        rendition.original_uid, base, "sd_x2", rendition.weights_digest, rendition.steps, rendition.seed, told
-    )
+    assert rendition == with_derived_uid(rendition)
 
 
 def test_the_golden_side_information_reads_as_it_was_written() -> None:
@@ -735,7 +727,7 @@ def test_the_golden_side_information_reads_as_it_was_written() -> None:
         ),
         (
             *("rendition-v1.lpacs", decode_rendition, encode_rendition),
-            {"meta": 1, "noise": 0, "repairs": 0, "points": 0, "patches": 0},
+            {"meta": 1, "noise": 0, "repairs": 0, "points": 0, "patches": 0, "fingerprint": 0},
         ),
     ],
 )
