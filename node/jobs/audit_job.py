@@ -171,19 +171,18 @@ class Audit:
 
     def _trends(self, strata: dict[str, Any], ended: float) -> list[Trend]:
         """The control charts of all measured strata, over the runs under today's terms."""
-        runs = [
-            one
-            for one in self._reports.rows.newest([AUDIT], limit=0)[::-1]  # the first runs too: they are the baseline
-            if one.summary.get("terms") == self._terms()
-        ]
-        drift = self._settings.audit.drift
+        drift, terms = self._settings.audit.drift, self._terms()
         drops = {"fsim_mean": drift.fsim, "psnr_db": drift.psnr_db}
         wanted = [(stratum, name) for stratum, held in strata.items() for name in CHARTED if name in held]
+        points: dict[tuple[str, str], list[ChartPoint]] = {one: [] for one in wanted}
+        for at, summary in self._reports.rows.summaries(AUDIT):  # the first runs too: they are the baseline
+            if summary.get("terms") == terms:
+                for stratum, name in wanted:
+                    points[stratum, name].append(_point(at, summary["strata"].get(stratum, {}), name))
         found = []
         for stratum, name in wanted:
-            points = [_point(one.finished_at, one.summary["strata"].get(stratum, {}), name) for one in runs]
-            points.append(_point(ended, strata[stratum], name))
-            chart = control_chart(points, drift, drops[name], len(wanted))
+            run = _point(ended, strata[stratum], name)
+            chart = control_chart([*points[stratum, name], run], drift, drops[name], len(wanted))
             found.append(Trend(stratum, name, chart.newest(_CHARTED_RUNS)))
         return found
 

@@ -28,7 +28,7 @@ _MIN_DEVIATION = 1e-9
 """Smallest standard deviation, in the unit of the figure; prevents division by zero."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChartPoint:
     """One run: when it ended (seconds since the epoch), images measured, mean and standard deviation of the figure."""
 

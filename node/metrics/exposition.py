@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -86,6 +87,20 @@ class _Request(WSGIRequestHandler):
 
     timeout = 5.0
     """Seconds to wait for its next bytes."""
+
+    def handle(self) -> None:
+        """Answer it. A byte now and then from its caller would keep all others waiting, and the stop of the node."""
+        late = threading.Timer(2 * self.timeout, self._read_no_more)  # the answer may take longer
+        late.daemon = True
+        late.start()
+        try:
+            super().handle()
+        finally:
+            late.cancel()
+
+    def _read_no_more(self) -> None:
+        with suppress(OSError):  # it was closed meanwhile
+            self.connection.shutdown(socket.SHUT_RD)
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,6 +54,15 @@ class ReportRows(IndexPart):
         if kinds:
             query = query.where(report.c.kind.in_(kinds))
         return [_stored(row) for row in rows_of(self._engine, query)]
+
+    def summaries(self, kind: str) -> Iterator[tuple[float, Mapping[str, Any]]]:
+        """When each report of a kind was finished, and its summary, in the order of their numbers.
+
+        They are read one by one: those of years take hundreds of megabytes.
+        """
+        query = select(report.c.finished_at, report.c.summary).where(report.c.kind == kind).order_by(report.c.key)
+        with self._engine.connect() as connection:
+            yield from map(tuple, connection.execute(query))
 
     def alarms(self) -> dict[str, int]:
         """How many reports raised an alarm, by kind; 0 for kinds without one."""

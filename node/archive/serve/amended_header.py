@@ -41,7 +41,8 @@ def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> Non
 def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) -> None:
     """Write a Part 10 file with an edited header and unchanged pixel data. Raises Unparseable."""
     with opened(source) as file, target.open("wb") as out:
-        header = file.header(deferred=True)  # items that nobody edits stay bytes: here a peer's images are served
+        # items that nobody edits stay bytes if they are many: here a peer's images are served
+        header = file.header(deferred=file.has_large_sequences())
         try:
             edit(header)
         except Exception as error:  # pydicom raises many kinds on hostile values

@@ -7,10 +7,11 @@ import logging
 import re
 import signal
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,32 @@ def test_connections_to_the_metrics_page_take_no_files_of_the_node(
         assert "latent_pacs_backlog" in scraped(port)
         assert [caller.recv(1) for caller in silent] == [b""] * callers
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_caller_that_sends_byte_after_byte_delays_neither_the_page_nor_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition._Request, "timeout", 0.5)
+    port = free_port()
+    settings = settings_for(tmp_path / "archive", metrics={"port": port}, archivist={"enabled": False})
+    for wanted in ("the page", "the stop"):
+        with ExitStack() as stack:
+            with Node(settings):
+                slow = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+                sender = threading.Thread(target=byte_after_byte, args=(slow,), daemon=True)
+                sender.start()
+                if wanted == "the page":
+                    scraped(port)
+            sender.join(20)
+            assert not sender.is_alive()
+
+
+def byte_after_byte(caller: socket.socket) -> None:
+    """Send a byte ten times a second, until the connection is closed."""
+    with suppress(OSError):
+        while True:
+            caller.sendall(b"G")
+            time.sleep(0.1)
 
 
 def test_the_metrics_page_listens_on_ipv6_too(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -33,7 +34,7 @@ from node.reports.page import (
 from node.reports.runs import Reports, RunOutcome
 from storage.errors import StoreFull, UnknownReport
 from storage.index import Index
-from storage.index.report_rows import ReportRows
+from storage.index.report_rows import NewReport, ReportRows
 from tests.support.chromium import open_page
 
 if TYPE_CHECKING:
@@ -196,6 +197,21 @@ def test_the_latest_of_a_kind(reports: Reports) -> None:
     assert reports.find(None, "audit") == today
     with pytest.raises(UnknownReport, match="report 99 does not exist"):
         reports.find(99)
+
+
+def test_the_summaries_of_years_are_not_in_memory_at_once(reports: Reports) -> None:
+    summary = {"strata": {f"device: {number}": {"mean": float(number)} for number in range(3000)}}
+    for number in range(20):
+        times = {"started_at": float(-number), "finished_at": float(-number)}
+        for kind in ("audit", "validation"):
+            row = NewReport(kind, f"{kind}-{number}", **times, verdict="", alarm=False, summary=summary)
+            reports.rows.add(row)
+    tracemalloc.start()
+    read = [at for at, one in reports.rows.summaries("audit") if one == summary]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read == [-number for number in range(20)]
+    assert peak < 6_000_000, "all take 18 MB"
 
 
 def test_no_file_is_left_half_written(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread, filereader
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
+from pydicom.uid import ImplicitVRLittleEndian
 
 from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.serve.amended_header import write_amended, write_edited
@@ -21,7 +22,8 @@ from storage.errors import NotReconstructable, Unparseable, WorkerDied
 from storage.records import Applied, ReasonCode
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, hold_image, small
-from tests.support.samples import write
+from tests.support.encoded_elements import element, item, sequence
+from tests.support.samples import MAMMOGRAPHY, write, write_body
 
 UID, DERIVED = "1.2.3.1", "2.25.7"
 
@@ -103,10 +105,11 @@ def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path)
 
 
 @pytest.mark.parametrize("undefined", [False, True])
-def test_sequences_that_are_not_amended_are_not_read(
+def test_large_sequences_that_are_not_amended_are_not_read(
     undefined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer's 15 MB of empty items would take a minute and 1.7 GB of the node, whenever the image is sent."""
+    monkeypatch.setattr("storage.dicom.element_walk._SEQUENCE_ITEMS", 3)
     described, code = Dataset(), Dataset()
     code.CodeValue, described.AnatomicRegionModifierSequence = "T-04020", [code]
     ds = small(UID, AnatomicRegionSequence=[described, described])
@@ -125,6 +128,23 @@ def test_sequences_that_are_not_amended_are_not_read(
     amended = dcmread(tmp_path / "y.dcm")
     assert amended.PatientName == "Muster^Anna"
     assert amended.AnatomicRegionSequence == dcmread(source).AnatomicRegionSequence
+
+
+def test_private_sequences_without_vr_are_converted_to_utf_8_too(tmp_path: Path) -> None:
+    """Only an undefined length shows that they are sequences; it must not be lost before they are read."""
+    inside = element(0x00080080, "LO", "Süd ".encode("latin-1"), ImplicitVRLittleEndian)
+    block = element(0x00090010, "LO", b"ACME", ImplicitVRLittleEndian)
+    items = sequence(0x00091001, item(inside, ImplicitVRLittleEndian), ImplicitVRLittleEndian)
+    head = element(0x00080005, "CS", b"ISO_IR 100", ImplicitVRLittleEndian)
+    head += element(0x00080016, "UI", f"{MAMMOGRAPHY}\0".encode(), ImplicitVRLittleEndian)
+    head += element(0x00080018, "UI", b"1.2.3\0", ImplicitVRLittleEndian)
+    about = {"sop_class": MAMMOGRAPHY, "sop_instance": "1.2.3", "syntax": ImplicitVRLittleEndian}
+    path = write_body(head + block + items, tmp_path / "x.dcm", **about)
+    name = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Новак^Анна"}]}}
+    write_amended(path, tmp_path / "y.dcm", [Applied(1, "2026-01-02T03:04:05+00:00", name)])
+    amended = dcmread(tmp_path / "y.dcm")
+    assert amended.SpecificCharacterSet == "ISO_IR 192"
+    assert amended[0x00091001][0].InstitutionName == "Süd"
 
 
 # --- the proof of a reconstruction ---
