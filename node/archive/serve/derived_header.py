@@ -26,7 +26,7 @@ from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, append_item, checked, codecs_of, values_of
 from storage.errors import NotReconstructable
-from storage.formats.payload import Base, Rendition
+from storage.formats.payload import Base, Rendition, structure_uid
 from storage.records import Applied, Verdict
 
 PRIVATE_ATTRIBUTES = {
@@ -128,6 +128,9 @@ def _describe(
         f"{_DRAWN if draw else _STRUCTURE_ONLY}; measured PSNR {psnr:.1f} dB, tile FSIM {fsim:.3f}; "
         "not for primary interpretation"
     )
+    if rendition.measured_uid:
+        measured = rendition.measured_uid if draw else structure_uid(rendition.measured_uid)
+        notes = [*notes, f"figures of {measured}, from which these pixels differ by rounding"]
     own = "; ".join([own, *notes])[:_LONGEST_ST]
     _append_text(header, "DerivationDescription", own, _LONGEST_ST)
     append_item(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))

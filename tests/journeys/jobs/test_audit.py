@@ -325,7 +325,9 @@ def test_after_other_numerics_purged_images_are_served_again(
     stored = decode_rendition(node.store.read(made.rendition_digest))
     assert (stored.measured_uid, stored.verdict) == (there, made.verdict)
     assert moved(archive, SECOND) == {made.derived_uid: made.output_digest}
-    assert pixel_digest(dcmread(receiver.received[made.derived_uid]).pixel_array) == made.output_digest
+    sent = dcmread(receiver.received[made.derived_uid])
+    assert pixel_digest(sent.pixel_array) == made.output_digest
+    assert f"figures of {there}, from which these pixels differ by rounding" in sent.DerivationDescription
     outcomes = {uid: one["outcome"] for uid, one in findings(node, audited(node)).items()}
     assert outcomes[SECOND.SOPInstanceUID] == FidelityOutcome.SAME
     assert outcomes[THIRD.SOPInstanceUID] == FidelityOutcome.NOT_HERE
