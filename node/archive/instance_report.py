@@ -96,6 +96,7 @@ class RenditionReport:
     steps: int | None = None
     seed: int | None = None
     numerics: dict[str, str] = field(default_factory=dict)
+    measured_uid: str = ""
     verified_at: datetime
     seconds: float
     base_digest: str
@@ -230,6 +231,7 @@ def _from_objects(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
         "steps": made.steps,
         "seed": made.seed,
         "numerics": made.numerics,
+        "measured_uid": made.measured_uid,
         "parts": PayloadParts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
         "repair_counts": _repair_counts_of(made, base.rows, base.columns),
     }

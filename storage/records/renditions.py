@@ -113,7 +113,7 @@ class NewRendition:
     """A rendition to be committed, with its base.
 
     It represents two objects: with drawn noise, ``derived_uid`` and ``output_digest``; without, ``structure_uid`` and
-    ``structure_digest``. ``recipe``: the sampling steps that the model was used with. ``numerics``: the digest of what
+    ``structure_digest``. ``recipe``: the sampling steps that the model was used with. ``numerics_digest``: of what
     can change a grey level, apart from the model.
     """
 
@@ -132,7 +132,7 @@ class NewRendition:
     tried: tuple[Trial, ...]
     seconds: float
     recipe: str = ""
-    numerics: str = ""
+    numerics_digest: str = ""
 
     @property
     def payload_bytes(self) -> int:

@@ -118,5 +118,5 @@ def new_rendition(
         tried=tried,
         seconds=seconds,
         recipe=recipe,
-        numerics=numerics_digest(made.numerics),
+        numerics_digest=numerics_digest(made.numerics),
     )

@@ -218,6 +218,7 @@ def _rendition(report: InstanceReport, made: RenditionReport, utc: bool) -> Tabl
         ("  numerics", ", ".join(f"{name} {value}" for name, value in made.numerics.items())),
         ("pixels", f"{made.output_digest} with drawn noise"),
         ("", f"{made.structure_digest} structure alone"),
+        ("  measured", f"{made.measured_uid}, from which these differ by rounding" if made.measured_uid else ""),
         (outcome, f"{time_text(made.verified_at, utc=utc)}, in {made.seconds:.1f} s"),
         ("withdrawn", made.withdrawn),
         ("unreadable", made.unreadable),

@@ -114,7 +114,7 @@ rendition = table(
     # the sampling steps that the model was used with
     column("recipe", String(64)),
     # the digest of what can change a grey level apart from the model
-    column("numerics", String(64), default=""),
+    column("numerics_digest", String(64), default=""),
 )
 
 original = table(

@@ -295,7 +295,7 @@ def verified_elsewhere(node: Node, before: StoredRendition, **changes: Any) -> s
     there = with_derived_uid(replace(made, numerics=elsewhere(node, before), output_digest="0" * 64, **changes))
     digests = {
         "output_digest": "0" * 64,
-        "numerics": "1" * 64,
+        "numerics_digest": "1" * 64,
         "rendition_digest": node.store.put(encode_rendition(there)),
     }
     uids = {"derived_uid": there.derived_uid, "structure_uid": there.structure_uid}

@@ -61,7 +61,7 @@ def test_every_test_that_is_named_exists(name: str) -> None:
 
 
 def test_every_fault_names_a_test() -> None:
-    rows = RELIABILITY.partition("## Faults")[2].partition("## What")[0].strip().splitlines()
+    rows = RELIABILITY.partition("## Faults")[2].partition("## Results")[0].strip().splitlines()
     faults = [row for row in rows if row.startswith("|")][2:]
     assert len(faults) > 25
     for row in faults:
