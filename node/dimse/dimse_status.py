@@ -46,7 +46,7 @@ class Meaning:
 
 
 STORE_ERRORS: dict[type[Exception], Meaning] = {
-    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
+    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full, or the index cannot be used"),
     InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive accepts"),
     InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive accepts"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),

@@ -104,7 +104,7 @@ def _revision(engine: Engine) -> str:
                 return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
     except (IndexFault, OperationalError) as error:
         said = error.orig if isinstance(error, OperationalError) else error
-        raise IndexRefused(f"the index {engine.url.database} cannot be used: {said}") from error
+        raise IndexRefused(f"{engine.url.database}: {said}") from error
     if tables:
         raise IndexRefused(
             f"{engine.url.database} is a database, but not the index of an archive: check storage.database"
@@ -245,7 +245,7 @@ SET LOCAL lock_timeout = '60s';
 SET LOCAL idle_in_transaction_session_timeout = '5min';
 SELECT pg_advisory_xact_lock(7226310)
 """
-_DISK_FULL, _READ_ONLY = "53100", "25006"
+_DISK_FULL, _READ_ONLY, _NO_RIGHT = "53100", "25006", "42501"
 """SQLSTATE codes."""
 
 
@@ -258,10 +258,9 @@ def _begin_postgresql(connection: Connection) -> None:
 def _translate_postgresql_error(context: ExceptionContext) -> None:
     """Translate PostgreSQL's errors about the server, not about a row. Raises StoreFull, IndexFault."""
     error = context.original_exception
-    state = getattr(error, "sqlstate", None)
-    if context.is_pre_ping:
-        return
+    state, said = getattr(error, "sqlstate", None), " ".join(str(error).split())
     if state in (_DISK_FULL, _READ_ONLY):
-        raise StoreFull(f"the index cannot be written: {error}") from error
-    if isinstance(context.sqlalchemy_exception, OperationalError):
-        raise IndexFault(f"the index cannot be used ({error}): look at the database server, and its log") from error
+        raise StoreFull(f"the index cannot be written: {said}") from error
+    of_the_server = isinstance(context.sqlalchemy_exception, OperationalError) or state == _NO_RIGHT
+    if of_the_server and not context.is_pre_ping:
+        raise IndexFault(f"the index cannot be used ({said}): look at the database server, and its log") from error
