@@ -86,6 +86,13 @@ def found(archive: Archive, level: str, **keys: str) -> list[str]:
     return sorted(str(one.StudyInstanceUID) for one in client.find(query, archive.address, calling="EXACTVIEW"))
 
 
+def config_of(archive: Archive, folder: Path) -> Path:
+    """A config.yaml for commands beside the node."""
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(archive.node.settings.model_dump(mode="json", by_alias=True)))
+    return config
+
+
 def name_of(url: str) -> str:
     return str(make_url(url).database)
 
@@ -117,9 +124,7 @@ def test_the_life_of_an_image(archive: Archive, tmp_path: Path) -> None:
     assert (purged.state, purged.held.form) == (InstanceState.VERIFIED, OriginalForm.PURGED)
     assert got(archive, held, "VIEWER") == (0, [held.rendition.derived_uid])
 
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(archive.node.settings.model_dump(mode="json", by_alias=True)))
-    study_uid = str(ds.StudyInstanceUID)
+    config, study_uid = config_of(archive, tmp_path), str(ds.StudyInstanceUID)
     for command in (
         ("amend", "study", study_uid, "--set", "AccessionNumber=A%_9", "--reason", "typing error"),
         ("hold", "add", "--study", study_uid, "--reason", "court"),
@@ -177,6 +182,7 @@ def test_a_running_node_outlives_a_restart_of_the_server(
         assert statuses(archive, files[1]) == [0xA700]
         with pytest.raises(IndexFault, match="look at the database server"):
             archive.node.index.by_uid("1.2.3.1")
+        assert "look at the database server" in str(invoke("status", "-c", str(config_of(archive, tmp_path))).exception)
     finally:
         server.start()
     assert statuses(archive, files[1], files[0]) == [0, 0]
