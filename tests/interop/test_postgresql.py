@@ -19,7 +19,7 @@ from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import IndexFault, IndexRefused
-from storage.index import Index
+from storage.index import Index, connection
 from storage.index.connection import writing
 from storage.index.holdings import Added
 from storage.index.holds import HoldKind
@@ -193,8 +193,8 @@ def test_a_running_node_outlives_a_restart_of_the_server(
 def test_one_image_that_arrives_over_several_associations_is_one(archive: Archive, tmp_path: Path) -> None:
     file = write(small(SOPInstanceUID="1.2.3.1"), tmp_path / "one.dcm")
     assert together(4, lambda _: statuses(archive, file)) == [[0]] * 4
-    with archive.node.index.engine.connect() as connection:
-        counts = [connection.execute(select(func.count()).select_from(table)).scalar() for table in (instance, study)]
+    with archive.node.index.engine.connect() as reader:
+        counts = [reader.execute(select(func.count()).select_from(table)).scalar() for table in (instance, study)]
     assert counts == [1, 1]
 
 
@@ -204,8 +204,8 @@ def test_one_image_that_arrives_over_several_associations_is_one(archive: Archiv
 def test_writers_queue_and_images_of_a_new_study_share_its_rows(index: Index) -> None:
     added = together(8, lambda number: index.add(new_instance(f"1.2.3.{number}", patient_id="P1")))
     assert added == [Added.NEW] * 8
-    with index.engine.connect() as connection:
-        rows = [connection.execute(select(func.count()).select_from(table)).scalar() for table in (patient, study)]
+    with index.engine.connect() as reader:
+        rows = [reader.execute(select(func.count()).select_from(table)).scalar() for table in (patient, study)]
     assert rows == [1, 1]
 
 
@@ -222,6 +222,14 @@ def test_a_reader_cannot_write(index: Index) -> None:
     index.add(new_instance())
     with pytest.raises(Exception, match="read-only"), index.engine.connect() as reader:
         reader.execute(update(instance).values(state="failed"))
+
+
+def test_a_writer_waits_for_another_for_a_limited_time(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a node that was stopped by a debugger: the lock would be held for ever."""
+    monkeypatch.setattr(connection, "_WRITE_LOCK", connection._WRITE_LOCK.replace("'60s'", "'50ms'"))
+    with writing(index.engine), pytest.raises(IndexFault, match="lock timeout"):
+        index.add(new_instance())
+    assert index.add(new_instance()) is Added.NEW
 
 
 def test_a_claim_belongs_to_one_worker(index: Index) -> None:
@@ -243,9 +251,9 @@ def test_a_job_runs_once_at_a_time(index: Index) -> None:
 
 def test_foreign_keys_are_checked_and_a_failed_write_leaves_nothing(index: Index) -> None:
     index.add(new_instance())
-    with pytest.raises(IntegrityError), writing(index.engine) as connection:
-        connection.execute(update(instance).values(state="failed"))
-        connection.execute(study.delete())
+    with pytest.raises(IntegrityError), writing(index.engine) as writer:
+        writer.execute(update(instance).values(state="failed"))
+        writer.execute(study.delete())
     held = index.by_uid("1.2.3.1")
     assert held is not None
     assert held.state is InstanceState.RECEIVED

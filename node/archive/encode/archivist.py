@@ -99,7 +99,7 @@ class Archivist:
                             work.add_done_callback(lambda _: self._woken.set())
                             self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
-                except (StoreFull, IndexFault, OSError) as error:
+                except (StoreFull, OSError) as error:
                     LOGGER.error("the archivist waits for %.0f s: %s", _PAUSE, error)
                     self._woken.wait(_PAUSE)
                 except Exception:
