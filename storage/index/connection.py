@@ -42,7 +42,8 @@ def connect(url: str) -> Engine:
         if "@" in (made.host or ""):
             raise ConfigError("storage.database: write each @ of the user and the password as %40")
         if made.get_backend_name() == "postgresql":
-            options |= {"pool_pre_ping": True, "connect_args": {**_PATIENCE, **made.query}}
+            patience = {name: value for name, value in _PATIENCE.items() if name not in made.query}
+            options |= {"pool_pre_ping": True, "connect_args": patience}
         engine = create_engine(made, **options)
     except ImportError as error:
         raise ConfigError(
@@ -241,6 +242,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 _WRITE_LOCK = """
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '60s';
 SET LOCAL idle_in_transaction_session_timeout = '5min';
 SELECT pg_advisory_xact_lock(7226310)

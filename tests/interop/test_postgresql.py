@@ -218,6 +218,13 @@ def test_a_reader_sees_one_state_and_keeps_no_writer_waiting(index: Index) -> No
     assert index.by_uid("1.2.3.1") is not None
 
 
+def test_the_defaults_of_a_server_do_not_change_what_a_writer_sees(server: PostgreSql, url: str) -> None:
+    """A snapshot from before the wait for the lock would lack what the writer before committed."""
+    server.sql(f"ALTER DATABASE {name_of(url)} SET default_transaction_isolation = 'serializable'")
+    with closing(Index.open(f"{url}&connect_timeout=20")) as index:
+        assert together(8, lambda number: index.add(new_instance(f"1.2.3.{number}"))) == [Added.NEW] * 8
+
+
 def test_a_reader_cannot_write(index: Index) -> None:
     index.add(new_instance())
     with pytest.raises(Exception, match="read-only"), index.engine.connect() as reader:
