@@ -28,7 +28,7 @@ from storage.records import Tier
 def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None]) -> Rebuilt:
     """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
     root = settings.storage.root
-    file = index_file(settings, "; restore it with the tools of that database")
+    file = index_file(settings, "; restore it with the tools of that database, or empty the key to make a SQLite file")
     store = _store_of_an_archive(settings)
     accept_odd_values()
     with lock_root(store):

@@ -30,9 +30,8 @@ def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
     if file is not None and not accept_empty:
         quick_check(file)
     index = _opened(settings, accept_empty=accept_empty, replay=True)
-    if file is not None:  # another database may have several nodes
-        with suppress(StoreFull):  # they end with their leases then
-            index.end_claims()
+    with suppress(StoreFull):  # they end with their leases then
+        index.end_claims()
     received = index.last_received_at()
     if received is not None and received > now() + _CLOCKS_DIFFER:
         text = "the clock is wrong, or was: it is %s, and the last image was received at %s (UTC); correct the clock"

@@ -199,7 +199,7 @@ class StorageSettings(Section):
     def database_url(self) -> str:
         """The configured URL, or a SQLite file in ``root``. Raises ConfigError, which does not show a password."""
         url = secret("storage.database", self.database) or f"sqlite:///{self.root / 'index.sqlite'}"
-        if url.startswith(("postgresql://", "postgresql+")) or re.fullmatch("sqlite:///[^:].*", url):
+        if url.startswith("postgresql+psycopg://") or re.fullmatch("sqlite:///[^:].*", url):
             return url
         raise ConfigError(
             "storage.database is neither a SQLite file nor a PostgreSQL database: write sqlite:////folder/index.sqlite "

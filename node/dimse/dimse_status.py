@@ -13,6 +13,7 @@ from storage.errors import (
     ClassMismatch,
     Deleted,
     Duplicate,
+    IndexFault,
     InflatesTooFar,
     InstanceTooLarge,
     InvalidUid,
@@ -45,7 +46,7 @@ class Meaning:
 
 
 STORE_ERRORS: dict[type[Exception], Meaning] = {
-    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
+    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full, or the index cannot be used"),
     InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive accepts"),
     InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive accepts"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
@@ -101,6 +102,8 @@ def response(code: int, comment: str = "") -> Dataset:
 def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
     """The status for an error. The comment for an unexpected error gives no internal details."""
     cause = error.__cause__ if isinstance(error, StoreFull) else None
+    if isinstance(error, IndexFault) and table is STORE_ERRORS:
+        return response(0xA700, "the archive cannot write at present")
     if isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL):
         return response(0xA700, "the archive cannot write at present")
     for kind, meaning in table.items():

@@ -31,7 +31,7 @@ from storage.dicom.levels import text_of
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.hierarchy import amendments, apply_amendments
-from storage.index.reading import IndexPart, values_of
+from storage.index.reading import IndexPart, next_key, values_of
 from storage.index.tables import amendment, instance, patient, series, study
 from storage.index.trail_rows import append_in
 from storage.records import DicomJson, TrailEntry, TrailRecord
@@ -116,6 +116,7 @@ class Amendments(IndexPart):
 
 
 def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int]) -> MadeAmendment:
+    new = next_key(connection, amendment) | new
     number = int(connection.execute(insert(amendment).values(new).returning(amendment.c.key)).scalar_one())
     before = [_seen(connection, key) for key in keys]
     for key in keys:

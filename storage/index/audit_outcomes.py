@@ -106,15 +106,11 @@ def _text(tag: str) -> Any:
 
 def _current(connection: Connection, instance_key: int, derived_uid: str) -> int | None:
     """The key of that rendition if it is its image's current one and the image is not being worked on."""
-    query = (
-        select(rendition.c.key)
-        .join(instance, instance.c.rendition_key == rendition.c.key)
-        .where(
-            instance.c.key == instance_key,
-            rendition.c.derived_uid == derived_uid,
-            instance.c.state != InstanceState.RECEIVED,
-            is_free(instance),
-        )
-        .with_for_update()
+    query = select(rendition.c.key).join(instance, instance.c.rendition_key == rendition.c.key)
+    wanted = (
+        instance.c.key == instance_key,
+        rendition.c.derived_uid == derived_uid,
+        instance.c.state != InstanceState.RECEIVED,
+        is_free(instance),
     )
-    return connection.execute(query).scalar()
+    return connection.execute(query.where(*wanted)).scalar()

@@ -1,4 +1,4 @@
-"""Opens the database: pragmas for SQLite, write transactions that lock at once, and migrations."""
+"""Opens the database: SQLite or PostgreSQL, with one write transaction at a time on both, and migrations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ LOGGER = logging.getLogger(__name__)
 FOLLOWER = "follower"
 """Name of the execution option of an engine that is called after each write transaction."""
 
-_CANNOT_WRITE = ("disk is full", "disk full", "readonly database", "read-only", "disk I/O error", "unable to open")
-"""Parts of the messages of SQLite and PostgreSQL."""
+_CANNOT_WRITE = ("disk is full", "readonly database", "disk I/O error", "unable to open")
+"""Parts of the messages of SQLite."""
+_PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
+"""Limits of libpq in s and ms (``tcp_user_timeout``): a server that is gone fails a request, and does not hang it."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -34,12 +36,19 @@ def connect(url: str) -> Engine:
 
     ``commits_need_no_sync`` lowers synchronous for an index whose journal is synced. Raises ConfigError.
     """
+    options: dict[str, Any] = {"hide_parameters": True}  # parameters are patient data, and errors are logged
     try:
-        if "@" in (make_url(url).host or ""):
+        made = make_url(url)
+        if "@" in (made.host or ""):
             raise ConfigError("storage.database: write each @ of the user and the password as %40")
-        engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
+        if made.get_backend_name() == "postgresql":
+            patience = {name: value for name, value in _PATIENCE.items() if name not in made.query}
+            options |= {"pool_pre_ping": True, "connect_args": patience}
+        engine = create_engine(made, **options)
     except ImportError as error:
-        raise ConfigError(f"storage.database cannot be used: {error}; run `pip install 'psycopg[binary]'`") from error
+        raise ConfigError(
+            f"storage.database cannot be used: {error}; run `pip install 'latent-pacs[postgresql]'`"
+        ) from error
     except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         raise ConfigError(
             "storage.database is not a database URL: write postgresql+psycopg://user@host/name"
@@ -48,6 +57,9 @@ def connect(url: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         event.listen(engine, "handle_error", _translate_error)
+    else:
+        event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "handle_error", _translate_postgresql_error)
     return engine
 
 
@@ -93,9 +105,11 @@ def _revision(engine: Engine) -> str:
                 return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
     except (IndexFault, OperationalError) as error:
         said = error.orig if isinstance(error, OperationalError) else error
-        raise IndexRefused(f"the index {engine.url.database} cannot be used: {said}") from error
+        raise IndexRefused(f"{engine.url.database}: {said}") from error
     if tables:
-        raise IndexRefused(f"{engine.url.database} is a database, but not the index of an archive: check storage.index")
+        raise IndexRefused(
+            f"{engine.url.database} is a database, but not the index of an archive: check storage.database"
+        )
     return ""
 
 
@@ -225,3 +239,30 @@ def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE takes the write lock at once: two writers queue instead of failing when the second upgrades
     writes = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_WRITE_LOCK = """
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = '60s';
+SET LOCAL idle_in_transaction_session_timeout = '5min';
+SELECT pg_advisory_xact_lock(7226310)
+"""
+_DISK_FULL, _READ_ONLY, _NO_RIGHT = "53100", "25006", "42501"
+"""SQLSTATE codes."""
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    """As on SQLite: writers queue, each sees what those before it committed, and a reader sees one state throughout."""
+    writes = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql(_WRITE_LOCK if writes else "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
+
+def _translate_postgresql_error(context: ExceptionContext) -> None:
+    """Translate PostgreSQL's errors about the server, not about a row. Raises StoreFull, IndexFault."""
+    error = context.original_exception
+    state, said = getattr(error, "sqlstate", None), " ".join(str(error).split())
+    if state in (_DISK_FULL, _READ_ONLY):
+        raise StoreFull(f"the index cannot be written: {said}") from error
+    of_the_server = isinstance(context.sqlalchemy_exception, OperationalError) or state == _NO_RIGHT
+    if of_the_server and not context.is_pre_ping:
+        raise IndexFault(f"the index cannot be used ({said}): look at the database server, and its log") from error

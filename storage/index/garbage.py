@@ -58,7 +58,7 @@ class Garbage(IndexPart):
     def _unlink(self, found: Row[Any], store: ObjectStore) -> bool:
         """Unlink one object that no row needs, and remove its mark; whether it was unlinked."""
         with writing(self._engine) as connection:  # holds the lock until the file is unlinked: see unmark_garbage
-            still = select(garbage.c.key).where(garbage.c.key == found.key).with_for_update()
+            still = select(garbage.c.key).where(garbage.c.key == found.key)
             if connection.execute(still).first() is None:
                 return False
             needed = is_expected(connection, found.digest, found.tier)

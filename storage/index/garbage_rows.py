@@ -29,8 +29,7 @@ def mark_garbage(connection: Connection, digest: str, tier: str) -> None:
 def unmark_garbage(connection: Connection, digest: str, present: Present, tier: Tier = Tier.HOT) -> bool:
     """Take the mark of an object away, as part of a transaction that starts to use it; False if it is unlinked already.
 
-    The write lock (on other databases a row lock) keeps ``collect`` out until the commit: an object that is there now
-    stays.
+    The write lock keeps ``collect`` out until the commit: an object that is there now stays.
     """
     connection.execute(delete(garbage).where(garbage.c.digest == digest, garbage.c.tier == tier))
     return present(digest)

@@ -8,12 +8,10 @@ attributes of the patient share a patient row.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Table, and_, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from storage.dicom.header_amendments import (
     ISSUER,
@@ -186,8 +184,7 @@ def add_former_patients(connection: Connection, study_key: int, ids: Iterable[st
     mine = former_patient.c.study_key == study_key
     known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
     for one in sorted(set(ids) - known - {current, ""}):
-        with suppress(IntegrityError), connection.begin_nested():  # as in key_of
-            connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
+        connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
 
 
 def apply_amendments(connection: Connection, study_key: int) -> None:
@@ -243,8 +240,4 @@ def key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: s
     key = connection.execute(found).scalar()
     if key is not None:
         return int(key)
-    try:
-        with connection.begin_nested():
-            return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
-    except IntegrityError:  # another process inserted it in between (not possible on SQLite)
-        return int(connection.execute(found).scalar_one())
+    return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())

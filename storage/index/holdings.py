@@ -87,9 +87,13 @@ class Index:
     @classmethod
     def open(cls, url: str) -> Index:
         """Connect, and upgrade the schema."""
-        engine = connect(url)
-        migrate(engine)
-        return cls(engine)
+        index = cls(connect(url))
+        try:
+            migrate(index.engine)
+        except BaseException:
+            index.close()
+            raise
+        return index
 
     def close(self) -> None:
         self.engine.dispose()

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.reading import IndexPart, record_of, rows_of, value_of, with_patient
+from storage.index.reading import IndexPart, next_key, record_of, rows_of, value_of, with_patient
 from storage.index.tables import former_patient, hold, instance, label, original, patient, study
 from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
@@ -107,7 +107,8 @@ class Holds(IndexPart):
 def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
     """``Holds.add`` as part of a transaction."""
     placed = {"kind": kind, "value": value, "reason": reason, "placed_by": who, "placed_at": now()}
-    row = connection.execute(insert(hold).values(**placed, released_by="", release_reason="").returning(hold)).one()
+    new = insert(hold).values(next_key(connection, hold) | placed | {"released_by": "", "release_reason": ""})
+    row = connection.execute(new.returning(hold)).one()
     append_in(connection, [TrailEntry("hold.add", who, kind, (value,), detail=f"{row.key}: {reason}")])
     return _hold(row)
 

@@ -127,20 +127,20 @@ class JobRows(IndexPart):
     def pause(self, name: str, *, paused: bool) -> None:
         """Stop or resume starting a job on schedule; a run in progress continues."""
         with writing(self._engine) as connection:
-            _locked(connection, name)
+            _row_of(connection, name)
             connection.execute(update(job).where(job.c.name == name).values(paused=int(paused)))
 
     def request(self, name: str) -> None:
         """Request a run as soon as possible. Raises JobRefused while one is in progress."""
         with writing(self._engine) as connection:
-            row = _locked(connection, name)
+            row = _row_of(connection, name)
             _refuse_while_running(row)
             connection.execute(update(job).where(job.c.name == name).values(requested_at=time.time()))
 
     def cancel(self, name: str) -> bool:
         """Cancel the run in progress, or withdraw a request; False if there is neither."""
         with writing(self._engine) as connection:
-            row = _locked(connection, name)
+            row = _row_of(connection, name)
             connection.execute(update(job).where(job.c.name == name).values(requested_at=None))
             if not is_leased(row):
                 return row.requested_at is not None
@@ -156,7 +156,7 @@ class JobRows(IndexPart):
         """
         now = time.time()
         with writing(self._engine) as connection:
-            row = _locked(connection, name)
+            row = _row_of(connection, name)
             # a due time in the future was written before the clock was set back: nothing would be due until then
             dealt_with = row.due_at if row.due_at <= max(now, due) + lease.LONGEST else 0.0
             if not _may_begin(connection, row, cause, due, dealt_with):
@@ -217,9 +217,9 @@ class JobRows(IndexPart):
             connection.execute(update(job).where(job.c.name == name).values(memory=dict(memory)))
 
 
-def _locked(connection: Connection, name: str) -> Row[Any]:
-    """The row, locked until the transaction ends. Raises JobRefused if there is no such job."""
-    row = connection.execute(select(job).where(job.c.name == name).with_for_update()).first()
+def _row_of(connection: Connection, name: str) -> Row[Any]:
+    """The row of a job. Raises JobRefused if there is no such job."""
+    row = connection.execute(select(job).where(job.c.name == name)).first()
     if row is None:
         known = ", ".join(connection.execute(select(job.c.name).order_by(job.c.name)).scalars())
         raise JobRefused(f"there is no job {name!r}; there are: {known or 'none yet'}")

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from storage.errors import IndexRefused, JournalDamaged
 from storage.index.change_capture import all_rows, last_number, set_last_number, unmarked_since
-from storage.index.connection import FOLLOWER, commits_need_no_sync
+from storage.index.connection import FOLLOWER, commits_need_no_sync, writing
 from storage.index.holdings import Index
 from storage.index.index_trust import REBUILD, sqlite_file
 from storage.index.integrity import Integrity
@@ -54,11 +54,8 @@ def open_checked_index(
     journal, for which no other process may use it.
     """
     file = sqlite_file(url)
-    if file is None:  # another database has its own log and backups
-        index = Index.open(url)
-        if not accept_empty:
-            _refuse_empty_root(index, root)
-        return Opened(index)
+    if file is None:
+        return _opened_on_server(url, root, holds_objects, accept_empty)
     journal = ChangeJournal(root / "journal")
     with journal.locked():
         notes = [note for note in (journal.repair(), TrailJournal(root / "journal").repair()) if note]
@@ -81,9 +78,32 @@ def open_checked_index(
     return Opened(index, tuple(notes))
 
 
-def _refuse_empty(file: Path, refuse: bool) -> None:
+def _opened_on_server(url: str, root: Path, holds_objects: bool, accept_empty: bool) -> Opened:
+    """An index on a database server, which has a log of its own instead of the change journal."""
+    index, journal = Index.open(url), TrailJournal(root / "journal")
+    try:
+        notes = [note for note in (journal.repair(),) if note]
+        has_past = holds_objects or journal.last() is not None
+        with index.engine.connect() as connection:
+            begun = connection.execute(select(archive.c.identity)).first() is not None
+        if not accept_empty:
+            _refuse_empty(index.engine.url.database, has_past and not begun)
+            _refuse_empty_root(index, root)
+            _refuse_another_history(index, journal)
+            notes += _trail_completed(index, journal)
+        if not begun:
+            with writing(index.engine) as connection:
+                connection.execute(insert(archive).values(identity=str(uuid.uuid4())))
+    except BaseException:
+        index.close()
+        raise
+    index.engine.update_execution_options(**{FOLLOWER: TrailFollower(index.trail, journal)})
+    return Opened(index, tuple(notes))
+
+
+def _refuse_empty(where: object, refuse: bool) -> None:
     if refuse:
-        what = f"the index {file} is empty or missing, but there are objects or a journal"
+        what = f"the index {where} is empty or missing, but there are objects or a journal"
         raise IndexRefused(f"{what}; {REBUILD}, or {ACCEPT_EMPTY}")
 
 
@@ -132,7 +152,7 @@ def _reconcile(
         journal.set_aside()
         recorded = ""
     if recorded and not accept_empty:
-        _refuse_another_history(index, file, TrailJournal(root / "journal"))
+        _refuse_another_history(index, TrailJournal(root / "journal"))
     if recorded and number < last:
         return [_replayed(index, file, journal, root, number, last, replay)]
     with index.engine.connect() as connection:
@@ -143,7 +163,7 @@ def _reconcile(
     return []
 
 
-def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> None:
+def _refuse_another_history(index: Index, journal: TrailJournal) -> None:
     """Raises IndexRefused if index and journal have different records of one number in the audit trail.
 
     Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer. A
@@ -162,8 +182,8 @@ def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> 
     both = [one for one in (of_journal, next(index.trail.records(after=at - 1), None)) if one is not None]
     if len({record_digest(one) for one in both}) == 2 and all(record_digest(one) == one.digest for one in both):
         raise IndexRefused(
-            f"the index {file} and the journal have different records {at} of the audit trail, as happens if one of "
-            f"them is older than a restore of the archive from a backup; put the right one back, or {REBUILD}"
+            f"the index {index.engine.url.database} and the journal have different records {at} of the audit trail, as "
+            f"happens if one of them is older than a restore of the archive; put the right one back, or {REBUILD}"
         )
 
 

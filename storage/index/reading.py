@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Engine, Executable, Row, Select
+from sqlalchemy import Connection, Engine, Executable, Row, Select, Table, func, select
 
 from storage.index.tables import instance, patient, series, study
 
@@ -58,6 +58,14 @@ def value_of(engine: Engine, query: Executable) -> Any:
     """The first column of the first row that a query finds; None if there is none."""
     with engine.connect() as connection:
         return connection.execute(query).scalar()
+
+
+def next_key(connection: Connection, table: Table) -> dict[str, int]:
+    """The key of a new row of a table whose rows are never deleted, within a write transaction.
+
+    A sequence of PostgreSQL skips the numbers of dry runs, and does not know keys that were inserted from the trail.
+    """
+    return {"key": int(connection.execute(select(func.max(table.c.key))).scalar() or 0) + 1}
 
 
 def batches(values: Iterable[Value], size: int = 500) -> Iterator[tuple[Value, ...]]:

@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 
 from storage.index import lease
 from storage.index.connection import writing
@@ -79,12 +78,8 @@ class Reverifications(IndexPart):
         self, terms: ReverificationTerms, owner: str, lease_seconds: float, *, after: int, most: int
     ) -> ReverificationAttempt | None:
         """Claim the first due image with an instance key above ``after``; None if there is none."""
-        while True:
-            try:
-                with writing(self._engine) as connection:
-                    return _claim(connection, terms, owner, lease_seconds, after, most)
-            except IntegrityError:  # another node claimed it in between (not possible on SQLite): look again
-                continue
+        with writing(self._engine) as connection:
+            return _claim(connection, terms, owner, lease_seconds, after, most)
 
     def renew(self, attempt: ReverificationAttempt, lease_seconds: float) -> bool:
         """Extend a lease; False if it was lost."""

@@ -187,9 +187,7 @@ def is_deleted(connection: Connection, uid: str) -> bool:
 
 
 def next_instance_key(connection: Connection) -> dict[str, int]:
-    """The key of a new instance on SQLite, which would reuse the key of a deleted one; elsewhere empty."""
-    if connection.dialect.name != "sqlite":
-        return {}
+    """The key of a new instance; SQLite would reuse the key of a deleted one."""
     highest = [connection.execute(select(func.max(column))).scalar() for column in _KEYS]
     return {"key": max(int(key or 0) for key in highest) + 1}
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, insert, or_, select, text
+from sqlalchemy import Connection, Row, Select, func, insert, or_, select
 
 from storage.index.connection import writing
 from storage.index.reading import IndexPart, first_of, rows_of, value_of, values_of, with_study
@@ -75,8 +75,6 @@ class Trail(IndexPart):
 
 def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
     """Add entries within a write transaction."""
-    if connection.dialect.name == "postgresql":  # one writer at a time, as with SQLite's BEGIN IMMEDIATE
-        connection.execute(text("SELECT pg_advisory_xact_lock(7226310)"))
     number, previous = _last(connection)
     rows: list[dict[str, Any]] = []
     for entry in entries:

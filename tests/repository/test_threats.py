@@ -81,7 +81,7 @@ def test_nothing_that_can_run_code_is_read() -> None:
 
 
 def test_secrets_come_from_elsewhere_and_are_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "postgresql://archive:verysecret@db/index"
+    url = "postgresql+psycopg://archive:verysecret@db/index"
     file = tmp_path / "url"
     file.write_text(url + "\n")
     monkeypatch.setenv("ARCHIVE_DATABASE", url)

@@ -100,8 +100,10 @@ def _checks(settings: Settings) -> Iterator[Callable[[], object]]:
 
 
 def _database(url: str, root: Path) -> None:
-    connect(url).dispose()
-    file = sqlite_file(url)
+    engine, file = connect(url), sqlite_file(url)
+    if file is None:
+        engine.connect().close()
+    engine.dispose()
     if file is not None and file.parent != root and not file.parent.is_dir():
         raise ConfigError(f"storage.database: the folder {file.parent} does not exist")
 

@@ -22,16 +22,14 @@ def table(name: str, *parts: SchemaItem, sqlite_autoincrement: bool = False) -> 
 
 
 def column(name: str, kind: Any, *, nullable: bool = False, **options: Any) -> Column[Any]:
-    """A column. ``kind``: its type or the key that it refers to."""
+    """A column. ``kind``: its type or the key that it refers to. Text is compared by code point, as ranges and prefixes
+    need it; PostgreSQL would compare by locale."""
+    if isinstance(kind, String):
+        kind = kind.with_variant(String(kind.length, collation="C"), "postgresql")
     return Column(name, kind, nullable=nullable, **options)
 
 
 Key = Integer().with_variant(BigInteger, "postgresql")
-
-
-def code_point_text(width: int) -> String:
-    """Text compared by code point, as ranges and prefixes need it; PostgreSQL would compare by locale."""
-    return String(width).with_variant(String(width, collation="C"), "postgresql")
 
 
 def lease_columns() -> tuple[Column[Any], Column[Any]]:

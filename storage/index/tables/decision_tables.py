@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, DateTime, Index, Integer, String, Text, UniqueConstraint
 
-from storage.index.tables.columns import Key, code_point_text, column, table
+from storage.index.tables.columns import Key, column, table
 
 hold = table(
     "hold",
     column("key", Key, primary_key=True),
     column("kind", String(16)),
-    column("value", code_point_text(128)),
+    column("value", String(128)),
     column("reason", Text),
     column("placed_by", String(128)),
     column("placed_at", DateTime),
@@ -23,16 +23,16 @@ hold = table(
 label = table(
     "label",
     column("key", Key, primary_key=True),
-    column("study_instance_uid", code_point_text(64)),
-    column("name", code_point_text(128)),
+    column("study_instance_uid", String(64)),
+    column("name", String(128)),
     UniqueConstraint("study_instance_uid", "name"),
 )
 
 class_label = table(
     "class_label",
     column("key", Key, primary_key=True),
-    column("sop_instance_uid", code_point_text(64), unique=True),
-    column("class_name", code_point_text(64)),
+    column("sop_instance_uid", String(64), unique=True),
+    column("class_name", String(64)),
     # whether its original is kept for a validation
     column("held", Integer),
 )
@@ -42,7 +42,7 @@ amendment = table(
     "amendment",
     column("key", Key, primary_key=True),
     column("kind", String(16)),
-    column("target", code_point_text(160), index=True),
+    column("target", String(160), index=True),
     column("changes", JSON),
     column("reason", Text),
     column("made_by", String(128)),
@@ -54,10 +54,10 @@ amendment = table(
 tombstone = table(
     "tombstone",
     column("key", Key, primary_key=True),
-    column("uid", code_point_text(64), unique=True),
-    column("original_uid", code_point_text(64), index=True),
-    column("study_instance_uid", code_point_text(64), index=True),
-    column("series_instance_uid", code_point_text(64)),
+    column("uid", String(64), unique=True),
+    column("original_uid", String(64), index=True),
+    column("study_instance_uid", String(64), index=True),
+    column("series_instance_uid", String(64)),
     column("reason", Text),
     column("deleted_by", String(128)),
     column("deleted_at", DateTime),

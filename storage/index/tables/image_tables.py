@@ -15,16 +15,16 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from storage.index.tables.columns import Key, code_point_text, column, lease_columns, table
+from storage.index.tables.columns import Key, column, lease_columns, table
 
 patient = table(
     "patient",
     column("key", Key, primary_key=True),
-    column("identity", code_point_text(160), index=True),
-    column("patient_id", code_point_text(64), index=True),
-    column("name", code_point_text(200), index=True),
-    column("birth_date", code_point_text(8), index=True),
-    column("sex", code_point_text(16)),
+    column("identity", String(160), index=True),
+    column("patient_id", String(64), index=True),
+    column("name", String(200), index=True),
+    column("birth_date", String(8), index=True),
+    column("sex", String(16)),
     column("attributes", JSON),
 )
 """A patient has a row for each set of attributes that its studies came with, or were amended to. Rows with the same
@@ -34,11 +34,11 @@ study = table(
     "study",
     column("key", Key, primary_key=True),
     column("patient_key", ForeignKey("patient.key"), index=True),
-    column("study_instance_uid", code_point_text(64), unique=True),
-    column("study_date", code_point_text(8)),
-    column("study_time", code_point_text(16)),
-    column("accession_number", code_point_text(64), index=True),
-    column("study_id", code_point_text(64)),
+    column("study_instance_uid", String(64), unique=True),
+    column("study_date", String(8)),
+    column("study_time", String(16)),
+    column("accession_number", String(64), index=True),
+    column("study_id", String(64)),
     column("attributes", JSON),
     # only for a study that was ever amended: its attributes and its patient's as received, and the amendments that
     # apply; all other columns hold the amended values
@@ -51,8 +51,8 @@ series = table(
     "series",
     column("key", Key, primary_key=True),
     column("study_key", ForeignKey("study.key"), index=True),
-    column("series_instance_uid", code_point_text(64), index=True),
-    column("modality", code_point_text(16)),
+    column("series_instance_uid", String(64), index=True),
+    column("modality", String(16)),
     column("attributes", JSON),
     UniqueConstraint("study_key", "series_instance_uid"),
 )
@@ -61,9 +61,9 @@ instance = table(
     "instance",
     column("key", Key, primary_key=True),
     column("series_key", ForeignKey("series.key"), index=True),
-    column("sop_instance_uid", code_point_text(64), unique=True),
-    column("sop_class_uid", code_point_text(64)),
-    column("transfer_syntax_uid", code_point_text(64)),
+    column("sop_instance_uid", String(64), unique=True),
+    column("sop_class_uid", String(64)),
+    column("transfer_syntax_uid", String(64)),
     column("instance_number", Integer, nullable=True),
     column("attributes", JSON),
     column("original_digest", String(64), index=True),
@@ -87,8 +87,8 @@ rendition = table(
     column("key", Key, primary_key=True),
     column("instance_key", ForeignKey("instance.key"), index=True),
     # one payload represents two objects: with drawn noise, and the structure alone
-    column("derived_uid", code_point_text(64), unique=True),
-    column("structure_uid", code_point_text(64), unique=True),
+    column("derived_uid", String(64), unique=True),
+    column("structure_uid", String(64), unique=True),
     column("base_digest", String(64), index=True),
     column("base_bytes", BigInteger),
     column("rendition_digest", String(64), index=True),
@@ -161,13 +161,13 @@ quarantine = table(
 reference = table(
     "reference",
     column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
-    column("uid", code_point_text(64), primary_key=True),
+    column("uid", String(64), primary_key=True),
 )
 """SOP Instance UIDs that annotations reference."""
 
 reference_copy = table(
     "reference_copy",
-    column("uid", code_point_text(64), primary_key=True),
+    column("uid", String(64), primary_key=True),
     column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), index=True),
     column("pairs", JSON),
     column("made_at", DateTime),
@@ -177,7 +177,7 @@ reference_copy = table(
 former_patient = table(
     "former_patient",
     column("study_key", ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
-    column("patient_id", code_point_text(64), primary_key=True),
+    column("patient_id", String(64), primary_key=True),
 )
 """Patient IDs of a study before it was amended, and others that its images state: legal holds on them cover it too."""
 

@@ -15,7 +15,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from storage.index.tables.columns import Key, code_point_text, column, lease_columns, table
+from storage.index.tables.columns import Key, column, lease_columns, table
 
 reverification = table(
     "reverification",
@@ -104,7 +104,7 @@ report = table(
 commitment = table(
     "commitment",
     column("key", Key, primary_key=True),
-    column("transaction_uid", code_point_text(64), index=True),
+    column("transaction_uid", String(64), index=True),
     column("calling_aet", String(16)),
     column("items", JSON),
     column("duplicate", Integer),

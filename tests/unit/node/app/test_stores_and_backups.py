@@ -85,7 +85,7 @@ OTHER_DATABASE: dict[str, tuple[Callable[[Settings], object], str]] = {
     "back up": (index_file, "back it up with the tools of that database"),
     "rebuild": (
         lambda settings: rebuild_index(settings, lambda *_: None),
-        "restore it with the tools of that database",
+        "restore it with the tools of that database, or empty the key",
     ),
     "compact": (compact_journal, "so there is no change journal"),
 }

@@ -1,11 +1,11 @@
-"""Proves that the log of the DICOM server does not quote what a peer or a library says about a data set."""
+"""Proves which statuses errors have, and that the log does not quote what a peer or a library says of a data set."""
 
 from __future__ import annotations
 
 import pytest
 
-from node.dimse.dimse_status import for_log
-from storage.errors import ObjectMissing, Unparseable
+from node.dimse.dimse_status import QUERY_ERRORS, STORE_ERRORS, for_log, of_error
+from storage.errors import IndexFault, ObjectMissing, Unparseable
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ from storage.errors import ObjectMissing, Unparseable
 )
 def test_the_log_has_no_text_that_may_quote_a_data_set(error: Exception, text: str) -> None:
     assert for_log(error) == text
+
+
+def test_an_index_that_cannot_be_used_asks_a_sender_to_try_again() -> None:
+    error = IndexFault("the index cannot be used (connection refused): look at the database server")
+    assert of_error(error, STORE_ERRORS).Status == 0xA700
+    assert of_error(error, QUERY_ERRORS).Status == 0xC000

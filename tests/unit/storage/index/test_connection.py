@@ -17,7 +17,7 @@ def test_a_url_that_is_none_does_not_show_its_password() -> None:
 
 
 def test_a_driver_that_is_not_installed_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"psycopg2cffi.*pip install 'psycopg\[binary\]'"):
+    with pytest.raises(ConfigError, match=r"psycopg2cffi.*pip install 'latent-pacs\[postgresql\]'"):
         connect("postgresql+psycopg2cffi://user@host/name")
 
 

@@ -19,12 +19,11 @@ from sqlalchemy.exc import IntegrityError
 from storage.errors import StoreFull
 from storage.index import Index, connect, lease, migrate
 from storage.index.connection import writing
-from storage.index.hierarchy import add_former_patients
 from storage.index.holdings import Added
 from storage.index.integrity import Integrity
 from storage.index.quarantined import Former
 from storage.index.reading import batches
-from storage.index.tables import former_patient, instance, metadata, patient, rendition, series, study
+from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import (
     Claim,
     InstanceState,
@@ -140,21 +139,6 @@ def test_foreign_keys_are_checked(index: Index) -> None:
     with pytest.raises(IntegrityError), writing(index.engine) as connection:
         connection.execute(delete(study))
     assert rows_of(index.engine)["study"] == 1
-
-
-def test_two_processes_may_note_the_same_patient_of_a_study(index: Index) -> None:
-    """On PostgreSQL, one of two images that arrive at the same moment was refused."""
-    index.add(new_instance())
-    with writing(index.engine) as connection:
-        key = connection.execute(select(study.c.key)).scalar_one()
-        note = insert(former_patient).values(study_key=key, patient_id="P2")
-
-        def ids() -> Iterator[str]:
-            connection.execute(note)  # after the known ones were looked up
-            yield "P2"
-
-        add_former_patients(connection, key, ids(), "P1")
-        assert connection.execute(select(former_patient.c.patient_id)).scalars().all() == ["P2"]
 
 
 def test_an_open_write_does_not_keep_readers_waiting(index: Index) -> None:

@@ -234,14 +234,16 @@ def test_an_index_whose_objects_are_on_a_disk_that_is_not_mounted_is_refused(tmp
     assert len(list((root / "journal").glob("changes-*.jsonl"))) == 1
 
 
-def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> None:
-    """As one in memory has: nothing is written beside the objects, and nothing is doubted."""
-    opened = open_checked_index("sqlite://", tmp_path, holds_objects=True)
+def test_a_database_with_a_log_of_its_own_needs_no_change_journal(tmp_path: Path) -> None:
+    """As one in memory: only the audit trail is written beside the objects, and nothing is doubted."""
+    with pytest.raises(IndexRefused, match="is empty or missing, but there are objects or a journal"):
+        open_checked_index("sqlite://", tmp_path, holds_objects=True)
+    opened = open_checked_index("sqlite://", tmp_path, holds_objects=False)
     assert opened.notes == ()
     opened.index.holds.put_label("teaching", "1.2", **WHO)
     standing = IndexStanding(opened.index, tmp_path)
     assert (standing.doubt(), standing.damage()) == ("", [])
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"lock", "trail-000000000001.jsonl"}
     opened.index.close()
 
 
