@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from node.archive.encode.reverification import Reverification
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
+from node.workers.rendering_again import RenderAgainRequest
 from node.workers.requests import ProofRequest
-from storage.errors import WorkerDied
-from storage.index.tables import reverification
+from storage.errors import ModelMissing, WorkerDied
+from storage.index.connection import writing
+from storage.index.tables import rendition, reverification
 from storage.records import InstanceState, Trial
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, hold_image, small
@@ -106,6 +108,17 @@ def test_an_image_without_its_original_is_tried_at_every_run(held: ArchiveParts)
     assert recorded(held) == [("", "", 0)]
     path.write_bytes(data)
     assert run(held)["passed"] == 1
+
+
+def test_an_image_whose_model_is_missing_is_tried_at_every_run(held: ArchiveParts) -> None:
+    """Somebody may install it later."""
+    assert len(held.retention.purge().purged) == 1
+    pool = failing(RenderAgainRequest, ModelMissing("not installed"))
+    with writing(held.index.engine) as connection:
+        connection.execute(update(rendition).values(numerics_digest="1" * 64))
+    reports = [run(held, pool) for _ in range(3)]
+    assert [entry["reason"] for report in reports for entry in report["untried_list"]] == ["not installed"] * 3
+    assert ("", "", 0) in recorded(held)
 
 
 def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None:
