@@ -181,13 +181,14 @@ class _Run:
     def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
         """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if its store is away."""
         work, settings = self._work, self._work.settings
+        gated = settings.codec.gated or attempt.current.verdict.gated  # VERIFIED means that its rendition passed
         with work.originals(attempt.original_digest) as original:
             request = ReverifyRequest(
                 original=original,
                 original_digest=attempt.original_digest,
                 original_uid=attempt.sop_instance_uid,
                 base=work.store.held(attempt.current.base_digest),
-                thresholds=settings.thresholds if settings.codec.gated else None,
+                thresholds=settings.thresholds if gated else None,
                 patch_share=settings.gate.patches.share,
                 regions=work.regions(attempt.instance_key),
             )
