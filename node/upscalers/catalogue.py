@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from node.config import ReconstructSettings
@@ -37,11 +38,12 @@ class Catalogue:
         return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
 
     def for_rendition_here(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
-        """The same on this machine's own device, if it lacks that of the rendition."""
+        """The same on this machine's own device, if it lacks that of the rendition: its tiles stay."""
         try:
             device_of(rendition.numerics.get("device", "cpu"))
         except ConfigError:
-            return self._find(rendition.upscaler, rendition.weights_digest, {}, kept)
+            own = {"device", "dtype"}
+            rendition = replace(rendition, numerics={k: v for k, v in rendition.numerics.items() if k not in own})
         return self.for_rendition(rendition, kept)
 
     def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:

@@ -59,10 +59,12 @@ class RenderAgainRequest:
                 numerics=rendering.numerics,
                 output_digest=digests[0],
                 structure_digest=digests[1],
-                measured_uid=former.measured_uid or former.derived_uid,
+                measured_uid="",
                 extra=extremes(base, served, plain),
             )
         )
+        if made.derived_uid != (measured := former.measured_uid or former.derived_uid):
+            made = replace(made, measured_uid=measured)
         model = replace(Installed.of(upscaler), recipe=f"steps {made.steps}")
         data = self.base.read_bytes(), encode_rendition(made)
         return RenderedAgain(same=False, made=EncodedRendition(made, base.point, *data, model))

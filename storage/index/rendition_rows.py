@@ -48,7 +48,7 @@ def insert_rendition_or_reuse_row(
     if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
         return None
     if replace_object or known.withdrawn:
-        names = ("base_digest", "base_bytes", "rendition_digest", "rendition_bytes")
+        names = ("base_digest", "base_bytes", "rendition_digest", "rendition_bytes", "numerics_digest")
         objects = {name: getattr(new, name) for name in names} | {"withdrawn": ""}
         connection.execute(update(rendition).where(rendition.c.key == known.key).values(objects))
     return int(known.key)

@@ -5,8 +5,9 @@ gate. If it passes, it becomes the image's current rendition under a derived UID
 its pinned model, and that is recorded. Renditions are only ever added: every derived UID keeps leading to its pixels.
 
 After a change of the numerics, as by another processor or release of a library, each rendition is made again by its own
-model first. If its pixels are others, it is measured against the original. If that was purged, the fingerprint of the
-verified pixels decides (node/codec/fingerprint.py), and the new pixels get a derived UID of their own.
+model first. If its pixels are others, it is measured against the original. If that was purged or cannot be read, the
+fingerprint of the verified pixels decides (node/codec/fingerprint.py), and the new pixels get a derived UID of their
+own.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from storage.errors import (
     LatentPacsError,
     ModelMissing,
     NotReconstructable,
+    ObjectDamaged,
     ObjectMissing,
     OriginalPurged,
     WorkerDied,
@@ -144,7 +146,7 @@ class _Run:
         except OriginalPurged as error:
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             outcome, reason = ReverificationOutcome.KEPT, str(error)
-        except ObjectMissing as error:  # the original's store may be back later: nothing is recorded
+        except (ObjectMissing, ModelMissing) as error:  # either may be back later: nothing is recorded
             self._rows.release(attempt, forgive=True)
             outcome, reason = ReverificationOutcome.UNTRIED, str(error)
         except Exception as error:  # one bad image must not stop the others
@@ -171,22 +173,22 @@ class _Run:
             return ReverificationOutcome.SAME, ""
         try:
             return self._outcome(attempt)
-        except OriginalPurged:  # it cannot be measured
+        except (OriginalPurged, ObjectMissing, ObjectDamaged) as error:  # it cannot be measured
             if again.made is None:
-                self._rows.settle(attempt, ReverificationOutcome.KEPT, again.difference)
-                return ReverificationOutcome.KEPT, again.difference
+                raise type(error)(f"{again.difference}; {error}") from error
             return self._adopted(attempt, again.made, current.tried, current.seconds)
 
     def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
         """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if its store is away."""
         work, settings = self._work, self._work.settings
+        gated = settings.codec.gated or attempt.current.verdict.gated  # VERIFIED means that its rendition passed
         with work.originals(attempt.original_digest) as original:
             request = ReverifyRequest(
                 original=original,
                 original_digest=attempt.original_digest,
                 original_uid=attempt.sop_instance_uid,
                 base=work.store.held(attempt.current.base_digest),
-                thresholds=settings.thresholds if settings.codec.gated else None,
+                thresholds=settings.thresholds if gated else None,
                 patch_share=settings.gate.patches.share,
                 regions=work.regions(attempt.instance_key),
             )
@@ -209,8 +211,7 @@ class _Run:
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             return ReverificationOutcome.KEPT, str(error)
         outcome, reason = self._rows.adopt(attempt, new, present=self._work.store.has)
-        if outcome is not ReverificationOutcome.PASSED:  # no row needs it
-            self._writer.discard(new.rendition_digest)
+        self._writer.discard(new.rendition_digest)  # no row needs it, if these pixels had a rendition already
         return outcome, reason
 
     def _ask(self, attempt: ReverificationAttempt | None, request: Request[Answer]) -> Answer:

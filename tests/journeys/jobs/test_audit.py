@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from pydicom import Dataset, dcmread
-from sqlalchemy import update
+from sqlalchemy import insert, select, update
 
 from node.app import Node, make_audit
 from node.archive.encode.fidelity_check import FidelityOutcome
@@ -33,7 +33,7 @@ from storage.index.connection import writing
 from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.model_files import ModelRows
 from storage.index.report_rows import NewReport, StoredReport
-from storage.index.tables import rendition
+from storage.index.tables import instance, rendition
 from storage.records import HoldKind, InstanceState, StoredInstance, StoredRendition
 from tests.conftest import Archive, settings_for
 from tests.support.chromium import open_page
@@ -332,6 +332,47 @@ def test_after_other_numerics_purged_images_are_served_again(
     assert outcomes[SECOND.SOPInstanceUID] == FidelityOutcome.SAME
     assert outcomes[THIRD.SOPInstanceUID] == FidelityOutcome.NOT_HERE
     assert reverified(node)["tried"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_after_other_numerics_an_image_whose_original_cannot_be_read_is_served_again(
+    archive: Archive, damage: str
+) -> None:
+    """Peers would get nothing until a disk is mounted, or for ever if the original is lost."""
+    node = archive.node
+    verified_elsewhere(node, current(archive, FIRST))
+    original = node.store.path(now(archive, FIRST).original_digest)
+    original.unlink() if damage == "missing" else original.write_bytes(b"damaged")
+    report = reverified(node)
+    assert (report["tried"], report["passed"]) == (1, 1), report
+    made = current(archive, FIRST)
+    assert moved(archive, FIRST) == {made.derived_uid: made.output_digest}
+    assert reverified(node)["tried"] == 0
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_used_again_leaves_no_objects_behind(archive: Archive) -> None:
+    """Its pixels have a rendition already, whose object has other numerics and names no measured one."""
+    node = archive.node
+    purge(node, but=FIRST)
+    first = current(archive, SECOND)
+    made = decode_rendition(node.store.read(first.rendition_digest))
+    there = with_derived_uid(replace(made, numerics=elsewhere(node, first), output_digest="0" * 64))
+    digest = node.store.put(encode_rendition(there))
+    new = {"derived_uid": there.derived_uid, "structure_uid": there.structure_uid, "output_digest": "0" * 64}
+    new |= {"rendition_digest": digest, "numerics_digest": "1" * 64}
+    with writing(node.index.engine) as connection:
+        found = connection.execute(select(rendition).where(rendition.c.derived_uid == first.derived_uid)).one()
+        row = {name: value for name, value in found._asdict().items() if name != "key"}
+        key = connection.execute(insert(rendition).values(row | new).returning(rendition.c.key)).scalar_one()
+        mine = update(instance).where(instance.c.sop_instance_uid == SECOND.SOPInstanceUID)
+        connection.execute(mine.values(rendition_key=key))
+    objects = set(node.store.digests())
+    assert reverified(node)["passed"] == 1
+    assert current(archive, SECOND) == first
+    node.index.garbage.collect(node.archive.stores)
+    assert set(node.store.digests()) == objects
 
 
 @pytest.mark.slow

@@ -600,7 +600,7 @@ def golden_base() -> bytes:
 
 
 def golden_rendition() -> bytes:
-    return golden("rendition-v1.lpacs", "4baa577d5748fd4f13cfe470fb0d2915d66ea38b3545fef4f4d0c6fcf70bd79f")
+    return golden("rendition-v1.lpacs", "42bd9433a75317fe8593c552f3cc6a8b37f90404eafe627e8926aceb0e38f4b9")
 
 
 def test_the_golden_base_reads_as_it_was_written() -> None:

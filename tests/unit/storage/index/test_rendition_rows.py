@@ -89,12 +89,15 @@ def test_a_withdrawn_rendition_that_is_made_again_has_its_objects(bench: Archive
     claim = bench.index.claim("test", 60)
     assert claim is not None
     base, side = bench.hot.put(b"base of another version"), bench.hot.put(b"rendition 1.2.3.1")
-    again = replace(new_rendition(DERIVED, base_digest=base, rendition_digest=side), base_bytes=23)
+    again = replace(
+        new_rendition(DERIVED, base_digest=base, rendition_digest=side), base_bytes=23, numerics_digest="1" * 64
+    )
     assert (again.output_digest, again.structure_digest) == (before.output_digest, before.structure_digest)
     assert bench.index.finish_with(claim, InstanceState.VERIFIED, again, present=bench.hot.has)
     bench.work()
     row = made(bench)
     assert (row.base_digest, row.base_bytes, row.withdrawn) == (base, 23, "")
+    assert row.numerics_digest == "1" * 64, "of the object that it has now"
     assert objects_of(bench, row) == [True, True]
     assert not bench.hot.has(before.base_digest)
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from node.archive.encode.reverification import Reverification
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
+from node.config import Profile, Settings
+from node.workers.rendering_again import RenderAgainRequest, RenderedAgain
 from node.workers.requests import ProofRequest
-from storage.errors import WorkerDied
-from storage.index.tables import reverification
+from storage.errors import ModelMissing, WorkerDied
+from storage.index.connection import writing
+from storage.index.tables import rendition, reverification
 from storage.records import InstanceState, Trial
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, hold_image, small
@@ -38,10 +41,13 @@ def held(bench: ArchiveParts) -> ArchiveParts:
 
 
 def run(
-    bench: ArchiveParts, pool: InlinePool | None = None, cancelled: Callable[[], bool] = lambda: False
+    bench: ArchiveParts,
+    pool: InlinePool | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    settings: Settings = SETTINGS,
 ) -> dict[str, Any]:
     used: Any = pool or InlinePool()
-    work = Reverification(bench.index, bench.hot, SETTINGS, used, bench.originals.borrowed)
+    work = Reverification(bench.index, bench.hot, settings, used, bench.originals.borrowed)
     return work.run(lambda done, of: None, cancelled)
 
 
@@ -106,6 +112,39 @@ def test_an_image_without_its_original_is_tried_at_every_run(held: ArchiveParts)
     assert recorded(held) == [("", "", 0)]
     path.write_bytes(data)
     assert run(held)["passed"] == 1
+
+
+class OtherPixels(InlinePool):
+    def submit(self, request: object, priority: object) -> Any:
+        done = super().submit(request, priority)
+        if isinstance(request, RenderAgainRequest):
+            done = type(done)()
+            done.set_result(RenderedAgain(same=False, difference="other pixels"))
+        return done
+
+
+def test_an_image_that_passed_the_gate_passes_it_again_on_a_node_without_one(held: ArchiveParts) -> None:
+    """It stays VERIFIED, and its original may be purged."""
+    with writing(held.index.engine) as connection:
+        connection.execute(update(rendition).values(numerics_digest="1" * 64))
+    ungated = SETTINGS.model_copy(update={"codec": SETTINGS.codec.model_copy(update={"profile": Profile.PAPER})})
+    assert not ungated.codec.gated
+    assert run(held, OtherPixels(), settings=ungated)["passed"] == 1
+    assert current(held) != DERIVED
+    found = held.index.by_uid(UID)
+    assert found is not None and found.rendition is not None
+    assert found.rendition.verdict.passed
+
+
+def test_an_image_whose_model_is_missing_is_tried_at_every_run(held: ArchiveParts) -> None:
+    """Somebody may install it later."""
+    assert len(held.retention.purge().purged) == 1
+    pool = failing(RenderAgainRequest, ModelMissing("not installed"))
+    with writing(held.index.engine) as connection:
+        connection.execute(update(rendition).values(numerics_digest="1" * 64))
+    reports = [run(held, pool) for _ in range(3)]
+    assert [entry["reason"] for report in reports for entry in report["untried_list"]] == ["not installed"] * 3
+    assert ("", "", 0) in recorded(held)
 
 
 def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None:
