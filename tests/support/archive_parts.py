@@ -49,6 +49,14 @@ class InlineWorkers:
         return done
 
 
+class RestlessPacker(Packer):
+    """Looks for originals to move at each step, however long the last look took."""
+
+    def step(self) -> bool:
+        self._look_again = 0.0
+        return super().step()
+
+
 class ArchiveParts:
     """One archive without its doors, made anew on the same folder as often as a test likes."""
 
@@ -66,7 +74,7 @@ class ArchiveParts:
         self.trail = AuditTrail(self.index, self.journal)
         self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
         parts = self.index, self.originals, InlineWorkers(), self.trail, self.settings
-        self.custodian = Packer(*parts)  # type: ignore[arg-type]
+        self.custodian = RestlessPacker(*parts)  # type: ignore[arg-type]
         self.rendered: list[str] = []
         self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 

@@ -58,6 +58,7 @@ class Packer:
         claim = self._index.originals.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
             self._attempt(claim, self._pack)
+            self._look_again = 0.0  # it may be moved now
             return True
         if Tier.COLD in self._stores and (began := time.monotonic()) >= self._look_again:
             claim = self._index.originals.claim_to_move(self._owner, lease, packed_first=coder != "none")
