@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from storage.index.tables.columns import Key, column, lease_columns, table
@@ -114,7 +115,7 @@ rendition = table(
     # the sampling steps that the model was used with
     column("recipe", String(64)),
     # the digest of what can change a grey level apart from the model
-    column("numerics_digest", String(64), default=""),
+    column("numerics_digest", String(64), server_default=text("''")),
 )
 
 original = table(
