@@ -44,10 +44,10 @@ def difference(verified: bytes, served: Pixels, plain: Pixels) -> str:
     ``served`` and ``plain``: the pixels with drawn noise and without it, both uint16, rows x columns. ``verified``: the
     fingerprint of those with noise that were measured.
     """
-    known = np.frombuffer(verified, "<u2").tolist()
-    if len(known) != sum(1 for _ in _squares(served)):
+    known, squares = np.frombuffer(verified, "<u2").tolist(), list(_squares(served))
+    if len(known) != len(squares):
         return "no fingerprint of its verified pixels was stored"
-    for number, part in _squares(served):
+    for number, part in squares:
         noise = float((served[part].astype(np.float32) - plain[part]).std())
         limit = max(LEAST_RMS, RMS * noise)
         root = float(np.sqrt(served[part].size))
@@ -60,8 +60,8 @@ def difference(verified: bytes, served: Pixels, plain: Pixels) -> str:
     return ""
 
 
-def _squares(pixels: Pixels) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    yield from enumerate(product(*map(_sides, pixels.shape)))
+def _squares(pixels: Pixels) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    return enumerate(product(*map(_sides, pixels.shape)))
 
 
 def _sides(length: int) -> list[slice]:

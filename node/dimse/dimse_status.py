@@ -102,9 +102,8 @@ def response(code: int, comment: str = "") -> Dataset:
 def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
     """The status for an error. The comment for an unexpected error gives no internal details."""
     cause = error.__cause__ if isinstance(error, StoreFull) else None
-    if isinstance(error, IndexFault) and table is STORE_ERRORS:
-        return response(0xA700, "the archive cannot write at present")
-    if isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL):
+    of_the_disk = isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL)
+    if of_the_disk or (isinstance(error, IndexFault) and table is STORE_ERRORS):
         return response(0xA700, "the archive cannot write at present")
     for kind, meaning in table.items():
         if isinstance(error, kind):

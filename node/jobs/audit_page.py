@@ -47,9 +47,10 @@ _MEANING = {
     FidelityOutcome.SAME: "exactly the pixels that were verified; if the original is held, the same figures",
     FidelityOutcome.OTHER_NUMERICS: "decoded with other hardware or libraries than at verification: the digests cannot "
     "be compared, and the figures are within tolerance. Such pixels are never sent under the verified UID: peers of "
-    "this node get the originals",
+    "this node get the originals until the job reverify has run",
     FidelityOutcome.NOT_HERE: "decoded to other pixels, with other hardware or libraries than at verification, and no "
-    "original is held: peers of this node get nothing. Restore what the reason names",
+    "original is held: peers of this node get nothing. Run the job reverify. If it keeps the rendition, restore the "
+    "libraries that the reason names",
     FidelityOutcome.REMEASURED: "exactly the pixels that were verified, but other figures: the measure changed, or "
     "the record is wrong",
     FidelityOutcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",

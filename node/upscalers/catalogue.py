@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from node.config import ReconstructSettings
@@ -39,12 +38,12 @@ class Catalogue:
 
     def for_rendition_here(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
         """The same on this machine's own device, if it lacks that of the rendition: its tiles stay."""
+        numerics = rendition.numerics
         try:
-            device_of(rendition.numerics.get("device", "cpu"))
+            device_of(numerics.get("device", "cpu"))
         except ConfigError:
-            own = {"device", "dtype"}
-            rendition = replace(rendition, numerics={k: v for k, v in rendition.numerics.items() if k not in own})
-        return self.for_rendition(rendition, kept)
+            numerics = {name: value for name, value in numerics.items() if name not in ("device", "dtype")}
+        return self._find(rendition.upscaler, rendition.weights_digest, numerics, kept)
 
     def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:
         """The installed upscaler whose weights have this digest. Raises ModelMissing."""

@@ -116,7 +116,7 @@ class Amendments(IndexPart):
 
 
 def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int]) -> MadeAmendment:
-    new = next_key(connection, amendment) | new
+    new = next_key(connection, amendment.c.key) | new
     number = int(connection.execute(insert(amendment).values(new).returning(amendment.c.key)).scalar_one())
     before = [_seen(connection, key) for key in keys]
     for key in keys:

@@ -107,7 +107,7 @@ class Holds(IndexPart):
 def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
     """``Holds.add`` as part of a transaction."""
     placed = {"kind": kind, "value": value, "reason": reason, "placed_by": who, "placed_at": now()}
-    new = insert(hold).values(next_key(connection, hold) | placed | {"released_by": "", "release_reason": ""})
+    new = insert(hold).values(next_key(connection, hold.c.key) | placed | {"released_by": "", "release_reason": ""})
     row = connection.execute(new.returning(hold)).one()
     append_in(connection, [TrailEntry("hold.add", who, kind, (value,), detail=f"{row.key}: {reason}")])
     return _hold(row)

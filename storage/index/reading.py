@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Row, Select, Table, func, select
+from sqlalchemy import Column, Connection, Engine, Executable, Row, Select, func, select
 
 from storage.index.tables import instance, patient, series, study
 
@@ -60,12 +60,14 @@ def value_of(engine: Engine, query: Executable) -> Any:
         return connection.execute(query).scalar()
 
 
-def next_key(connection: Connection, table: Table) -> dict[str, int]:
-    """The key of a new row of a table whose rows are never deleted, within a write transaction.
+def next_key(connection: Connection, *columns: Column[int]) -> dict[str, int]:
+    """The key of a new row, above all values of ``columns``, within a write transaction.
 
     A sequence of PostgreSQL skips the numbers of dry runs, and does not know keys that were inserted from the trail.
+    SQLite would reuse the key of a row that was deleted.
     """
-    return {"key": int(connection.execute(select(func.max(table.c.key))).scalar() or 0) + 1}
+    highest = [connection.execute(select(func.max(column))).scalar() for column in columns]
+    return {"key": max(int(key or 0) for key in highest) + 1}
 
 
 def batches(values: Iterable[Value], size: int = 500) -> Iterator[tuple[Value, ...]]:

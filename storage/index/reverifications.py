@@ -134,8 +134,10 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     A rendition that was adopted is an outcome while it is the image's own: another model may have replaced it since.
     """
     states = list(RENDITION_STATES) if terms.gated else [InstanceState.MEASURED]
-    wanted: ColumnElement[bool] = rendition.c.numerics_digest.not_in(terms.numerics)
-    if not terms.numerics:
+    wanted: ColumnElement[bool]
+    if terms.numerics:
+        wanted = rendition.c.numerics_digest.not_in(terms.numerics)
+    else:
         model = {"upscaler": terms.upscaler, "weights_digest": terms.weights_digest, "recipe": terms.recipe}
         other = or_(*(rendition.c[name] != value for name, value in model.items()))
         wanted = and_(instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
@@ -21,7 +21,7 @@ from storage.index.garbage_rows import mark_garbage
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
-from storage.index.reading import IndexPart, batches, first_of, record_of, values_of, with_patient
+from storage.index.reading import IndexPart, batches, first_of, next_key, record_of, values_of, with_patient
 from storage.index.rendition_rows import is_known_by, mark_objects_as_garbage
 from storage.index.tables import (
     damage,
@@ -187,12 +187,10 @@ def is_deleted(connection: Connection, uid: str) -> bool:
 
 
 def next_instance_key(connection: Connection) -> dict[str, int]:
-    """The key of a new instance; SQLite would reuse the key of a deleted one."""
-    highest = [connection.execute(select(func.max(column))).scalar() for column in _KEYS]
-    return {"key": max(int(key or 0) for key in highest) + 1}
+    """The key of a new instance, which no deleted one had."""
+    return next_key(connection, instance.c.key, tombstone.c.instance_key)
 
 
-_KEYS = (instance.c.key, tombstone.c.instance_key)
 _WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, tombstone_in_force)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,

@@ -51,7 +51,6 @@ from storage.index.reverifications import (
     ReverificationTerms,
 )
 from storage.objects.store import ObjectStore
-from storage.records import Trial
 
 LOGGER = logging.getLogger(__name__)
 
@@ -144,8 +143,7 @@ class _Run:
             self._rows.release(attempt, forgive=True)
             raise
         except OriginalPurged as error:
-            self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
-            outcome, reason = ReverificationOutcome.KEPT, str(error)
+            outcome, reason = self._kept(attempt, str(error))
         except (ObjectMissing, ModelMissing) as error:  # either may be back later: nothing is recorded
             self._rows.release(attempt, forgive=True)
             outcome, reason = ReverificationOutcome.UNTRIED, str(error)
@@ -176,7 +174,7 @@ class _Run:
         except (OriginalPurged, ObjectMissing, ObjectDamaged) as error:  # it cannot be measured
             if again.made is None:
                 raise type(error)(f"{again.difference}; {error}") from error
-            return self._adopted(attempt, again.made, current.tried, current.seconds)
+            return self._adopted(attempt, again.made, EncodeResult(current.tried, again.made, current.seconds))
 
     def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
         """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if its store is away."""
@@ -194,22 +192,24 @@ class _Run:
             )
             result = self._ask(attempt, request)
         if result.made is None:
-            reason = "; ".join(result.tried[-1].failures)
-            self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
-            return ReverificationOutcome.KEPT, reason
-        return self._adopted(attempt, result.made, result.tried, result.seconds)
+            return self._kept(attempt, "; ".join(result.tried[-1].failures))
+        return self._adopted(attempt, result.made, result)
+
+    def _kept(self, attempt: ReverificationAttempt, reason: str) -> tuple[ReverificationOutcome, str]:
+        """The image keeps its rendition, and is not tried again under these terms."""
+        self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
+        return ReverificationOutcome.KEPT, reason
 
     def _adopted(
-        self, attempt: ReverificationAttempt, made: EncodedRendition, tried: tuple[Trial, ...], seconds: float
+        self, attempt: ReverificationAttempt, made: EncodedRendition, result: EncodeResult
     ) -> tuple[ReverificationOutcome, str]:
-        made = replace(made, point=attempt.current.point)
-        new = self._writer.store(made, EncodeResult(tried, made, seconds), new_base=False)
+        """The outcome of a rendition that passed: it is stored, proved, and becomes the image's own."""
+        new = self._writer.store(replace(made, point=attempt.current.point), result, new_base=False)
         try:
             self._writer.prove(attempt.instance_key, new, lambda request: self._ask(attempt, request))
         except NotReconstructable as error:
             self._writer.discard(new.rendition_digest)
-            self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
-            return ReverificationOutcome.KEPT, str(error)
+            return self._kept(attempt, str(error))
         outcome, reason = self._rows.adopt(attempt, new, present=self._work.store.has)
         self._writer.discard(new.rendition_digest)  # no row needs it, if these pixels had a rendition already
         return outcome, reason
