@@ -18,10 +18,11 @@ from storage.index import lease
 from storage.index.connection import writing
 from storage.index.garbage_rows import Present, unmark_garbage
 from storage.index.lease import is_free, leased_to, owned
+from storage.index.original_locations import is_gone
 from storage.index.reading import IndexPart, value_of
 from storage.index.rendition_rows import insert_rendition_or_reuse_row, stored_rendition, taken_reason
-from storage.index.tables import instance, rendition, reverification
-from storage.records import RENDITION_STATES, InstanceState, NewRendition, ReasonCode, StoredRendition
+from storage.index.tables import instance, original, rendition, reverification
+from storage.records import RENDITION_STATES, InstanceState, NewRendition, StoredRendition
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     else:
         model = {"upscaler": terms.upscaler, "weights_digest": terms.weights_digest, "recipe": terms.recipe}
         other = or_(*(rendition.c[name] != value for name, value in model.items()))
-        wanted = and_(instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other)
+        wanted = and_(~is_gone(), other)  # it has to be measured against the original
     tried, uid = reverification.c.outcome, rendition.c.derived_uid
     stands = or_(tried.in_([ReverificationOutcome.KEPT, ReverificationOutcome.UNTRIED]), reverification.c.reason == uid)
     given_up = and_(tried == "", reverification.c.attempts >= most)
@@ -151,6 +152,7 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
+        .join(original, original.c.instance_key == instance.c.key)
         # by the key and not by an index of states: all images due would be sorted to claim one
         .where(instance.c.state.concat("").in_(states), wanted, ~done)
     )

@@ -174,6 +174,7 @@ def _identity(report: InstanceReport, utc: bool) -> Table:
     size = size_text(original.bytes)
     if original.form == "packed":
         size += f", packed into {size_text(original.object_bytes)}"
+    held = f"{original.condition}, {original.form}, {original.store} store, {size}"
     facts: list[tuple[str, object]] = [
         ("image", report.sop_instance_uid),
         ("class", f"{report.sop_class}, modality {report.modality or '-'}"),
@@ -183,7 +184,7 @@ def _identity(report: InstanceReport, utc: bool) -> Table:
         ("state", report.state),
         ("reason", report.reason.replace("; ", ";\n")),
         ("pixels", report.pixel_warning or f"{size_text(report.pixel_bytes)} uncompressed"),
-        ("original", f"{original.condition}, {original.form}, {original.store} store, {size}"),
+        ("original", f"purged, {size} as received" if original.form == "purged" else held),
         ("", original.file or ""),
         ("  note", original.note),
         ("  restored", time_text(original.restored_at, utc=utc) if original.restored_at else ""),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.archive.instance_report import report_on
-from node.cli.commands.instance import _trials
+from node.cli.commands.instance import _identity, _trials
 from node.cli.main import app
 from node.config import load
 from node.dimse.client import Receiver
@@ -179,6 +179,13 @@ def test_the_trial_with_the_fewest_bytes_is_the_one_that_was_taken(shown: Shown)
     results = list(_trials(replace(made.rendition, tried=tried)).columns[-1].cells)
     sample = "coarsest that passes on the sample"
     assert results == [sample, "too coarse", "chosen", "passed, but takes more bytes"]
+
+
+def test_a_purged_original_has_no_store(shown: Shown) -> None:
+    report = report_on(shown.archive.node.index, {Tier.HOT: shown.archive.node.store}, str(shown.ds.SOPInstanceUID))
+    purged = replace(report.original, condition="purged", form="purged", bytes=2000)
+    names, values = _identity(replace(report, original=purged), utc=True).columns
+    assert dict(zip(names.cells, values.cells, strict=True))["original"] == "purged, 2.0 KB as received"
 
 
 def outlined(picture: Path) -> int:

@@ -147,6 +147,14 @@ def test_an_image_whose_model_is_missing_is_tried_at_every_run(held: ArchivePart
     assert ("", "", 0) in recorded(held)
 
 
+def test_no_other_model_is_tried_on_a_purged_image(held: ArchiveParts) -> None:
+    """It could only be measured against the original."""
+    assert len(held.retention.purge().purged) == 1
+    report = run(held)
+    assert (report["finished"], report["tried"]) == (True, 0)
+    assert (recorded(held), current(held)) == ([], DERIVED)
+
+
 def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None:
     before = held.files()
     report = run(held, failing(ProofRequest, ValueError("no such header")))
