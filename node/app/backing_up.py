@@ -26,7 +26,8 @@ from storage.records import Tier
 LOGGER = logging.getLogger(__name__)
 
 _LISTED = 200
-"""Most objects that the report of a job lists as missing; all are counted. A disk may be away for weeks of nights."""
+"""Most objects that the report of a job lists as missing; all are counted. While a disk is not mounted, the report of
+every night would list all of its objects."""
 
 
 def make_backup(
@@ -37,7 +38,8 @@ def make_backup(
     progress: Progress = lambda done, of: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> BackupReport:
-    """Copy new objects and the index to the backup in ``to``; a node may run. Raises BackupRefused."""
+    """Copy new objects and the index to the backup in ``to``; a node may run. Raises BackupRefused, and ConfigError if
+    the index is not SQLite."""
     file, root, integrity = index_file(settings), settings.storage.root, Integrity(index.engine)
     for place in (root, settings.originals.path):
         if place is not None and (_within(to, place) or _within(place, to)):
@@ -55,7 +57,7 @@ def make_backup(
 
 
 def make_replication(archive: Services, to: Path | None = None) -> Job:
-    """The job that updates a backup. ``to`` replaces ``jobs.replicate.to``."""
+    """The job ``replicate``, which updates a backup. ``to`` replaces ``jobs.replicate.to``."""
     settings, rows = archive.settings, JobRows(archive.index.engine)
     folder = to or settings.jobs.replicate.to
     stores = {str(tier): store for tier, store in archive.stores.items()}

@@ -1,4 +1,4 @@
-"""Builds the services of an archive: one way for the node, the commands, the jobs, the tests and the benchmarks."""
+"""Builds the services of an archive, in the same way for the node, commands, jobs, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from storage.records import Tier
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that an archive works with, its cache of rendered images, and how it unpacks an original."""
+    """The worker pools of an archive, its rendered cache, and the function that unpacks an original."""
 
     reconstruct: WorkerPool
     decode: WorkerPool
@@ -51,7 +51,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Services:
-    """The services of one archive. They work beside a running node too."""
+    """The services of one archive. A command may use them while a node runs."""
 
     settings: Settings
     index: Index
@@ -97,7 +97,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
 
 @contextmanager
 def open_archive(settings: Settings) -> Iterator[Services]:
-    """The services of an archive for a command, beside a node or without one. Raises ConfigError if it is missing."""
+    """The services of an archive for a command, whether a node runs or not. Raises as ``open_for_command`` does."""
     accept_odd_values()
     set_decode_limits(settings.limits.decoders)
     with ExitStack() as stack:
@@ -116,7 +116,7 @@ def open_archive(settings: Settings) -> Iterator[Services]:
 
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[Reports]:
-    """The reports of an archive, beside a node or without one. Raises ConfigError if there is no archive."""
+    """The reports of an archive, whether a node runs or not. Raises as ``open_for_command`` does."""
     with closing(open_for_command(settings)) as index:
         yield reports_of(settings, index)
 
@@ -135,13 +135,16 @@ def open_store(settings: Settings) -> ObjectStore:
 
 
 def lock_root(store: ObjectStore) -> IO[bytes]:
-    """Lock the storage root, whose spool and cache belong to one process. Raises NodeRunning, ConfigError."""
+    """Lock the storage root, whose spool and cache belong to one process. The caller closes the file to unlock it.
+
+    Raises NodeRunning, ConfigError.
+    """
     try:
         lock = (store.root / "lock").open("wb")
         give_to_owner(store.root / "lock")
     except OSError as error:
         raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
-    for wait in (0.1, 0.0):  # a command that checks for a running node holds it for a moment
+    for wait in (0.1, 0.0):  # a command that checks for a node holds the lock for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
@@ -170,11 +173,11 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
 
 
 def examine_in(pool: WorkerPool) -> Examine:
-    """Examines received files in a worker process, which a decoder may crash."""
+    """A function that examines received files in a worker process, since a decoder may crash on them."""
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
 def prover_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Prove:
-    """Proves that a reconstruction can be made and sent: with its verified pixels and its header as amended today."""
+    """A function that proves that a reconstruction can be sent, with its verified pixels and the current amendments."""
     prove = RenditionWriter(index, store).prove
     return lambda key, made: prove(key, made, lambda request: pool.submit(request, Priority.ARCHIVIST).result())

@@ -19,9 +19,9 @@ LOGGER = logging.getLogger(__name__)
 def damage_handler(
     index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, replica: Path | None = None
 ) -> Callable[[Tier, str], None]:
-    """A handler for an object whose bytes do not have its digest: repairs it or flags its images, and logs both.
+    """A handler for a damaged object: it repairs the object or flags its images, and writes the log and audit trail.
 
-    The handler raises nothing, because the reader that met the damage still has to answer its requester.
+    The handler raises nothing, because the reader that found the damage must still answer its request.
     """
     repair = ScrubRepair(index, {str(tier): store for tier, store in stores.items()}, replica)
 

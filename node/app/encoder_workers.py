@@ -1,8 +1,8 @@
 """Decides how many images are encoded at the same time, and starts the worker processes for it.
 
 One image alone leaves cores idle: the coder uses one thread, and each step of the search depends on the step before.
-With several images, each has its own process with a share of the cores. Viewers then have another process, to which the
-encoders give way by their lower priority.
+With several images, each has its own process with a share of the cores. Viewers are then served by another process, and
+the encoders have a lower scheduling priority than it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from node.workers.pool import WorkerPool
 from node.workers.worker import NICE
 
 EACH = 2_500_000_000
-"""Bytes of memory that encoding one image of 13 megapixels takes, measured."""
+"""Bytes of memory that encoding one image of 13 megapixels takes, as measured."""
 _SHARE_OF_MEMORY = 0.75
-"""Largest share of the memory for encoding if archivist.concurrency is 0."""
+"""Largest share of the memory that encoding may use if archivist.concurrency is 0. Chosen, not measured."""
 _MOST = 8
-"""Largest number of images at the same time if archivist.concurrency is 0; on a GPU each worker has its own context."""
+"""Most images that are encoded at the same time if archivist.concurrency is 0, since on a GPU each worker has a context
+of its own. Chosen, not measured."""
 _NICER = 5
-"""Added to the niceness of workers, so that encoders give way to the worker that serves viewers."""
+"""Added to the nice value of encoders, so that the worker that serves viewers comes first. Chosen, not measured."""
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
-    """The archivist's workers. They are ``pool``, which also serves viewers, if one image is encoded at a time."""
+    """The pool of the encoder workers: ``pool``, which also serves viewers, if only one image is encoded at a time."""
     cores = settings.reconstruct.threads or available_cores()
     possible = min(cores, int(_SHARE_OF_MEMORY * available_memory() / EACH), _MOST)
     size = settings.archivist.concurrency or max(1, possible)

@@ -31,8 +31,8 @@ def plan_jobs(
 ) -> list[Planned]:
     """All jobs, with their schedules from config.yaml.
 
-    A node passes whether its archivist has work (``busy``), and its ``outgoing`` associations. Without the latter, the
-    replication to a peer opens its own.
+    A node passes ``busy``, which says whether its archivist has work, and its ``outgoing`` associations. Without
+    ``outgoing``, the replication to a peer opens associations of its own.
     """
     jobs = archive.settings.jobs
     # us-mqsa refuses every purge, and each night's failure would raise an alert
@@ -66,7 +66,7 @@ def _reverify(archive: Services, busy: Callable[[], bool]) -> Job:
 
 
 def send_to_peer(archive: Services, outgoing: Callable[[], Outgoing] | None = None, to: str = "") -> Job:
-    """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
+    """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``outgoing``: as in ``plan_jobs``."""
     settings = archive.settings
     calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
 

@@ -55,7 +55,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 _MOST_DECODERS = 4
-"""Processes that examine originals, and threads that unpack them: at most one of each per core, and at most this many.
+"""Most processes that examine received files, and most threads that unpack originals, if the machine has more cores.
 Such a process takes 100 MB of memory."""
 
 
@@ -68,7 +68,7 @@ class Node:
         keep_private()
         set_decode_limits(settings.limits.decoders)
         if settings.gate.patches.file:
-            read_regions(settings.gate.patches.file)  # a mistake in it ends the start before anything is opened
+            read_regions(settings.gate.patches.file)  # a mistake in it is reported before anything is open
         self.store, self._lock = _own_store(settings)
         self.index = self._open_index(accept_empty_index)
         keep_reserve(settings.storage.root)
@@ -94,7 +94,7 @@ class Node:
         self._prefetch_thread = threading.Thread(target=self.prefetch.run, name="prefetch")
 
     def _start_workers(self) -> Workers:
-        """Worker processes for viewers, for the archivist and for received files; each starts with its first work."""
+        """The pools for viewers, for the archivist and for received files. A worker starts with its first request."""
         settings, limits = self.settings, self.settings.limits
         self.pool = WorkerPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
@@ -174,7 +174,7 @@ class Node:
                 self._prefetch_thread.start()
             self.schedule.start()
         except BaseException:
-            self.stop()  # else the threads that run would keep a process that does not work
+            self.stop()  # else running threads would keep the process alive, without a listener
             raise
         LOGGER.info(
             "%s listens on %s, port %s", self.settings.node.ae_title, self.settings.node.host, self.server.ports
@@ -223,7 +223,7 @@ class Node:
 
 
 def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
-    """The renditions and textures that retrieving peers get, and how many earlier images are rendered ahead."""
+    """The renditions and textures that retrieving peers get, and how many priors are prefetched per study."""
     images = settings.reconstruct.prefetch_priors if settings.reconstruct.cache else 0
     peers = Peers(settings)
     retrieving = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
@@ -233,7 +233,7 @@ def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy,
 def _exposition(
     settings: Settings, index: Index, ingest: Ingest, retrieve: Retrieve, pools: Iterable[WorkerPool]
 ) -> Exposition | None:
-    """The metrics page, to which the services report the duration of their work; None if it is off."""
+    """The metrics page, to which the services report the duration of their work; None without ``metrics.port``."""
     if not settings.metrics.port:
         return None
     from node.metrics import timing
@@ -248,7 +248,8 @@ def _exposition(
 
 
 def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
-    """The store, cleared of temporary files, and the lock on it. On a full disk, the reserve makes room for reading."""
+    """The store, cleared of temporary files, and the lock on it. On a full disk, the reserve file is released, so that
+    images can be read and sent."""
     store = open_store(settings)
     lock = lock_root(store)
     if released := release_reserve(store.root):

@@ -1,4 +1,4 @@
-"""What needs a stopped node: rebuilds the index, compacts its change journal, and restores a backup."""
+"""Work that needs a stopped node: rebuilds the index, compacts its change journal, and restores a backup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from storage.records import Tier
 
 
 def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None]) -> Rebuilt:
-    """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
+    """Rebuild the index. Raises NodeRunning, or ConfigError if there is no archive or its index is not SQLite."""
     root = settings.storage.root
     file = index_file(settings, "; restore it with the tools of that database, or empty the key to make a SQLite file")
     store = _store_of_an_archive(settings)
@@ -38,8 +38,8 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
 def compact_journal(settings: Settings) -> tuple[int, int]:
     """Rewrite the change journal without outdated changes; return its bytes before and after.
 
-    Raises NodeRunning, ConfigError if nothing is here or the index is not SQLite, IndexRefused if the index cannot be
-    trusted.
+    Raises NodeRunning, ConfigError if there is no archive or its index is not SQLite, and IndexRefused if the index
+    cannot be trusted.
     """
     file = index_file(settings, ", so there is no change journal")
     with lock_root(_store_of_an_archive(settings)):
@@ -49,7 +49,7 @@ def compact_journal(settings: Settings) -> tuple[int, int]:
 
 
 def _store_of_an_archive(settings: Settings) -> ObjectStore:
-    """The store in ``storage.root``, which is not made. Raises ConfigError if it holds no archive."""
+    """The store in ``storage.root``, which is not created. Raises ConfigError if it holds no archive."""
     root = settings.storage.root
     if not root.is_dir():
         raise ConfigError(f"storage.root {root} is not there: is it right, and is its disk mounted? If so, create it")
@@ -76,7 +76,7 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
 
 
 def take_in(settings: Settings, store: ObjectStore, index: Index) -> int:
-    """Add objects to the index that the journal does not mention; their number."""
+    """Add rows for objects that the journal does not mention. Returns the number of these objects."""
     stores = {Tier.HOT: store}
     if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
         stores[Tier.COLD] = ObjectStore(settings.originals.path)

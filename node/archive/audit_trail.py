@@ -1,7 +1,7 @@
 """The audit trail: rows in the index, which are copied to the journal beside the objects.
 
-The index numbers and hash-chains the records; the journal follows. Records that the journal lacks after a crash are
-copied from the index at the next write. An index that was rebuilt gets its records back from the journal, with holds,
+The index numbers the records and chains their hashes. Records that the journal lacks after a crash are copied from the
+index at the next write. An index that was rebuilt gets its records back from the journal, with holds,
 labels, classes and amendments.
 """
 
@@ -26,8 +26,8 @@ LOGGER = logging.getLogger(__name__)
 _BATCH = 500
 """Most entries that are added in one commit."""
 _GATHERED = 0.25
-"""Seconds for which a TrailWriter collects entries before it adds them: a commit and its syncs cost as much for one
-entry as for all of a study."""
+"""Seconds for which a TrailWriter collects entries before it adds them. Chosen, not measured: a commit and its syncs
+cost as much for one entry as for all entries of a study."""
 
 
 class AuditTrail:
@@ -47,7 +47,7 @@ class AuditTrail:
         self._follow()
 
     def recover(self) -> int:
-        """Read the records of the journal, and their effects, into an index that has none; the number of records."""
+        """Read the records of the journal, and their effects, into an index that has none. Returns their number."""
         if self._index.trail.last()[0]:
             return 0
         with self._journal.locked():
@@ -61,7 +61,7 @@ class AuditTrail:
         ends = {self._index.trail.last(), (last.number, last.digest) if last else (0, NOTHING_BEFORE)}
         self.write_down()
         for place, records in (("index", self._index.trail.records()), ("journal", self._journal.records())):
-            lacking = ends - {(0, NOTHING_BEFORE)}  # both hold these; a node may add records meanwhile
+            lacking = ends - {(0, NOTHING_BEFORE)}  # each place must have both; a node may add more meanwhile
             fault = first_break(_struck_out(lacking, records))
             if fault:
                 return f"{place}: {fault}"
@@ -71,14 +71,17 @@ class AuditTrail:
 
 
 def _struck_out(lacking: set[tuple[int, str]], records: Iterable[TrailRecord]) -> Iterator[TrailRecord]:
-    """The records; number and digest of each are removed from ``lacking``."""
+    """Yield the records, and remove the number and digest of each from ``lacking``."""
     for record in records:
         lacking.discard((record.number, record.digest))
         yield record
 
 
 class TrailWriter:
-    """Adds entries in batches from a thread of its own, for callers that do not wait, such as the sending of images."""
+    """Adds entries in batches from a thread of its own, for callers that do not wait, such as the sending of images.
+
+    Entries that cannot be written are lost, and the log says how many. A crash loses those that are still queued.
+    """
 
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail

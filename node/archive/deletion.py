@@ -37,7 +37,7 @@ class DeletionReport:
 
 
 class Deletion:
-    """Deletes in one archive. ``rendered``: the folder of the rendered cache, which must not keep deleted images."""
+    """Deletes images of one archive. ``rendered``: the folder of the rendered cache, which must not keep them."""
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, rendered: Path
@@ -68,7 +68,7 @@ class Deletion:
         return DeletionReport(False, tuple(found))
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Allow deleted images to be received again; their UIDs. Raises UnknownUid, ChangeRefused."""
+        """Allow deleted images to be received again. Returns their UIDs. Raises UnknownUid, ChangeRefused."""
         self.finish()
         allowed = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
         self._trail.write_down()
@@ -79,7 +79,7 @@ class Deletion:
         self._trail.write_down()
         digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
-        self._remove_damaged(digests)  # while rows name these digests: a process that is killed later has done it
+        self._remove_damaged(digests)  # rows still name these digests: after a crash, this is repeated
         self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # a reader may have rendered them meanwhile
         self._index.garbage.collect(self._stores)

@@ -20,17 +20,20 @@ from storage.objects.inspection import holds_any
 LOGGER = logging.getLogger(__name__)
 
 _CLOCKS_DIFFER = timedelta(hours=1)
-"""Largest difference between the clocks of machines, and of one machine before and after a correction. Chosen."""
+"""How far the last receipt may lie in the future before the clock is reported as wrong. Chosen, not measured."""
 
 
 def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
-    """Open it for a node, the only one on its storage root: check for damaged pages, update an older index from the
-    journal, and end the claims of a node that was killed. Raises IndexRefused, NewerFormat."""
+    """Open the index for the only node on its storage root.
+
+    The database file is checked for damaged pages, an index older than its journal is updated from it, and the claims
+    of a node that was killed end. Raises IndexRefused, NewerFormat, JournalDamaged, ConfigError.
+    """
     file = sqlite_file(settings.storage.database_url)
     if file is not None and not accept_empty:
         quick_check(file)
     index = _opened(settings, accept_empty=accept_empty, replay=True)
-    with suppress(StoreFull):  # they end with their leases then
+    with suppress(StoreFull):  # then the claims end when their leases expire
         index.end_claims()
     received = index.last_received_at()
     if received is not None and received > now() + _CLOCKS_DIFFER:
@@ -40,7 +43,8 @@ def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
 
 
 def open_for_command(settings: Settings) -> Index:
-    """Open it for a command, beside a node or without one. Raises ConfigError if there is no archive, IndexRefused."""
+    """Open the index for a command, whether a node runs or not. Raises ConfigError if there is no archive,
+    IndexRefused, NewerFormat, JournalDamaged."""
     root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
     if file is not None and not file.is_file() and not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""The report on one image: how it is held, how it was encoded, and what was measured.
+"""The report on one image: how it is stored, how it was encoded, and what was measured.
 
-It is read from the index and the objects, beside a running node; only small parts of a rendition are decoded. Patient
-data is left out unless it is requested.
+It is made from the index and the objects, whether a node runs or not. Only small parts of a rendition are decoded.
+Patient data is left out unless it is requested.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRen
 
 @dataclass(frozen=True)
 class OriginalReport:
-    """The original: ``digest`` and ``bytes`` are those of the received file. ``condition``: held, purged, or lost if a
-    scrub or this report did not find it. ``file``: the object that holds it, packed if ``form`` says so."""
+    """The original: ``digest`` and ``bytes`` are those of the received file. ``condition``: ``held``,
+    ``purged``, or ``lost`` if a scrub or this report did not find the object. ``file``: the object, if it is held."""
 
     digest: str
     bytes: int
@@ -64,8 +64,8 @@ class PayloadParts:
 @dataclass(frozen=True)
 class RepairCounts:
     """Local repairs of an image of ``rows`` x ``columns`` pixels. ``patched``: number of cells of 16 x 16 pixels that
-    are stored exactly; ``repaired``: of those with coded residuals; shares are of the image. ``cells`` and ``repairs``:
-    bool, per cell; ``points``: (row, column)."""
+    are stored exactly; ``repaired``: number of cells with coded residuals; shares are of the image's area. ``cells``,
+    ``repairs``: these two sets of cells, bool, one value per cell; ``points``: (row, column) in pixels."""
 
     rows: int
     columns: int
@@ -83,7 +83,7 @@ class RepairCounts:
 class RenditionReport:
     """One rendition, which stands for two DICOM objects: ``derived_uid`` with drawn noise, ``structure_uid`` without.
 
-    ``unreadable``: why its objects could not be read; what they hold is left out then."""
+    ``unreadable``: why its objects could not be read. The fields that come from them are then empty."""
 
     derived_uid: str
     structure_uid: str
@@ -124,7 +124,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class InstanceReport:
-    """What is known of one image. ``requested_uid``: the UID in the request, the image's own or a rendition's."""
+    """What is known about one image. ``requested_uid``: the UID of the original or of a rendition, as requested."""
 
     requested_uid: str
     sop_instance_uid: str

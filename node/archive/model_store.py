@@ -1,7 +1,7 @@
-"""The model store: keeps the models of renditions as objects, so that a derived UID outlives an installed model.
+"""The model store: keeps models as objects, so that their renditions can be decoded after they were uninstalled.
 
-The files of a model are stored before the row of its first rendition. A model that is not installed any more is read
-from a folder of links to these objects.
+The files of a model are stored before the row of its first rendition is committed. A model that is no longer installed
+is read from a folder of links to these objects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class ModelStore:
-    """Models as objects of ``store``. The links are in ``models/`` beside them, and can be made again at any time."""
+    """Keeps models as objects of ``store``. The links are in ``models/`` of its root, and can be made again."""
 
     def __init__(self, index: Index, store: ObjectStore) -> None:
         self._rows, self._store = ModelRows(index.engine), store
@@ -35,7 +35,10 @@ class ModelStore:
         return bool(self._rows.files(upscaler, weights_digest))
 
     def keep(self, model: Installed) -> None:
-        """Store a model's files unless they are stored. Raises StoreFull, OSError."""
+        """Store a model's files unless they are stored already. Raises StoreFull, OSError.
+
+        A model whose files have changed since it was loaded is not kept; this is only logged.
+        """
         if not model.files or self.keeps(model.upscaler, model.weights_digest):
             return
         files = []
@@ -49,11 +52,14 @@ class ModelStore:
         LOGGER.info("%s model %s was stored as objects", model.upscaler, model.weights_digest)
 
     def folder(self, upscaler: str, weights_digest: str) -> Path | None:
-        """A folder with a stored model's files under their names; None if it is not stored, or an object is lost."""
+        """A folder with a stored model's files under their names; None if the model cannot be used.
+
+        That is so if the model is not stored, an object of it is missing, or one of its names is a path.
+        """
         files, name = self._rows.files(upscaler, weights_digest), f"{upscaler}-{weights_digest}"
         if not files or not all(self._store.path(file.digest).is_file() for file in files):
             return None
-        if not all(map(_is_name, (name, *(file.name for file in files)))):  # others may have changed a backup
+        if not all(map(_is_name, (name, *(file.name for file in files)))):  # from a backup that was changed
             LOGGER.error("a model of the index has a name that is a path; it is not used")
             return None
         folder = self._folder / name
@@ -67,7 +73,7 @@ class ModelStore:
         temporary = Path(tempfile.mkdtemp(dir=self._folder))
         for file in files:
             (temporary / file.name).symlink_to(os.path.relpath(self._store.path(file.digest), temporary))
-        shutil.rmtree(folder, ignore_errors=True)  # with broken or missing links
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier folder whose links are broken or missing
         try:
             temporary.rename(folder)
         except OSError:  # another process, such as a purge, made the same folder meanwhile
@@ -81,6 +87,6 @@ def _is_name(text: str) -> bool:
 
 
 def _weights_digest(files: list[ModelFile]) -> str:
-    """SHA-256 over the sorted (name, SHA-256) of the files, as upscalers compute it."""
+    """SHA-256 over the sorted (name, SHA-256) of the files, as node/upscalers computes it."""
     lines = (f"{file.name} {file.digest}\n" for file in sorted(files, key=lambda one: one.name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """Recovery of orphans: originals and renditions in the object store that no row refers to.
 
-The journal has every row, so there are none unless it was lost or damaged too. Then an original is added as if it had
-just been received, and a rendition becomes its image's current one again. The sender and the time of receipt are lost.
-Of two originals with the same SOP Instance UID, one was in quarantine, and one returns there. An original that is
-missing because it was purged, as only the audit trail says, is no loss.
+The change journal has every row, so a rebuilt index leaves orphans only if the journal was lost or damaged too. Then an
+original is added as if it had just been received, and a rendition becomes its image's current one again. The sender
+and the time of receipt are lost. If two originals have the same SOP Instance UID, one of them was in quarantine, and
+one is put there again. If the audit trail says that a missing original was purged, it is recorded as purged.
 """
 
 from __future__ import annotations
@@ -41,17 +41,20 @@ _KINDS = {b"O": "packed", b"B": "base", b"R": "rendition"}
 _RETURNS = ("original.again", "delete", "quarantine.accept")
 """Records after which a purged original may be held again."""
 _UNREADABLE = (LatentPacsError, OSError, ValueError)
-"""Errors of files that are damaged, of no known kind, or no objects; they are left to a scrub."""
+"""Errors of files that are damaged, of an unknown kind, or no objects. Such files are left to a scrub."""
 
 
 class OrphanRecovery:
-    """Recovers the orphans of an archive. ``examine``: reads the row of a received file, as ingest does."""
+    """Recovers the orphans of an archive. ``examine`` makes the row of a received file, as ingest does."""
 
     def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], examine: Examine) -> None:
         self._index, self._stores, self._examine = index, stores, examine
 
     def can_recover(self, store: str, digest: str) -> bool:
-        """Whether ``recover`` would add a row for an object. Nothing is changed."""
+        """Whether ``recover`` may need an object, which a scrub then leaves in place. Nothing is changed.
+
+        A base is needed unless its image has a rendition. False for originals that would only return to quarantine.
+        """
         try:
             path = self._stores[Tier(store)].path(digest)
             kind = _kind(path)
@@ -67,7 +70,7 @@ class OrphanRecovery:
             return False
 
     def recover(self) -> int:
-        """Add rows for all orphans that can be recovered; the number of their objects."""
+        """Add rows for all orphans that can be recovered. Returns the number of their objects."""
         known, found = known_digests(self._index.engine), 0
         originals: list[tuple[Tier, Path, str]] = []
         renditions: list[Path] = []
@@ -92,7 +95,7 @@ class OrphanRecovery:
         return found
 
     def _note_purges(self) -> None:
-        """Set originals to PURGED that are missing, and whose last record in the audit trail is their purge."""
+        """Record missing originals as PURGED if the last record on them in the audit trail is their purge."""
         purges: dict[str, TrailRecord] = {}
         for record in self._index.trail.records():
             if record.entry.action == "original.purge":
@@ -116,7 +119,7 @@ class OrphanRecovery:
             return int(adopt_original(self._index, new, found, missing=missing))
 
     def _quarantine(self, new: NewInstance, held: StoredInstance | None, tier: Tier, form: OriginalForm) -> int:
-        """Put a received file in quarantine if another one is held under its UID: one of both was there before."""
+        """Put a received file in quarantine if another one is held under its UID: one of them was there before."""
         if held is None or held.original_digest == new.original_digest:
             return 0
         if (tier, form) != (Tier.HOT, OriginalForm.VERBATIM) or not is_acceptable(
@@ -145,7 +148,7 @@ class OrphanRecovery:
             return 0
 
     def _base_for(self, rendition: Rendition) -> Base | None:
-        """The base of a rendition that may be recovered; None if its image has another one, or may not return."""
+        """The base of a rendition that may be recovered; None if the image has another rendition, or may not return."""
         uid = rendition.original_uid
         if self._index.rendition(rendition.derived_uid) is not None or not is_acceptable(self._index.engine, uid):
             return None
@@ -156,12 +159,15 @@ class OrphanRecovery:
         return None if has_rendition(self._index.engine, base.original_digest) else base
 
     def _is_wanted(self, new: NewInstance, held: StoredInstance | None) -> bool:
-        """Whether the image is not held, or only its original is not found."""
+        """Whether an original may be added: its UID is acceptable, and its image is not held or lacks its original."""
         lacking = held is None or (held.original_digest == new.original_digest and self._is_lost(held.held))
         return lacking and is_acceptable(self._index.engine, new.sop_instance_uid)
 
     def _is_lost(self, original: HeldOriginal | None) -> bool:
-        """Whether the row of an original is missing, or names an object that is missing, as before it was packed."""
+        """Whether the row of an original is missing, or names a missing object, such as the one before packing.
+
+        An original that was purged, or whose store is not configured, is not lost.
+        """
         if original is None:
             return True
         store = self._stores.get(original.tier)
@@ -183,13 +189,14 @@ class OrphanRecovery:
 
 
 def _likely_held_first(found: tuple[Tier, Path, str]) -> tuple[bool, bool, float]:
-    """A sort key. Objects of the quarantine are never packed or moved, and arrive after the held one."""
+    """A sort key that puts an original before a quarantined object with its UID, which is never packed or moved, and
+    arrived later."""
     tier, path, kind = found
     return kind != "packed", tier is Tier.HOT, path.stat().st_mtime
 
 
 def _kind(path: Path) -> str:
-    """The kind of an object by its first bytes; empty if unknown."""
+    """``original``, ``packed``, ``base`` or ``rendition`` by an object's first bytes; empty if it is none of them."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[128:132] == b"DICM":

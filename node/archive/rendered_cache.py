@@ -1,6 +1,7 @@
-"""The rendered cache: reconstructed objects as files, bounded in bytes; the least recently used are evicted first.
+"""The rendered cache: reconstructions and unpacked originals as files, up to a number of bytes.
 
-Every entry can be made again. A reader gets a hard link of its own, so that an entry may be evicted while it is sent.
+The least recently used entries are evicted first. Every entry can be made again. A reader gets a hard link of its own,
+so that an entry may be evicted while it is sent.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class RenderedCache:
             leftover.unlink(missing_ok=True)
 
     def new_file(self) -> Path:
-        """A new empty file to write an object to."""
+        """A new empty file to write an object to; in the system's folder if it cannot be made in the cache."""
         try:
             handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
-        except OSError:  # full or read-only: the object is sent, and not cached
+        except OSError:  # the disk is full or read-only: the object is sent, and not cached
             return self.new_file_elsewhere()
         os.close(handle)
         return Path(name)
@@ -68,14 +69,15 @@ class RenderedCache:
         return None
 
     def keep(self, key: str, made: Path, digest: str = "") -> Path:
-        """Move a finished file into the cache, and return a link to it for one reader.
+        """Move a finished file into the cache, and return a link to it for one reader, which unlinks it.
 
-        ``digest``: its SHA-256, if the caller has verified it.
+        If no link can be made, ``made`` itself is returned and not cached. ``digest``: the SHA-256 of the file, if the
+        caller has verified it.
         """
         link = self._new_link()
         try:
             os.link(made, link)
-        except OSError:  # full or read-only, or on another file system for that reason
+        except OSError:  # the disk is full or read-only, or ``made`` was put elsewhere for that reason
             return made
         if not digest:
             with made.open("rb") as file:
@@ -87,7 +89,7 @@ class RenderedCache:
         return link
 
     def drop(self, key: str) -> None:
-        """Remove an entry, since its image was deleted meanwhile."""
+        """Remove the entry of a key, if there is one; links of readers remain."""
         for entry in self._root.glob(f"{key}.*.dcm"):
             entry.unlink(missing_ok=True)
 
@@ -112,7 +114,7 @@ class RenderedCache:
 
 
 def forget(root: Path, digests: Iterable[str]) -> None:
-    """Remove the entries of those objects from a cache, also one of another process; links of readers remain."""
+    """Remove the entries of objects from a cache, which another process may use; links of readers remain."""
     for digest in digests:
         for entry in root.glob(f"{digest}*.dcm"):
             entry.unlink(missing_ok=True)

@@ -5,14 +5,14 @@ A worker process imports the main module of its parent, so this module imports t
 
 
 def main() -> None:
-    """Run the command line. A signal ends a command that does not handle it, after it has cleaned up."""
+    """Run the command line. A signal ends a command that does not handle it, after the command has cleaned up."""
     import signal
     import sys
 
     from node.cli.exit_codes import UNFINISHED
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a command in the background of a script
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored for a background command of a script
             signal.signal(number, lambda *_: sys.exit(UNFINISHED))
     from node.cli.main import run
     from node.cli.standard_output import name_standard_output

@@ -1,4 +1,4 @@
-"""For ``latent-pacs gate calibrate``: encodes a user's images, and collects the figures of the gate."""
+"""Encodes a user's images for ``latent-pacs gate calibrate``, and collects the figures of the gate."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from storage.thresholds import burden_of, limits_of, shares_of
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One image. ``point``: the chosen operating point; empty if none passed, for the reason in ``why``.
+    """One image. ``point``: the chosen operating point; empty if none passed, and ``why`` gives the reason.
 
-    ``figures``: those of the gate, by name. ``nearest``: the figure nearest to its limit; ``burden``: its share of the
-    limit.
+    ``figures``: those of the gate, by name. ``nearest``: the figure nearest to its limit; ``burden``: that figure as a
+    share of the limit. ``ratio``: bytes of 16-bit pixels over those of the payload.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Calibrated:
 
 
 def calibrated(files: Sequence[Path], settings: Settings) -> Iterator[Calibrated]:
-    """Encode each image as the archivist would; files that are no image are skipped."""
+    """Encode each image as the archivist would; files that are not images are skipped."""
     catalogue = Catalogue(settings.reconstruct)
     for file in files:
         picture = read_picture(file)

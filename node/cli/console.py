@@ -17,7 +17,7 @@ from node.cli.exit_codes import PIPE_CLOSED
 from storage.printable import plain
 
 _WIDE = 100_000
-"""Columns without a terminal: a cell of the audit trail may contain 100 UIDs."""
+"""Width in columns if the output is not a terminal: a cell of the audit trail may contain 100 UIDs."""
 
 
 class Console(console.Console):
@@ -29,7 +29,8 @@ class Console(console.Console):
             self.width = _WIDE
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print. No cell is cut, since half a UID is of no use; without a terminal, programs can read the columns."""
+        """Print. No cell of a table is cut, since half a UID is useless. Without a terminal, tables have no frames, so
+        that programs can read the columns."""
         for table in objects:
             if isinstance(table, Table):
                 for column in table.columns:

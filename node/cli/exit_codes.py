@@ -10,7 +10,7 @@ USAGE = 2
 REFUSED = 3
 UNFINISHED = 4
 PIPE_CLOSED = 141
-"""128 plus the number of SIGPIPE, as a shell reports it of other programs."""
+"""128 plus the number of SIGPIPE, as a shell reports for a program that this signal ended."""
 
 MEANINGS = {
     DONE: "done",

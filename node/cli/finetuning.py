@@ -1,4 +1,4 @@
-"""For ``latent-pacs model fine-tune`` and ``model list``: the held originals and the models of an archive."""
+"""Trains on held originals for ``latent-pacs model fine-tune``, and lists the models for ``model list``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from storage.index.model_files import ModelRows
 _FINE_RATE = 2e-4
 """Learning rate of a fine-tuning."""
 _ENOUGH = 10**9
-"""Pixels of held originals from which no further one is read; they stay in memory, two bytes each."""
+"""Pixels after which no further held original is read. They stay in memory, at 2 bytes each. Chosen, not measured."""
 
 
 class Run(TypedDict):
-    """Options of a training, which ``train`` and ``fine_tune_decoder`` explain."""
+    """Options of a training, as ``train`` and ``fine_tune_decoder`` take them."""
 
     minutes: float
     resume: bool
@@ -33,7 +33,8 @@ class Run(TypedDict):
 def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
     """The mammograms to adapt to: those in ``data``, or held originals of reconstructable images.
 
-    The latter are read in the order of their SHA-256, so that those that fit into memory are a random sample.
+    Held originals are read in the order of their SHA-256, so that the first ones are a random sample. Raises
+    ConfigError if there is nothing to train on.
     """
     if data:
         return read_pictures(data)
@@ -114,7 +115,7 @@ def _installed(folder: Path, role: str, used: dict[tuple[str, str], tuple[int, i
 
 
 def _used(config: Path) -> dict[tuple[str, str], tuple[int, int]]:
-    """By upscaler and digest: the number of renditions made with a model, and the bytes of it in the object store."""
+    """By upscaler and digest: the number of renditions made with a model, and its bytes in the object store."""
     if not config.is_file():
         return {}
     try:

@@ -33,7 +33,7 @@ ASSOCIATIONS = "node.dimse.associations.connection_log"
 """The logger of associations: peer, address and outcome (node/dimse/associations/connection_log.py)."""
 
 _MOST, _WINDOW = 100, 60.0
-"""Records that one place in the code may log, within this many seconds."""
+"""Most records that one place in the code may log, and the seconds in which. Chosen, not measured."""
 _FRAMES = 3
 """Frames of the traceback of an unforeseen error that are logged, innermost first."""
 
@@ -52,7 +52,7 @@ def configure(settings: LogSettings, *, verbose: bool) -> None:
 
 
 class AtMost(logging.Filter):
-    """Limits the records from each place in the code; the next window starts with the number that was left out."""
+    """Limits the records from each place in the code. The next window starts with the number of those left out."""
 
     def __init__(self, most: int = _MOST, window: float = _WINDOW) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class AtMost(logging.Filter):
 
 
 class TextLines(logging.Formatter):
-    """One line per record: local time, level, logger, message; for an unforeseen error its type and place."""
+    """One line per record: local time, level, logger, message; for an unforeseen error also its type and place."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -96,9 +96,10 @@ def _places(error: BaseException) -> list[str]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message, thread; for an error its type and place.
+    """One JSON object per line: time (UTC), level, logger, message, thread; for an error also its type and place.
 
-    The text of an error is logged only if it is one of ours, because other errors may quote data from peers.
+    An error in a message is replaced by its type unless it is a LatentPacsError or OSError, since other errors may
+    quote data from peers.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -48,7 +48,7 @@ from storage.objects.file_modes import keep_private
 from storage.printable import plain
 
 _FORMER = {"restore-backup": ["backup", "restore"], "label": ["hold-label"], "labels": ["class-label"]}
-"""Commands under their former names, which still work, each with its present one."""
+"""Former names of commands, which still work, and the present names."""
 
 
 class _FormerNames(TyperGroup):
@@ -125,7 +125,8 @@ _register()
 
 
 def run() -> None:
-    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code."""
+    """The console script. A LatentPacsError, or an error of a file, is printed as one line on standard error, and sets
+    the exit code."""
     try:
         try:
             app()

@@ -24,7 +24,7 @@ from storage.formats.packed_original import restore_original
 from storage.objects.store import ObjectStore
 
 _LONGER_SIDE = 1200
-"""Pixels of the drawn image."""
+"""Longer side of the drawn image, in pixels."""
 _LINE = 26
 """Height of a line of the legend, in pixels."""
 _PATCH, _REPAIR, _POINT = (255, 170, 0), (255, 90, 160), (0, 220, 255)

@@ -15,9 +15,9 @@ from storage.dicom.pixels import integer_pixels
 from storage.formats.geometry import CELL
 
 _HEIGHT = 900
-"""Pixels of an image of the upper row."""
+"""Height of the images in the upper row, in pixels."""
 _CAPTION = 60
-"""Pixels of a line of text."""
+"""Height of a line of text, in pixels."""
 _DETAIL = 448
 """Side of the detail, in pixels of the original."""
 
@@ -68,7 +68,7 @@ def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image],
 
 
 def grey(values: NDArray[np.generic], window: Window, inverted: bool) -> NDArray[np.uint8]:
-    """Stored values as 8-bit grey levels of a display."""
+    """Stored values as 8-bit grey levels of a display. ``inverted``: the least value is shown white."""
     shown = window.show(values)
     return ((1.0 - shown if inverted else shown) * 255).round().astype(np.uint8)
 

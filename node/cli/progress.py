@@ -16,7 +16,7 @@ _INTERVAL = 5.0
 
 
 class Report(Protocol):
-    """Shows the progress. ``total`` is 0 while it is unknown; ``note`` names the item in work."""
+    """Shows the progress. ``total`` is 0 while it is unknown; ``note`` names the current item."""
 
     def __call__(self, done: int, total: int = 0, note: str = "") -> None: ...
 

@@ -15,7 +15,7 @@ NAME = "standard output"
 
 
 def name_standard_output() -> None:
-    """Make errors of standard output name it. What a command prints is dropped if its caller closed it."""
+    """Make errors of standard output name it. If the caller has closed it, what the command prints is dropped."""
     out = sys.stdout
     if out is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends

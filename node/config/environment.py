@@ -17,7 +17,8 @@ Location = tuple[str, ...]
 
 
 def overrides(environment: Mapping[str, str]) -> dict[Location, Any]:
-    """Values by key. A value in brackets or braces is YAML. Raises ConfigError, which names the nearest variable."""
+    """Values by key. A value that begins with a bracket or brace is YAML. Raises ConfigError, which for an unknown key
+    names the nearest variable."""
     found: dict[Location, Any] = {}
     for variable in sorted(name for name in environment if name.startswith(PREFIX)):
         location = tuple(variable.removeprefix(PREFIX).lower().split("__"))

@@ -34,7 +34,7 @@ class _ReplicationSettings(JobSettings):
 
     @property
     def schedule(self) -> When | None:
-        """The schedule; None without a folder or peer: then the job only runs on request."""
+        """The schedule; None without a folder or peer, so that the job only runs on request."""
         return super().schedule if self.to else None
 
 
@@ -101,5 +101,5 @@ class AuditSettings(JobSettings):
 
     @property
     def reserve_bound(self) -> str:
-        """Originals whose SHA-256 is below this hexadecimal text form the reserve, the same on every node."""
+        """The hexadecimal text below which the SHA-256 of an original puts it in the reserve, on every node alike."""
         return "g" if self.reserve >= 1 else f"{int(self.reserve * 2**64):016x}" if self.reserve else ""

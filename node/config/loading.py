@@ -30,13 +30,13 @@ RENAMED = {
     ("reconstruct", "priors"): ("reconstruct", "prefetch_priors"),
     ("jobs", "audit"): ("audit",),
 }
-"""Keys under their former names, which are still read, each with its present name, which wins if a file has both."""
+"""Former names of keys, which are still read, and their present names. If a file has both, the present name wins."""
 
 LOGGER = logging.getLogger(__name__)
 
 
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read and check config.yaml. Relative paths in it start from its folder, and variables replace its keys.
+    """Read and check config.yaml. Relative paths in it start from its folder; environment variables replace its keys.
 
     Raises ConfigError, which names the file or the variable, the key, and what would be valid.
     """
@@ -72,7 +72,7 @@ def as_data(settings: Settings) -> dict[str, Any]:
 
 
 def as_yaml(settings: Settings) -> str:
-    """The same as YAML, without comments."""
+    """The data of ``as_data`` as YAML, without comments."""
     return str(yaml.safe_dump(as_data(settings), sort_keys=False, default_flow_style=None, width=120))
 
 
@@ -88,7 +88,7 @@ def _validated(raw: Any, source: str, values: Mapping[Location, Any], folder: Pa
 
 
 def _with_present_names(raw: dict[str, Any], source: str) -> dict[str, Any]:
-    """The data with former keys under their present names, each of which is logged once per load."""
+    """The data with former keys under their present names. Each former key is logged once per load."""
     for former, present in RENAMED.items():
         section = raw.get(former[0])
         if not isinstance(section, dict) or former[1] not in section:

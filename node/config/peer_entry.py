@@ -1,4 +1,4 @@
-"""Adds a peer to the text of config.yaml, and leaves everything else in it, comments included, as it is."""
+"""Adds a peer to the text of config.yaml, and changes nothing else in it, comments included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.errors import ConfigError
 
 
 def add_peer(path: Path, entry: dict[str, Any]) -> Peer:
-    """Add a peer, check the result, and replace the file. Raises ConfigError, which leaves the file as it was."""
+    """Add a peer, check the result, and replace the file. If it raises ConfigError, the file is unchanged."""
     path = path.resolve()  # a symbolic link stays one
     before = load(path, {})
     text = _with_entry(path, path.read_text(encoding="utf-8"), entry)

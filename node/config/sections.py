@@ -41,7 +41,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_switch(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false, which would be read as 1 and 0, where a number or a text belongs."""
+        """Refuse true and false where a number or a text belongs; pydantic would read them as 1 and 0."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are not valid here")
         return value
@@ -49,7 +49,7 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _is_not_too_large(cls, value: object) -> object:
-        """Refuse numbers with which no system call can wait, and no row be written."""
+        """Refuse numbers that are too large for a timeout of a system call, or for a column of the index."""
         most = {float: 4e9, int: 2**62}.get(type(value))
         if most is not None and not value <= most:  # type: ignore[operator]
             raise ValueError(f"it is larger than {most:.0f}, the largest possible value")
@@ -142,7 +142,7 @@ class UnknownPeers(Section):
 
 
 _TORCH_RESERVES = 4 << 30
-"""Bytes of address space reserved by torch and its libraries when they are loaded: measured 3.5 GB, rounded up."""
+"""Bytes of address space that torch and its libraries reserve when they are loaded: 3.5 GB measured, rounded up."""
 
 
 class LimitSettings(Section):

@@ -60,7 +60,7 @@ class Settings(Section):
 
     @property
     def thresholds(self) -> Thresholds:
-        """The limits of the gate for the configured profile; ``paper`` is measured against those of ``balanced``."""
+        """The limits of the gate for the configured profile; ``paper`` is measured, not gated, against ``balanced``."""
         strict = self.codec.profile in (Profile.STRICT, Profile.US_MQSA)
         return Thresholds(**(self.gate.strict if strict else self.gate.balanced).model_dump())
 
@@ -105,7 +105,7 @@ class Settings(Section):
 
     @property
     def allowed_to_unknown_peers(self) -> tuple[str, ...]:
-        """The requests that an AE title that is not a configured peer may make."""
+        """The requests that an AE title without an entry in ``peers`` may make."""
         return ("echo", "store") if self.lists_no_peers else self.unknown_peers.allow
 
     def peer(self, ae_title: str) -> Peer | None:

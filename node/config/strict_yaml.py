@@ -1,4 +1,4 @@
-"""Reads YAML, and refuses a mapping that has a key twice: PyYAML would take the last one, and drop the others."""
+"""Reads YAML, and refuses a mapping that has a key twice: PyYAML would take the last value, and drop the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 from storage.errors import ConfigError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml takes a tenth of the time, where PyYAML has it."""
+"""libyaml, if PyYAML was built with it, takes a tenth of the time."""
 
 
 def read_yaml(text: str, source: str) -> Any:
@@ -35,7 +35,7 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def _refuse_repeated_keys(node: yaml.Node, seen: set[int]) -> None:
-    """Raises MarkedYAMLError. ``seen``: the nodes that were looked at, since aliases lead to them again."""
+    """Raises MarkedYAMLError if a mapping has a key twice. ``seen``: nodes that were checked, for aliases to them."""
     if id(node) in seen or isinstance(node, yaml.ScalarNode):
         return
     seen.add(id(node))

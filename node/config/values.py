@@ -18,15 +18,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 from storage.errors import ConfigError
 
 DAY = 86400.0
-"""Seconds."""
+"""Seconds in a day."""
 _BYTES_OF = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _HOURS_OF = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
 _LONGEST_RETENTION = 1000 * 365 * 24
-"""Hours. A date before the year 1 cannot be computed."""
+"""Longest retention, in hours: the date so long ago must be after the year 1. Chosen, not measured."""
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 FOLDER = "folder"
-"""Key of the validation context: the folder of config.yaml, which relative paths in it start from."""
+"""Key of the validation context for the folder of config.yaml, from which relative paths in the file start."""
 
 
 def secret(key: str, value: str) -> str:
@@ -224,13 +224,13 @@ def _text_beside(value: str, info: ValidationInfo) -> str:
 
 
 def _text_beside_if_present(value: str, info: ValidationInfo) -> str:
-    """For values that are a path or another name: a path only if a file or folder of that name is there."""
+    """A value that may be a path or another name: it is a path only if a file or folder of that name exists."""
     path = _beside(info, value)
     return str(path) if value and path.exists() else value
 
 
 def _database_beside(value: str, info: ValidationInfo) -> str:
-    """A relative file in ``sqlite:///FILE`` or ``file:FILE`` starts from the folder of config.yaml, too."""
+    """The value, with a relative file in ``sqlite:///FILE`` or ``file:FILE`` below the folder of config.yaml."""
     for scheme in ("sqlite:///", "file:"):
         rest = value.removeprefix(scheme)
         if rest != value and rest and not rest.startswith(":"):

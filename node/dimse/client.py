@@ -25,7 +25,8 @@ from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
 _RESPONSE = 600.0
-"""Seconds to wait for a response: an archive may decode, reconstruct or unpack before it answers."""
+"""Seconds to wait for a response: an archive may decode, reconstruct or unpack before it answers. Chosen, not
+measured."""
 _FIND, _MOVE, _GET = (query_retrieve(Root.STUDY, service) for service in (FIND, MOVE, GET))
 
 
@@ -105,7 +106,7 @@ def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
 
 
 def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
-    """The status data set of the final response to a C-MOVE, Study Root. Raises PeerRefused."""
+    """The status data set of the final response to a C-MOVE, Study Root; empty without one. Raises PeerRefused."""
     with _associated(calling, to, [build_context(_MOVE)]) as assoc:
         return _last(assoc.send_c_move(identifier, destination, _MOVE))
 
@@ -119,7 +120,7 @@ def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence
 
 
 def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
-    """An identifier at the deepest level given (Study Root)."""
+    """An identifier of Study Root: at IMAGE level if ``series`` is given, with ``image``; else at STUDY level."""
     identifier = Dataset()
     identifier.StudyInstanceUID = study
     identifier.QueryRetrieveLevel = "IMAGE" if image or series else "STUDY"

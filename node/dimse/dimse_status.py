@@ -81,7 +81,10 @@ _PATH = re.compile(r"(?<![\w.])/[^\s,;:]+")
 
 
 def reason_text(error: Exception, table: dict[type[Exception], Meaning]) -> str:
-    """The text for log and audit trail: the meaning of the status, since the error may quote the peer's values."""
+    """The text for log and audit trail: the meaning of the status, since the error may quote the peer's values.
+
+    The text of StoreFull, and of our errors and OSErrors that are not in the table, is given unchanged.
+    """
     meaning = next((meaning for kind, meaning in table.items() if isinstance(error, kind)), None)
     if isinstance(error, StoreFull) or meaning is None:
         return (
@@ -91,7 +94,7 @@ def reason_text(error: Exception, table: dict[type[Exception], Meaning]) -> str:
 
 
 def response(code: int, comment: str = "") -> Dataset:
-    """A status data set; Error Comment (0000,0902) is LO, 64 characters."""
+    """A status data set. The comment is cut to the 64 characters that Error Comment (0000,0902) may have."""
     status = Dataset()
     status.Status = code
     if comment:
@@ -123,8 +126,5 @@ def is_warning(status: int) -> bool:
 
 
 def for_log(error: Exception) -> str:
-    """The text for our log without patient data: as ``safe_text``, and the whole text of an error of the system.
-
-    The peer gets the full text of our own errors as Error Comment.
-    """
+    """The text of an error for our log, without patient data: as ``safe_text``, but an OSError with its whole text."""
     return str(error) if isinstance(error, OSError) else safe_text(error)

@@ -30,9 +30,9 @@ LOGGER = logging.getLogger(__name__)
 JOB = "replicate-peer"
 """Name of the job."""
 _MOST_STUDIES = 100
-"""Studies named in one record of the audit trail."""
+"""Most studies that one record of the audit trail names."""
 _BATCH = 500
-"""Images for which one association is opened."""
+"""Most images that are sent before the association is released, and the audit trail written. Chosen, not measured."""
 _LOW = 2
 """The priority of images that nobody waits for (PS3.7 E.1)."""
 _POLL = 0.1
@@ -40,7 +40,7 @@ _POLL = 0.1
 _MOST_UNANSWERED = 3
 """Consecutive images without a response after which the run ends."""
 _MOST_REPORTED = 100
-"""Images that the report lists as not taken."""
+"""Most images that the report lists as not taken."""
 
 
 class Replication:
@@ -101,7 +101,7 @@ class Replication:
     def _count(self, choice: Choice, sending: Future[int], sent: _Sent, unanswered: int) -> int:
         """Record the outcome of one image and return the number of consecutive images without a response.
 
-        Raises DestinationUnavailable if there are too many.
+        Raises DestinationUnavailable if there are too many, or if the peer accepts no association.
         """
         try:
             status = sending.result()
@@ -122,7 +122,7 @@ class Replication:
         return 0
 
     def _send_one(self, choice: Choice, made: Future[Sendable], destination: Destination) -> int:
-        """The status of the peer's response. Raises _NoResponse, or the error for which an image cannot be sent."""
+        """Send one image; the status of the response. Raises _NoResponse, or the error for which it cannot be sent."""
         try:
             channel = destination.channel(choice)
         except DestinationUnavailable as error:

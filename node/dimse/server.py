@@ -54,15 +54,18 @@ from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VER
 LOGGER = logging.getLogger(__name__)
 
 _RESPONSE_SENT = 0.02
-"""Seconds after the end of a handler by which its response has been sent."""
+"""Seconds after the end of a handler, by which its response is taken to have been sent. Chosen, not measured."""
 _IDLE_AFTER = 1.0
 """Seconds without an operation after which an association is idle, and may be ended at a stop."""
 _ABORT_TIME = 2.0
-"""Seconds for ending associations after a drain: half for A-ABORT, half after their connections are closed."""
+"""Seconds for ending associations after ``shutdown_timeout``: half for A-ABORT, half after their connections are
+closed."""
 
 
 @dataclass(frozen=True)
 class ServerDependencies:
+    """What the handlers need. ``check_room`` raises StoreFull if there is no space for an instance."""
+
     ingest: Ingest
     search: Search
     services: RetrieveServices
@@ -139,7 +142,7 @@ class Server:
         self._watch.join()
 
     def _prefer(self, event: Any) -> None:
-        """For SOP classes that the caller wants to get (it proposes the SCP role), put its preferred syntaxes first."""
+        """Put the caller's preferred syntaxes first for SOP classes that it may get (it proposes the SCP role)."""
         assoc = event.assoc
         peer = self._peer(str(assoc.requestor.primitive.calling_ae_title))
         if peer is None or not peer.transfer_syntaxes or assoc.is_rejected:
@@ -219,7 +222,7 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
-    # of connections: Admission counts associations
+    # this limits connections; Admission limits associations
     entity.maximum_associations = settings.max_associations + 2 * connection_limits.WAITING
     entity.maximum_pdu_size = settings.max_pdu
     entity.network_timeout = settings.network_timeout
@@ -269,12 +272,12 @@ def _operating(assoc: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        assoc.operated_at, assoc.operating = time.monotonic(), False  # in this order: others look at both
+        assoc.operated_at, assoc.operating = time.monotonic(), False  # in this order: other threads read both
         restart_idle_timer(assoc)
 
 
 def _ignores_stop(assoc: Acceptor) -> bool:
-    """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
+    """True, once, if two stores of a peer were refused because the node stops, and the responses have been sent."""
     answered = not assoc.operating and time.monotonic() - assoc.operated_at > _RESPONSE_SENT
     if not answered or assoc.stop_refusals < 2:
         return False

@@ -35,8 +35,8 @@ class Allowance:
 class SpoolFile:
     """Stands in for pynetdicom's ``NamedTemporaryFile``.
 
-    ``refused``: the error after which nothing was written.
-    ``began``: the monotonic time (s) at which the data set began to arrive.
+    ``refused``: the error, after which nothing more is written; None if there was none.
+    ``began``: the monotonic time (s) at which the data set began to arrive. Errors are stored, never raised.
     """
 
     def __init__(self, folder: Path, allowance: Allowance) -> None:
@@ -84,7 +84,7 @@ class SpoolFile:
             self.refused = self.refused or _no_room(error)
 
     def __del__(self) -> None:
-        self.close()  # an association that was ended while its message was decoded has dropped it
+        self.close()  # an association that ends while it decodes a message does not close it
 
     def _check(self) -> None:
         if self._size > self._allowance.most + _META:

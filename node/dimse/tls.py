@@ -19,19 +19,19 @@ CIPHERS = (
     "ECDHE-RSA-AES128-GCM-SHA256",
 )
 """TLS 1.2 cipher suites that RFC 9325 section 4.2 recommends: ephemeral keys and authenticated encryption. All suites
-of TLS 1.3 are such."""
+of TLS 1.3 have both."""
 
 ANY_NAME = "*"
 """``tls_name`` of a peer whose certificate may have any name."""
 
 
 _SOON = 30
-"""Days before its end from which a certificate deserves a warning."""
+"""Days before a certificate expires from which warnings name it. Chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class Expiry:
-    """When the certificate in a file ends; of several authorities, the last one to end. ``key``: of config.yaml."""
+    """When the certificate in a file expires; for several authorities, the last expiry. ``key``: of config.yaml."""
 
     key: str
     file: str
@@ -39,7 +39,7 @@ class Expiry:
 
     @property
     def days(self) -> int:
-        """Whole days until then, below 0 once it has expired."""
+        """Whole days until the expiry, below 0 after it."""
         return (self.at - datetime.now(UTC)).days
 
     @property
@@ -52,10 +52,10 @@ class Expiry:
 
 
 def expiries(settings: TlsSettings) -> list[Expiry]:
-    """The ends of our certificate and of the authorities. Raises ConfigError if a file cannot be used."""
+    """When our certificate and the authorities expire. Raises ConfigError if a file cannot be used."""
     authorities = _context(ssl.PROTOCOL_TLS_CLIENT, settings).get_ca_certs()
     own = []
-    with suppress(AttributeError, ssl.SSLError):  # not every Python has this reader, and it knows not every PEM file
+    with suppress(AttributeError, ssl.SSLError):  # a private function, which does not read every PEM file
         own = [_ssl._test_decode_cert(settings.certificate)] if settings.certificate else []  # type: ignore[attr-defined]
     files = (("tls.certificate", settings.certificate, own), ("tls.ca", settings.ca, authorities))
     ends = [

@@ -1,6 +1,6 @@
 """The job ``audit``: decodes a random sample of renditions again, judges them, and reports them with their trends.
 
-A run that was interrupted resumes at its next start with the sample that it had drawn.
+The next start resumes an interrupted run with the sample that the run had drawn.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ CHARTED = ("fsim_mean", "psnr_db")
 _CHARTED_RUNS = 50
 """Most runs of a control chart that a report shows."""
 _SAVE_EVERY = 10.0
-"""Fewest seconds between two saves of the progress, which takes 2 KB for each audited image."""
+"""Fewest seconds between two saves of the progress. A save writes 2 KB for each audited image."""
 _REPEATED = 0.05
-"""Share of the duration of a run that may pass until the next save, and that a resumed run repeats after a kill."""
+"""Time between two saves as a share of the duration of the run so far: after a kill, at most this share is repeated.
+Chosen, not measured."""
 _RESUME_WITHIN = 86400.0
 """Seconds after its start within which an interrupted run is resumed."""
 _PICTURED = 3
@@ -78,6 +79,8 @@ _STATE = TypeAdapter(_State)
 
 
 class Audit:
+    """The job ``audit``. An interrupted run is kept in the memory of the job, in the index."""
+
     def __init__(
         self, index: Index, settings: Settings, reports: Reports, make_check: MakeCheck, plan: AuditPlan
     ) -> None:
@@ -98,7 +101,7 @@ class Audit:
                 state.findings += [found] if found is not None else []
                 failed = sum(one.outcome.failed for one in state.findings)
                 progress(total - len(state.left), total, f"{failed} failed")
-                acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
+                acted = found is not None and bool(found.action)  # a repeated audit would find it withdrawn: save now
                 if acted or time.monotonic() > saved + max(_SAVE_EVERY, _REPEATED * (saved - began)):
                     self._jobs.remember(AUDIT, _STATE.dump_python(state, mode="json"))
                     saved = time.monotonic()
@@ -175,7 +178,7 @@ class Audit:
         drops = {"fsim_mean": drift.fsim, "psnr_db": drift.psnr_db}
         wanted = [(stratum, name) for stratum, held in strata.items() for name in CHARTED if name in held]
         points: dict[tuple[str, str], list[ChartPoint]] = {one: [] for one in wanted}
-        for at, summary in self._reports.rows.summaries(AUDIT):  # the first runs too: they are the baseline
+        for at, summary in self._reports.rows.summaries(AUDIT):  # including the first runs, which are the baseline
             if summary.get("terms") == terms:
                 for stratum, name in wanted:
                     points[stratum, name].append(_point(at, summary["strata"].get(stratum, {}), name))
@@ -195,7 +198,7 @@ class Audit:
 
 
 def _strata(state: _State) -> dict[str, Any]:
-    """Counts and figures of all images, and by each value of each axis in the sample."""
+    """Counts and figures by stratum: all images, and those with each value of each axis of ``AXES``."""
     members: dict[str, list[FidelityFinding]] = defaultdict(list)
     for one in state.findings:
         for name in _names(state.cells[one.instance_key]):

@@ -27,8 +27,8 @@ def cell_of(candidate: AuditCandidate, now: datetime) -> Cell:
 def draw(candidates: Sequence[AuditCandidate], sample: float | int, seed: int, now: datetime) -> list[AuditCandidate]:
     """A sample (a share as float, a number as int) proportional to the cells, with at least one image of each.
 
-    Rounding follows the largest remainders. A sample smaller than the number of cells is drawn from all images alike.
-    All images that an audit flagged are added.
+    Numbers are rounded by the largest remainder method. A sample smaller than the number of cells is drawn without
+    regard to cells. All images that an audit flagged are added. The same arguments give the same sample.
     """
     cells: dict[Cell, list[AuditCandidate]] = defaultdict(list)
     for one in candidates:

@@ -9,7 +9,7 @@ Run t has n_t images with mean x_t, standardised by mean m and standard deviatio
 
 The last term is the error of m itself, from N images, which all later runs share. There is only a lower limit, since
 an improvement is not an alarm. Several charts share the false alarm rate of one (Bonferroni). A mean below the
-threshold counts if it is as unlikely by chance: a run may have a single image.
+threshold is an alarm only if chance would give it as rarely as the chart gives a false alarm: a run may have one image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from statistics import NormalDist
 from node.config import DriftSettings
 
 _MIN_IMAGES = 20
-"""Fewest images of the first runs, for an estimate of their standard deviation."""
+"""Fewest images of the first runs for an estimate of their standard deviation. Chosen, not measured."""
 _MIN_DEVIATION = 1e-9
 """Smallest standard deviation, in the unit of the figure; prevents division by zero."""
 

@@ -33,7 +33,8 @@ class Runner:
     def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Progress | None = None) -> JobRun | None:
         """Run the job to its end; None if another node runs it, or it is not due any more.
 
-        ``watch`` is called with the progress. Raises JobRefused if a command finds the job running.
+        ``watch`` is called with the progress. An error of the job is recorded in the returned run, not raised. Raises
+        JobRefused if a command finds the job running.
         """
         ticket = self.rows.begin(job.name, self.owner, self._lease, cause, due=due)
         if ticket is None:

@@ -1,7 +1,7 @@
-"""The schedule: starts jobs that are due, and those that another process requested. The only user of APScheduler.
+"""The schedule: starts jobs that are due, and those that another process requested. No other module uses APScheduler.
 
 APScheduler stores nothing: its jobs are built from config.yaml at every start. The newest scheduled time that was
-handled is stored in the index, so that a start knows whether runs were missed; one run makes up for all of them.
+handled is stored in the index, so that a node knows at its start whether runs were missed. One run replaces them all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Planned:
 
 class Schedule:
     """Starts jobs that are due, requested, or abandoned by a node that died. ``poll``: seconds between two checks of
-    the index for the latter two."""
+    the index for requested and abandoned jobs."""
 
     def __init__(self, planned: Sequence[Planned], runner: Runner, poll: float) -> None:
         self._planned = {one.job.name: one for one in planned}
@@ -86,7 +86,10 @@ class Schedule:
 
 
 def trigger_of(when: When) -> BaseTrigger:
-    """Times of day are in this machine's zone. Intervals are counted from the epoch, so all nodes agree on them."""
+    """The APScheduler trigger of a schedule.
+
+    Times of day are in this machine's time zone. Intervals are counted from the epoch, so all nodes agree on them.
+    """
     if when.every:
         return IntervalTrigger(seconds=int(when.every), start_date=_EPOCH, timezone=UTC)
     return CronTrigger(day_of_week=",".join(when.days) or "*", hour=when.hour, minute=when.minute)
@@ -94,7 +97,7 @@ def trigger_of(when: When) -> BaseTrigger:
 
 def latest(when: When, now: datetime) -> datetime:
     """The newest scheduled time that is not in the future."""
-    # a change to summer time may skip one time of day: go back far enough to find the one before
+    # a change to summer time may skip one scheduled time: go back far enough to find the one before it
     found = following(when, now - timedelta(seconds=3 * when.gap))
     while (after := following(when, found + timedelta(microseconds=1))) <= now:
         found = after
@@ -102,6 +105,6 @@ def latest(when: When, now: datetime) -> datetime:
 
 
 def following(when: When, now: datetime) -> datetime:
-    """The next scheduled time, in UTC: an hour after the change to winter time is not the one before it there."""
+    """The next scheduled time, in UTC, in which the hour that a change to winter time repeats is not ambiguous."""
     found: datetime = trigger_of(when).get_next_fire_time(None, now)
     return found.astimezone(UTC)

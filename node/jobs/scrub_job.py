@@ -1,9 +1,9 @@
 """The integrity scrub: checks every object against its digest and every row against the store, once per period.
 
 Objects and rows are read together in the order of their digests, folder by folder of the store. Digests are
-distributed evenly, so a share of the period is the same share of the digests: a run continues where the last one ended,
-as far as the period will have advanced at the next run. Objects added meanwhile are checked in the next period at the
-latest.
+distributed evenly, so a share of the period corresponds to the same share of the digests. A run starts where the last
+one ended, and checks the digests that are due before the next run. Objects added meanwhile are checked in the next
+period at the latest.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Extent(StrEnum):
     """The objects that a scrub checks."""
 
     SHARE = "share"
-    """Those that are due until the next run."""
+    """Those that are due before the next run."""
     FULL = "full"
     SAMPLE = "sample"
 
 
 @dataclass(frozen=True)
 class ScrubPlan:
-    """The options of one scrub. ``settings``: jobs.scrub; ``sample``: a share of all objects, drawn by each run."""
+    """The options of one scrub. ``sample``: the share of all objects that a run draws at random (Extent.SAMPLE)."""
 
     settings: ScrubSettings
     extent: Extent = Extent.SHARE
@@ -60,7 +60,10 @@ class ScrubPlan:
 
 @dataclass
 class ScrubTally:
-    """The counts and findings of a run."""
+    """The counts and findings of a run.
+
+    ``unclaimed``: objects without a row that a rebuild of the index may need. ``foreign``: files that are no objects.
+    """
 
     checked: int = 0
     bytes_read: int = 0
@@ -102,8 +105,8 @@ class ScrubTally:
 
 
 class Scrub:
-    """The job ``scrub``, over the stores of ``repair``. ``standing``: of the index that is checked against them.
-    ``can_recover``: whether a rebuild of the index would restore an object without a row (store, digest)."""
+    """The job ``scrub``, over the stores of ``repair``. ``standing``: whether the index belongs to these stores.
+    ``can_recover``: whether a rebuild of the index may need an object without a row (store, digest)."""
 
     def __init__(
         self,
@@ -117,8 +120,8 @@ class Scrub:
         self._repair, self._plan, self._standing, self._can_recover = repair, plan, standing, can_recover
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, JSON]:
-        """Scrub, and report. Raises ObjectMissing if a store is not there at all, and IndexRefused if the index does
-        not belong to the objects; nothing is changed then."""
+        """Scrub, and report. Raises ObjectMissing if a store holds no object at all although the index names some, and
+        IndexRefused if the index does not belong to the objects; nothing is changed then."""
         self._refuse_empty_store()
         self._refuse_untrusted_index()
         tally, salt = ScrubTally(index_damage=self._standing.damage()), secrets.token_bytes(16)
@@ -227,7 +230,7 @@ class Scrub:
             began = min(began, now) if now - began < period else now
             low = ""
         else:
-            began = min(float(memory["began"]), now)  # or until a clock that was ahead comes to it, nothing is read
+            began = min(float(memory["began"]), now)  # the clock may have been ahead then
         gap = parse_when(self._plan.settings.when).gap
         return low, _position((now + gap - began) / period), began
 

@@ -1,11 +1,11 @@
 """Repair policy for damaged and missing objects: copy them, make them again, flag the image, or mark it as lost.
 
 - Any object that the replica (``jobs.replicate.to``) holds whole is copied from there.
-- A base or rendition whose original is whole: the image goes back to the archivist, which makes the same bytes again
-  if it can (node/archive/encode/remake.py). Until then the original is served.
-- A base or rendition of an EXACT image, which is served as its original: the rendition is withdrawn.
-- An original whose rendition is whole: the image keeps its state, with a reason. Peers that accept reconstructions get
-  them; a bit-exact retrieval fails.
+- If a base or rendition is lost and the original is whole, the image goes back to the archivist, which makes the same
+  bytes again if it can (node/archive/encode/remake.py). Until then the original is served.
+- If the image is EXACT, it is served as its original anyway, and the rendition is withdrawn.
+- If an original is lost and the rendition is whole, the image gets the state of its rendition, with a reason. Peers
+  that accept reconstructions get them; a bit-exact retrieval fails.
 - An image without a whole original or rendition is ``failed``. Sending it again from its source restores it.
 
 Damaged files are moved aside, not deleted, and every step can be repeated.
@@ -73,9 +73,9 @@ class ScrubRepair:
         return True
 
     def recheck(self) -> list[ScrubFinding]:
-        """Check the open damage of earlier scrubs again: close what is whole by now, repair the rest."""
+        """Check the damage that earlier scrubs left open: close what is whole by now, and repair the rest."""
         still: list[tuple[ExpectedObject, Inspection]] = []
-        # newest first, so that its effect on the instance is undone first
+        # newest first, since its effect on the state of the instance must be undone first
         for known in reversed(self.integrity.open_damage()):
             if known.store not in self.stores:
                 continue  # originals.path is not set; the scrub says so

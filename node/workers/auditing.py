@@ -30,9 +30,10 @@ Pixels = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """Decode a rendition again. ``original``: to measure against, if it is held; ``pictures``: whether to make some.
+    """Decode a rendition again, and measure it against ``original``, if that is held.
 
-    ``model``: as in ReconstructRequest. ``thresholds``: of today's gate; None for a rendition that was not gated.
+    ``pictures``: whether to make pictures of both. ``model``: as in ReconstructRequest. ``thresholds``: the limits of
+    today's gate; None for a rendition that was not gated.
     """
 
     base: Path
@@ -71,9 +72,9 @@ class AuditRequest:
 class AuditPictures:
     """Original and reconstruction (uint8, (rows, columns), grey), and structure minus original (uint8, RGB).
 
-    The difference should contain only noise. Black is none, orange is brighter, blue is darker; full colour is
-    ``reach`` grey levels, which is ``share`` of the display window. ``whole`` images are scaled down; ``detail`` shows
-    the surroundings of the greatest error.
+    ``whole`` and ``detail`` are these three pictures: of the image, scaled down, and of the surroundings of the
+    greatest error. The difference should contain only noise. In it, black is zero, orange is brighter than the
+    original, and blue is darker. Full colour is ``reach`` grey levels, which is ``share`` of the display window.
     """
 
     whole: tuple[NDArray[np.uint8], ...]
@@ -84,9 +85,9 @@ class AuditPictures:
 
 @dataclass(frozen=True)
 class Audited:
-    """The result. ``recorded``: the verdict in the rendition; ``now``: measured again, None without an original.
+    """The result. ``recorded``: the verdict in the rendition; ``now``: the verdict now, None without an original.
 
-    ``same``: both of its objects have exactly the pixels that were verified; ``pixel_digest``: of the one with noise.
+    ``same``: both objects have exactly the verified pixels; ``pixel_digest``: SHA-256 of the pixels with drawn noise.
     ``original_whole`` is False if the original's bytes have another digest; then nothing was measured against it.
     """
 

@@ -1,6 +1,6 @@
 """The worker pool: a priority queue of requests, served by worker processes; a worker that dies is replaced.
 
-Torch is imported only in the workers, so a reconstruction never holds the interpreter lock that associations need.
+Torch is imported only in the workers, so a reconstruction never holds the GIL, which the associations need.
 Viewers are served first, then the archivist, re-verification and prefetch.
 """
 
@@ -31,7 +31,7 @@ class Priority(IntEnum):
     ARCHIVIST = 1
     REVERIFY = 2
     AHEAD = 3
-    """Prefetch: no peer has requested it yet."""
+    """Prefetch: no peer has requested the object yet."""
 
 
 START_METHOD = "spawn"
@@ -74,7 +74,8 @@ class WorkerPool:
             thread.start()
 
     def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
-        """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, or WorkerDied."""
+        """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, WorkerDied or
+        OutOfTime. Raises WorkerDied if the pool is closed."""
         if self._closing.is_set():
             raise WorkerDied("the worker pool is closed")
         future: Future[Answer] = Future()
@@ -133,9 +134,10 @@ class WorkerPool:
     def _carry_out(
         self, executor: ProcessPoolExecutor | None, request: Request[Answer], future: Future[Answer]
     ) -> ProcessPoolExecutor | None:
-        """Answer a request; the executor for the next one, None if it died.
+        """Answer a request. Returns the executor for the next request, None if its worker died.
 
-        If the worker dies, perhaps of the request before, a new one is tried; a request that ends both is given up.
+        If the worker dies, perhaps because of the previous request, a new worker is tried once. A worker that used up
+        its processor time is not replaced for the same request.
         """
         for _ in range(2):
             try:
@@ -171,7 +173,7 @@ class WorkerPool:
 
 
 def _kill(executor: ProcessPoolExecutor) -> bool:
-    """End the worker of an executor. True if the system had ended it since its processor time was used up."""
+    """End the worker of an executor. True if the system had ended it because its processor time was used up."""
     processes: dict[int, Any] = dict(getattr(executor, "_processes", None) or {})
     executor.shutdown(wait=False, cancel_futures=True)
     for process in processes.values():

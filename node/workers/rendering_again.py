@@ -1,4 +1,4 @@
-"""Makes the pixels of a rendition again, where a machine or library makes others than those verified."""
+"""Makes the pixels of a rendition again, where another machine or library may give other pixels than those verified."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class NumericsRequest:
 
 @dataclass(frozen=True)
 class RenderedAgain:
-    """``same``: both objects have the pixels that were verified. ``difference``: why other pixels are more than these
-    with other rounding; empty if they are no more. ``made``: the rendition with them."""
+    """``same``: both objects have exactly the verified pixels. ``difference``: why the new pixels differ by more than
+    rounding; empty if they do not. ``made``: the rendition with the new pixels, if they differ by rounding only."""
 
     same: bool
     difference: str = ""

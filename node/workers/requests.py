@@ -1,6 +1,6 @@
-"""Requests to a worker, each of which answers itself there.
+"""Requests to a worker process. Each has the code that answers it there.
 
-Images are passed as files. The requests to encode are in node/codec/encode/encode_request.py, those to audit in
+Images are passed as files. Requests to encode are in node/codec/encode/encode_request.py, those to audit in
 node/workers/auditing.py.
 """
 
@@ -52,8 +52,8 @@ class UnfinishedObject:
     trailer: bytes
 
     def append_verified_pixels(self, rendering: Rendering, rendition: Rendition, *, draw: bool) -> None:
-        """Append the pixels, little endian, and the trailer. Raises RenditionMismatch, and leaves the file as it is,
-        unless they are the pixels that were verified."""
+        """Append the pixels, little endian, and the trailer. Raises RenditionMismatch, without writing, if they are not
+        the pixels that were verified."""
         pixels = verified(rendering, rendition, draw=draw)
         with self.path.open("ab") as out:
             out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
@@ -64,7 +64,7 @@ class UnfinishedObject:
 class ReconstructRequest:
     """Finish the object of a rendition, with drawn noise or without. Raises RenditionMismatch.
 
-    ``model``: a folder with the model from the model store, in case it is not installed any more.
+    ``model``: a folder with the model from the model store, in case it is no longer installed.
     """
 
     base: Path
@@ -119,9 +119,9 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ReadyRequest:
-    """Reconstruct one small black image, which loads everything that is loaded on first use.
+    """Reconstruct one small black image, so that the worker loads what it needs.
 
-    Otherwise the first viewer would wait for it for seconds.
+    Otherwise the first viewer would wait for seconds.
     """
 
     def answer(self, catalogue: Catalogue) -> None:
@@ -194,7 +194,7 @@ class TranscodeRequest:
 
 @dataclass(frozen=True)
 class PackRequest:
-    """Write the packed form of an original to ``target``, and prove that it restores its bytes.
+    """Write the packed form of an original to ``target``, and prove that it restores the received bytes.
 
     Raises KeptVerbatim or ProofFailed.
     """

@@ -22,7 +22,7 @@ def wait_for_result(
     renew: Callable[[], object] | None = None,
     every: float = 0.0,
 ) -> Result:
-    """The result of a future. ``renew`` is called every ``every`` seconds while it is awaited.
+    """Wait for the result of a future, and call ``renew`` every ``every`` seconds meanwhile.
 
     Raises Cancelled, and cancels the future, once ``cancelled()`` is true; otherwise whatever the future raises.
     """

@@ -18,10 +18,11 @@ from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import OutOfMemory
 
 NICE = 12
-"""Nice value of workers, so that associations come first."""
+"""Added to the nice value of a worker process, so that associations come first. Chosen, not measured."""
 
 WHOLE_OBJECT_FACTOR = 30
-"""Factor of limits.decoder_time for a request about a whole object, which may have many frames."""
+"""Multiple of limits.decoder_time that a request other than CheckRequest may take: it is about a whole object, which
+may have many frames. Chosen, not measured."""
 
 _catalogue: Catalogue | None = None
 
@@ -42,7 +43,7 @@ def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits 
 
 
 def answer(request: Request[Answer]) -> Answer:
-    """Answer one request. Errors are raised in the parent."""
+    """Answer one request; the parent raises its errors. Raises OutOfMemory if the memory limit was reached."""
     assert _catalogue is not None, "the worker was not started"
     kind: type = type(request)
     limit_time(decode_limits().seconds * (1 if kind is CheckRequest else WHOLE_OBJECT_FACTOR))
@@ -57,7 +58,7 @@ def answer(request: Request[Answer]) -> Answer:
 
 
 def _end_with_parent() -> None:
-    """End with the parent: a worker whose parent was killed would wait forever."""
+    """End this process when the parent ends; otherwise, it would wait forever after the parent was killed."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()

@@ -35,11 +35,12 @@ from storage.records import Claim, InstanceState, ReasonCode, Trial
 LOGGER = logging.getLogger(__name__)
 
 _PAUSE = 60.0
-"""Seconds after which an image is tried again that the machine could not encode. Chosen, not measured."""
+"""Seconds before an image is tried again after a fault of the machine. Chosen, not measured."""
 _OF_THE_MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 }
+"""Error numbers of an OSError that is a fault of the machine, not of the image."""
 _BYTES_PER_PIXEL = 190
 """Most memory that encoding takes per pixel, in bytes, as measured: 2.5 GB for 13 megapixels."""
 
@@ -76,7 +77,7 @@ class Archivist:
         self._woken.set()
 
     def stop(self) -> None:
-        """Start no further image; images in workers are given back."""
+        """Start no further image, and release the claims of images in workers."""
         self._stopping.set()
         self._woken.set()
 
@@ -120,7 +121,7 @@ class Archivist:
     def _work(self, claim: Claim) -> None:
         """Encode a claimed instance, and end its claim whatever happens."""
         try:
-            if claim.attempts > self._settings.archivist.attempts:  # earlier ones did not end their claims
+            if claim.attempts > self._settings.archivist.attempts:  # the last one did not end its claim
                 reason = f"the node ended {claim.attempts - 1} times while it encoded this image"
                 LOGGER.error("instance %s: %s", claim.sop_instance_uid, reason)
                 self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, reason)
@@ -168,7 +169,7 @@ class Archivist:
             self._regions.send_back(instance)
 
     def _eligibility_of(self, path: Path) -> tuple[ReasonCode, int, int]:
-        """Why an object may only be kept bit-exact, ReasonCode.NONE if it may be encoded; and its rows and columns."""
+        """Why an object may only be kept bit-exact (ReasonCode.NONE if it may be encoded), and its rows and columns."""
         with opened(path) as file:
             header = file.outline()
             reason = why_exact(file, header, self._settings.eligibility)
@@ -219,7 +220,7 @@ class Archivist:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a full or failing disk, missing rights, or a locked index ended the work, and not the image."""
+    """Whether the machine, such as a full disk, missing rights or a locked index, caused an error, not the image."""
     return isinstance(error, StoreFull | IndexFault) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE)
 
 

@@ -1,8 +1,8 @@
-"""Fidelity of a rendition that stands for an original: decoded again, judged, and withdrawn if it fails.
+"""Audits the rendition of an image: decodes it again, compares it with what was verified, and withdraws it if it fails.
 
 The same base, model and numerics must give exactly the pixels that were verified, whose digest is recorded. Another
-machine's numerics may change single grey levels; then only the figures can be compared. If the original is held, they
-are always measured again, and compared with those that were recorded.
+machine's numerics may change single grey levels; then only the figures can be compared. If the original is held, the
+figures are always measured again, and compared with the recorded ones.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ class FidelityOutcome(StrEnum):
     REMEASURED = "measured otherwise"
     """Exactly the pixels that were verified, but other figures: the measure changed, or the record is wrong."""
     WORSE = "worse"
-    """Figures worse than those recorded by more than the tolerance, or, if it was gated, beyond a limit of the gate
-    that the recorded figures meet."""
+    """Other pixels, with figures worse than those recorded by more than the tolerance; or, if the rendition was gated,
+    figures beyond a limit of the gate although the recorded ones meet all limits."""
     MISMATCH = "other pixels"
     """Other pixels than those verified, under the same numerics."""
     UNMADE = "cannot be made"
-    """Its model or its payload cannot be used."""
+    """The model or the payload of the rendition cannot be used."""
     DAMAGED = "damaged"
-    """An object of it or of its original is missing or damaged, which is for the scrub to repair."""
+    """An object of the rendition or the original is missing or damaged; a scrub repairs it."""
     UNTRIED = "not audited"
-    """An error that is unrelated to the image."""
+    """Another error ended the audit of the image; the log says which. Nothing was judged."""
 
     @property
     def failed(self) -> bool:
-        """Whether the rendition must not stand for its image any more."""
+        """Whether the rendition may no longer be served in place of its original."""
         return self in (FidelityOutcome.WORSE, FidelityOutcome.MISMATCH, FidelityOutcome.UNMADE)
 
     @property
@@ -78,8 +78,8 @@ class FidelityOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class FidelityFinding:
-    """The audit of one image. ``action``: withdrawn, flagged, cleared, or empty. Figures are those of ``TRENDS`` and
-    the gate's by their names; ``now`` is empty if there was no original to measure against."""
+    """The audit of one image. ``action``: withdrawn, flagged, cleared, changed meanwhile, or empty. ``recorded`` and
+    ``now`` have the figures of ``TRENDS`` and of the gate by name; ``now`` is empty if there was no original."""
 
     instance_key: int
     sop_instance_uid: str
@@ -95,7 +95,7 @@ class FidelityFinding:
 
 
 class FidelityCheck:
-    """Audits one image after the other; ``pool`` decodes the renditions."""
+    """Audits images one by one; ``pool`` decodes the renditions."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class FidelityCheck:
         self._rows, self._models = AuditRows(index.engine), ModelStore(index, store)
 
     def audit(self, instance_key: int) -> FidelityFinding | None:
-        """Audit the current rendition of an image, and act on the result; None if it has none any more.
+        """Audit the current rendition of an image, and act on the result; None if it has none or waits to be encoded.
 
         Raises Cancelled.
         """
@@ -191,7 +191,7 @@ class FidelityCheck:
             return replace(
                 found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
             )
-        met = found.recorded["burden"] <= 1  # a stricter gate is no failure
+        met = found.recorded["burden"] <= 1  # a gate that is stricter now fails no rendition
         beyond = "; ".join(answer.now.failures) if answer.now is not None and made.verdict.gated and met else ""
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
@@ -207,8 +207,8 @@ class FidelityCheck:
         return {**trends, "burden": burden_of(named, self._thresholds), **named}
 
     def _deviations(self, found: FidelityFinding, *, worse_only: bool = False) -> str:
-        """The figures that differ from those recorded by more than the tolerance; empty if none does, or none was
-        measured."""
+        """The figures that differ from those recorded by more than the tolerance, as text for people; empty if there
+        are none, or nothing was measured."""
         if not found.now:
             return ""
         tolerance, differences = self._tolerance, []
@@ -226,7 +226,10 @@ class FidelityCheck:
     def _act_on(
         self, found: FidelityFinding, image: StoredInstance, made: StoredRendition, why_no_original: str
     ) -> FidelityFinding:
-        """Withdraw or flag a failed rendition, clear a flagged one that passes; both are in the audit trail."""
+        """Withdraw or flag a failed rendition, or clear a flagged one that passes, and record it in the audit trail.
+
+        A rendition is withdrawn only if its original is whole, and flagged otherwise.
+        """
         flagged = image.state is InstanceState.FAILED
         if not found.outcome.failed and not (flagged and found.outcome is FidelityOutcome.SAME):
             return found

@@ -1,11 +1,11 @@
-"""Restores a lost base or rendition from its original, bit for bit if possible, and adds patches to one.
+"""Restores a lost base or rendition from its original, bit for bit if possible, and adds exact patches to a rendition.
 
-A derived UID is a promise of pixels. So the original is encoded at exactly the operating point of the lost base. The
-same version of the coder gives the same bytes, which the digest proves. If the rendition is lost too, its side
-information has to come out as it was, which its UID and the digests of its pixels prove; its figures are taken from
-its row. If only the rendition's bytes differ, because it records a library's version, the row takes the new object
-under the same UID. If even the base differs, the rendition is withdrawn: its UID keeps leading to the image, which is
-encoded like a new one.
+The pixels under a derived UID must never change. So the original is encoded at exactly the operating point of the lost
+base. The same version of the coder gives the same bytes, which the digest proves. If the rendition is lost too, its
+side information must be the same again, which its UID and the digests of its pixels prove; its figures are taken from
+its row. If only the bytes of the rendition differ, because it records a library's version, its row gets the new object
+under the same UID. If the base differs, the rendition is withdrawn: its UID still leads to the image, which is encoded
+like a new one.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ class Remake:
     ) -> EncodeResult | None:
         """Restore the rendition that an instance had, or add patches to it.
 
-        Returns None if that has ended the claim, and the result of an encoding that is to be stored otherwise. Raises
-        NotReconstructable if the former rendition cannot be sent; it is withdrawn then.
+        Returns None if the rendition is restored and the claim has ended. Otherwise it returns the result of an
+        encoding, which the caller stores. Raises NotReconstructable if the former rendition, which is withdrawn then,
+        cannot be sent.
         """
         try:
             lacks_patches = self._regions.lacks_patches(instance, request.regions)
-        except (ObjectMissing, ObjectDamaged):  # it is made again first
+        except (ObjectMissing, ObjectDamaged):  # the rendition is made again first
             lacks_patches = False
         if lacks_patches:
             return self._with_patches(instance, request, ask) or ask(request)
         return None if self._restored(claim, instance, request, ask) else ask(request)
 
     def finish_with_former(self, claim: Claim, instance: StoredInstance) -> bool:
-        """Whether an instance has its former rendition, whole, without being encoded again, and its claim ended.
+        """End the claim of an instance whose former rendition is whole, without encoding; False if none is whole.
 
-        An image whose original was purged has nothing else.
+        This is for an image whose original was purged: it cannot be encoded again.
         """
         made = instance.rendition
         if made is None or not (self._intact(made.base_digest) and self._intact(made.rendition_digest)):
@@ -63,7 +64,7 @@ class Remake:
         return True
 
     def _restored(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
-        """Whether the instance has its former rendition again, and its claim ended."""
+        """Restore the former rendition of an instance and end its claim; False if it is withdrawn instead."""
         lost = instance.rendition
         assert lost is not None
         state = lost.state
@@ -71,7 +72,7 @@ class Remake:
             self._prove_or_withdraw(claim, lost, lost, ask)
             self._index.finish(claim, state)
             return True
-        # it passed the gate of its day and keeps those figures: if today's gate fails it, it is encoded without one
+        # the rendition passed an earlier gate and keeps those figures: if today's gate fails it, none is applied
         for thresholds in dict.fromkeys((request.thresholds, None)):
             again = replace(request, point=lost.point, upscaler=lost.upscaler, thresholds=thresholds)
             result = ask(again)
@@ -94,7 +95,8 @@ class Remake:
         return False
 
     def _with_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
-        """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
+        """Encode at the operating point of the current rendition, with patches. If that fails, withdraw the rendition,
+        and return None."""
         current = instance.rendition
         assert current is not None
         result = ask(replace(request, point=current.point, upscaler=current.upscaler))
@@ -116,7 +118,7 @@ class Remake:
             raise
 
     def _with_former_figures(self, lost: StoredRendition, made: Rendition) -> NewRendition:
-        """Store a rendition with the figures of its row; the row that stands for it."""
+        """Store a rendition with the figures of its former row, and return its new row."""
         made = replace(made, verdict=lost.verdict)
         data = encode_rendition(made)
         point, digest = lost.point, self._store.put(data)
@@ -131,4 +133,5 @@ class Remake:
 
 
 def _promise(made: Rendition | StoredRendition) -> tuple[str, str, str]:
+    """What must not change under a derived UID: the UID itself, and the digests of both kinds of pixels."""
     return made.derived_uid, made.output_digest, made.structure_digest

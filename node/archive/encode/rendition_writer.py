@@ -1,4 +1,4 @@
-"""Renditions on their way into the index: stored, proved to be sendable as whole DICOM objects, and committed."""
+"""Writes renditions: stores them, proves that they can be sent as whole DICOM objects, and commits their rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from storage.objects.store import ObjectStore
 from storage.records import Claim, NewRendition, OperatingPoint, ReasonCode, StoredRendition, Tier, Trial
 
 _UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
-"""Errors that are not caused by the image; another attempt may succeed."""
+"""Errors that the image does not cause. Another attempt may succeed."""
 
 
 class RenditionWriter:
-    """The one way from an encoder's result to a rendition row."""
+    """Stores, proves and commits the renditions that an encoder made."""
 
     def __init__(self, index: Index, store: ObjectStore) -> None:
         self._index, self._store, self.models = index, store, ModelStore(index, store)
@@ -86,7 +86,7 @@ class RenditionWriter:
             raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
     def discard(self, *digests: str) -> None:
-        """Mark objects as garbage; they are unlinked unless a row needs them."""
+        """Mark objects as garbage; the next collection unlinks those that no row needs."""
         for digest in digests:
             self._index.garbage.mark(digest, Tier.HOT)
 

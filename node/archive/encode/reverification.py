@@ -2,12 +2,12 @@
 
 The base stays. The configured upscaler is applied to it, and the result is measured against the original by today's
 gate. If it passes, it becomes the image's current rendition under a derived UID of its own; otherwise the image keeps
-its pinned model, and that is recorded. Renditions are only ever added: every derived UID keeps leading to its pixels.
+its rendition, and that is recorded. Renditions are only ever added: every derived UID keeps leading to its pixels.
 
-After a change of the numerics, as by another processor or release of a library, each rendition is made again by its own
-model first. If its pixels are others, it is measured against the original. If that was purged or cannot be read, the
-fingerprint of the verified pixels decides (node/codec/fingerprint.py), and the new pixels get a derived UID of their
-own.
+After a change of the numerics, such as another processor or library version, each rendition is first made again by its
+own model. If the pixels differ, the rendition by the configured model is measured against the original. If the original
+was purged or cannot be read, the fingerprint of the verified pixels decides (node/codec/fingerprint.py), and the new
+pixels get a derived UID of their own.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ _POLL = 0.2
 Progress = Callable[[int, int], None]
 Work = Callable[[ReverificationAttempt], tuple[ReverificationOutcome, str]]
 Originals = Callable[[str], AbstractContextManager[Path]]
-"""Lends the file of an original by its digest; raises ObjectMissing if it is not held."""
+"""Lends the file of an original by its digest, as ``OriginalAccess.borrowed`` does."""
 
 
 @dataclass(frozen=True)
 class Reverification:
-    """The job ``reverify``. ``pool``: of workers; ``busy``: whether the archivist has work; ``regions``: marked
-    regions by instance key."""
+    """The job ``reverify``. ``busy``: whether the archivist has work; ``regions``: the marked regions of an instance
+    key, each (row, column, height, width) in pixels."""
 
     index: Index
     store: ObjectStore
@@ -79,7 +79,8 @@ class Reverification:
     regions: Callable[[int], tuple[tuple[int, int, int, int], ...]] = lambda _: ()
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """Try every image that is due; the report. Raises ModelMissing if the configured model is not installed."""
+        """Try every image that is due, and return the report. Raises ModelMissing if the configured model is not
+        installed. If the run is cancelled, the report says so in ``finished``."""
         return _Run(self, progress, cancelled).run()
 
 
@@ -129,7 +130,7 @@ class _Run:
                 self._progress(done, max(sum(due), done))
 
     def _next(self, terms: ReverificationTerms, last: int) -> ReverificationAttempt | None:
-        """The next image, once the archivist has no work."""
+        """Claim the next image once the archivist has no work; None if no image is due."""
         while self._work.busy():
             self._check_cancelled()
             time.sleep(_POLL)
@@ -177,7 +178,8 @@ class _Run:
             return self._adopted(attempt, again.made, EncodeResult(current.tried, again.made, current.seconds))
 
     def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
-        """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if its store is away."""
+        """The outcome of the configured model. Raises OriginalPurged, and ObjectMissing if the original's store is not
+        mounted."""
         work, settings = self._work, self._work.settings
         gated = settings.codec.gated or attempt.current.verdict.gated  # VERIFIED means that its rendition passed
         with work.originals(attempt.original_digest) as original:
@@ -203,7 +205,7 @@ class _Run:
     def _adopted(
         self, attempt: ReverificationAttempt, made: EncodedRendition, result: EncodeResult
     ) -> tuple[ReverificationOutcome, str]:
-        """The outcome of a rendition that passed: it is stored, proved, and becomes the image's own."""
+        """The outcome of a rendition that passed: it is stored, proved, and becomes the image's current one."""
         new = self._writer.store(replace(made, point=attempt.current.point), result, new_base=False)
         try:
             self._writer.prove(attempt.instance_key, new, lambda request: self._ask(attempt, request))
@@ -211,7 +213,7 @@ class _Run:
             self._writer.discard(new.rendition_digest)
             return self._kept(attempt, str(error))
         outcome, reason = self._rows.adopt(attempt, new, present=self._work.store.has)
-        self._writer.discard(new.rendition_digest)  # no row needs it, if these pixels had a rendition already
+        self._writer.discard(new.rendition_digest)  # unlinked if the image had a rendition with these pixels already
         return outcome, reason
 
     def _ask(self, attempt: ReverificationAttempt | None, request: Request[Answer]) -> Answer:

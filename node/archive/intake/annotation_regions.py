@@ -1,7 +1,7 @@
 """Regions that annotations of a study mark, as boxes of pixels: mammography CAD reports and presentation states.
 
-Marked regions will be read again, so they are stored exactly. A box is the bounding box of a drawn shape plus a margin.
-Nothing here reads pixels or uses the archive.
+People look at marked regions again, so these are stored exactly. A box is the bounding box of a drawn shape, with a
+margin around it. This module neither reads pixels nor uses the archive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ ANNOTATING = (MAMMOGRAPHY_CAD_SR, GRAYSCALE_PRESENTATION_STATE)
 """SOP classes of annotations that mark regions of images."""
 
 MARGIN = 16
-"""Pixels around a shape: outlines are drawn by eye, and the border of a lesion is judged by its surroundings."""
+"""Pixels added around a shape. Chosen, not measured: outlines are drawn by eye, and the border of a lesion is judged
+by its surroundings."""
 
 _NOT_FINDINGS = {"111100", "111101"}
 """Codes of breast geometry and image quality (PS3.16 CID 6014), whose outlines are not of lesions."""

@@ -1,7 +1,7 @@
 """The allow-list of images that may be reconstructed. Everything else is stored and returned bit-exact.
 
 Only the header is checked here; node/codec/encode/source_image.py checks the pixels (stray bits, only padding). The
-first rule that an image breaks is its reason, one of ``storage.records.ReasonCode``.
+first rule that an image breaks gives the reason, a ``storage.records.ReasonCode``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from storage.dicom.pixels import PixelShape
 from storage.records import ReasonCode
 
 MIN_SIDE = 256
-"""Fewest rows, and fewest columns, in pixels."""
+"""Fewest rows and fewest columns of an image, in pixels: the gate measures tiles of this size."""
 PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
 """Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
@@ -35,10 +35,10 @@ _SPECIAL_VIEWS = {
 """Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT, which older devices write)."""
 
 _NUMBER = re.compile(r"\d+([.,]\d+)?")
-"""The first number in a value of VR DS, also in one with a decimal comma or a unit."""
+"""The first number in a text that should be a DS, but may have a decimal comma or a unit."""
 _MAX_MAGNIFICATION = 1.2
-"""Largest Estimated Radiographic Magnification Factor of a contact view: typically 1.0 to 1.1, and at least 1.5 in a
-magnification view."""
+"""Largest Estimated Radiographic Magnification Factor of a contact view. It is typically 1.0 to 1.1 there, and at least
+1.5 in a magnification view. Chosen, not measured."""
 
 
 def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> ReasonCode:
@@ -114,7 +114,7 @@ def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
 
 
 def _terms(dataset: Dataset, keyword: str) -> set[str]:
-    """The values of an attribute as a person reads them: in upper case, without spaces that mean nothing.
+    """The values of an attribute as a person reads them: in upper case, without insignificant spaces.
 
     A term in lower case, with a leading space (PS3.5 6.2), or beside a second value must not lift a rule.
     """

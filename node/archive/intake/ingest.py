@@ -1,7 +1,7 @@
-"""Ingest: a spooled data set becomes a durable original and an index row, or is refused without a trace.
+"""Ingest: stores a spooled data set as a durable original with a row in the index, quarantines it, or refuses it.
 
-Bytes first, row second, success last. The result is a receipt or an error; node/dimse/dimse_status.py has the DICOM
-status of each.
+The object is written first, then its row; only then is success reported. The result is a receipt or an error;
+node/dimse/dimse_status.py has the DICOM status of each.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ LOGGER = logging.getLogger(__name__)
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _LENIENT_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-"""UIDs with leading zeros in a component, which PS3.5 9.1 does not allow and some modalities write."""
+"""Also matches UIDs with leading zeros in a component, which PS3.5 9.1 forbids, but which some modalities write."""
 
 
 @dataclass(frozen=True)
 class Receipt:
     """The result for an accepted data set. ``warning``: why its pixels are not trusted, empty if they are.
 
-    ``note``: for the audit trail, empty if there is nothing to say.
+    ``note``: a remark for the audit trail, or empty.
     """
 
     sop_instance_uid: str
@@ -93,8 +93,9 @@ class Ingest:
     def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
         """Store a spooled Part 10 file. On return it is durable and indexed, and the spooled name is gone.
 
-        ``sop_class`` and ``sop_instance`` are the command's Affected UIDs. Raises DataSetError, ClassMismatch,
-        Duplicate (the file is in quarantine) or StoreFull.
+        ``sop_class`` and ``sop_instance`` are the command's Affected UIDs. Raises Duplicate and Deleted (the file is in
+        quarantine), DataSetError such as ClassMismatch, StoreFull, ChangedMeanwhile or ObjectMissing. After an error,
+        the caller removes the spooled file, if it still exists.
         """
         self._store.check_room()
         check_uid("Affected SOP Instance UID", sop_instance, leading_zeros=self._leading_zeros)
@@ -122,7 +123,7 @@ class Ingest:
         return Receipt(new.sop_instance_uid, stored, new.pixel_warning, self._note(new) if stored else "")
 
     def _note(self, new: NewInstance) -> str:
-        """A note on a new instance that states another Patient ID than its study has."""
+        """A note for an instance that states another Patient ID than its study; empty for others."""
         with self._index.engine.connect() as connection:
             if not states_another_patient(connection, new.levels):
                 return ""
@@ -159,7 +160,7 @@ class Ingest:
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
         """Accept a reconstruction that this archive sent; quarantine one with other pixels or attributes.
 
-        Other attributes were corrected at another system, which a person should see.
+        Different attributes mean that another system corrected the object, so a person should see it.
         """
         draw = new.sop_instance_uid == own.derived_uid
         try:
@@ -183,7 +184,7 @@ class Ingest:
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
     def _is_kept(self, own: StoredRendition) -> bool:
-        """Whether a reconstruction can be made again: its payload or its original is whole."""
+        """Whether a reconstruction can be made again, since its payload or its original is whole."""
         if all(examine_object(self._store, digest).whole for digest in (own.base_digest, own.rendition_digest)):
             return True
         held = self._index.by_uid(own.derived_uid)
@@ -191,7 +192,7 @@ class Ingest:
         return original is not None and not original.purged and self._originals.whole(original)
 
     def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...] | None:
-        """The attributes of a returned reconstruction that differ from ours, amended or as received; None if ours
+        """The attributes of a returned reconstruction that differ from ours, with and without amendments; None if ours
         cannot be made now."""
         held = self._index.by_uid(own.derived_uid)
         if held is None:
@@ -230,7 +231,7 @@ class Ingest:
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
     def _is_copy_of(self, held: StoredInstance, copy: ReferencingCopy, received: str) -> bool:
-        """Whether a received file is that copy of a held annotation. Raises ObjectMissing, ObjectDamaged."""
+        """Whether a received file has the content of this copy of ``held``. Raises ObjectMissing, ObjectDamaged."""
         original = held.held
         if original is not None and not self._originals.whole(original):
             raise ObjectDamaged(f"original {held.original_digest} is missing or damaged")
@@ -258,6 +259,7 @@ class Ingest:
             raise ChangedMeanwhile(_GONE)
 
     def _settle_duplicate(self, new: NewInstance) -> None:
+        """Discard a file with the content of the held original, and quarantine any other. Raises Duplicate."""
         held = self._index.by_uid(new.sop_instance_uid)
         if held is None:
             raise ChangedMeanwhile(_GONE)  # deleted at this moment
@@ -306,8 +308,8 @@ def examine(
 ) -> NewInstance:
     """The row of a Part 10 file, without its digest; ``leading_zeros`` as in ``check_uid``. Raises DataSetError.
 
-    ``repeated_uids``: whether a UID that names the instance may occur more than once with different values, as in what
-    an earlier release has accepted. The last one counts.
+    ``repeated_uids``: whether a UID that names the instance may occur more than once with different values, as in files
+    that an earlier release accepted. The last value counts.
     """
     with opened(path) as file:
         if file.layout.ambiguous and not repeated_uids:
@@ -343,7 +345,7 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
 
 
 def _ask(decoders: WorkerPool, request: Request[Answer]) -> Answer:
-    """A decoder's answer. If it died, perhaps because of another process, a process of its own is tried."""
+    """A worker's answer. If the worker died, perhaps because of another process's memory, a new process is asked."""
     try:
         return decoders.submit(request, Priority.VIEWER).result()
     except WorkerDied:
@@ -351,7 +353,7 @@ def _ask(decoders: WorkerPool, request: Request[Answer]) -> Answer:
 
 
 _ATTEMPTS = 5
-"""Most attempts to find an original at rest that is being moved, packed or removed."""
+"""Most attempts to check an original that is being moved, packed or removed meanwhile. Chosen, not measured."""
 ANOTHER_PATIENT = "states another Patient ID than its study, and is found under the patient of the study"
 _GONE = "it was being removed while it was received again; send it once more"
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -364,7 +366,7 @@ DECODABLE = {
 
 
 def check_uid(name: str, value: str, *, leading_zeros: bool = True) -> None:
-    """Raises InvalidUid unless PS3.5 section 9.1 allows the value; ``leading_zeros`` of components may be accepted."""
+    """Raises InvalidUid unless PS3.5 9.1 allows the value; ``leading_zeros``: whether components may have them."""
     if not value:
         raise InvalidUid(f"the {name} is missing")
     if len(value) > 64 or not (_LENIENT_UID if leading_zeros else _UID).fullmatch(value):

@@ -77,9 +77,9 @@ class MarkedRegions:
             return {}
 
     def send_back_if_annotation(self, instance: StoredInstance) -> None:
-        """Send images of its study that lack patches on the regions of an annotation back to the archivist.
+        """Send images back to the archivist that lack patches on the regions of an annotation of their study.
 
-        Ignores objects that are no annotations.
+        Other objects are ignored.
         """
         if instance.sop_class_uid in ANNOTATING:
             for uid in self.in_annotation(instance):
@@ -128,7 +128,8 @@ class MarkedRegions:
             )
 
     def _send_back_unpatched(self, uid: str, study_instance_uid: str) -> None:
-        """Send an image back if its rendition lacks patches on marked regions; ``""`` is any study."""
+        """Send an image back if its rendition lacks patches on marked regions, and the image is in that study (``""``:
+        any study)."""
         instance = self._index.by_uid(uid)
         if instance is None or study_instance_uid not in ("", instance.study_instance_uid):
             return
@@ -143,7 +144,7 @@ class MarkedRegions:
         self.send_back(instance)
 
     def send_back(self, instance: StoredInstance) -> None:
-        """Give an image back to the archivist; logs an error if its original is gone."""
+        """Send an image back to the archivist; only log an error if its original is gone."""
         if instance.original_gone:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on newly marked regions: its original is not here", uid)

@@ -1,8 +1,8 @@
 """Quarantine: objects received under a UID that is held with other content, or was deleted; people decide on them.
 
-Accepting an object replaces the held original, and the image is encoded again. The former original is quarantined
-instead, so that nothing is lost until it is rejected; its reconstructions are withdrawn. An original whose object is
-missing or damaged is repaired as a scrub would, and if that is impossible, it is replaced.
+Accepting an object replaces the held original, and the image is encoded again. The former original goes to quarantine,
+so that nothing is lost until it is rejected; its reconstructions are withdrawn. A held original whose object is missing
+or damaged is first repaired as by a scrub; if that is impossible, it is replaced and its loss is recorded.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from storage.objects.inspection import Condition, examine
 from storage.records import HeldOriginal, NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
-"""Reads the row of a file that a peer of that AE title sent, as ingest does. Raises DataSetError."""
+"""Makes the row of a file (path, AE title of the sender), as ingest does. Raises DataSetError."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One object in quarantine, and its differences from the original under its UID.
+    """One object in quarantine, and its differences from the held original with its UID.
 
-    ``lost``: whether the object of that original is missing or damaged, so that nothing could be compared.
+    ``deleted``: whether the UID was deleted here. ``lost``: whether the object of the held original is missing or
+    damaged, so that nothing could be compared.
     """
 
     quarantined: Quarantined
@@ -43,7 +44,7 @@ class Compared:
 
 
 class QuarantineReview:
-    """The decisions on quarantined objects. Every decision is in the audit trail."""
+    """Carries out decisions on quarantined objects, and records each in the audit trail."""
 
     def __init__(
         self, index: Index, originals: OriginalAccess, deletion: Deletion, settings: Settings, examine: Examine
@@ -53,7 +54,7 @@ class QuarantineReview:
         self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
 
     def find(self, digest: str) -> Quarantined:
-        """The object in quarantine whose digest has that prefix. Raises UnknownUid."""
+        """The one object in quarantine whose digest begins with ``digest``. Raises UnknownUid if none or several do."""
         found = [one for one in self._index.quarantine.all() if one.digest.startswith(digest)]
         if len(found) != 1 or not digest:
             how_many = "no digest in quarantine begins" if not found else f"{len(found)} digests in quarantine begin"
@@ -62,7 +63,7 @@ class QuarantineReview:
         return found[0]
 
     def _decided(self, digest: str) -> str:
-        """What became of an object that has left the quarantine, for people."""
+        """What became of an object that has left the quarantine, as text for people."""
         record = self._index.trail.newest_of(("quarantine.accept", "quarantine.reject"), f"object {digest}")
         if record is None:
             return "see `latent-pacs quarantine list`"
@@ -86,7 +87,7 @@ class QuarantineReview:
         return Compared(one, held, deleted, found, lost)
 
     def reject(self, digest: str, *, reason: str, who: str) -> Quarantined:
-        """Remove an object from quarantine for good. Raises UnknownUid, ChangeRefused."""
+        """Delete an object from quarantine. Raises UnknownUid, ChangeRefused."""
         one = self.find(digest)
         if not self._index.quarantine.reject(one, _entry("quarantine.reject", one, reason, who)):
             raise ChangeRefused(f"{one.digest} was accepted or rejected meanwhile; see `latent-pacs quarantine list`")
@@ -94,7 +95,10 @@ class QuarantineReview:
         return one
 
     def accept(self, digest: str, *, reason: str, who: str, allow_return: bool = False) -> Quarantined:
-        """Make an object the original of its UID. Raises UnknownUid, ChangeRefused, DataSetError."""
+        """Make an object the original of its UID. Raises UnknownUid, ChangeRefused, DataSetError, StoreFull.
+
+        ``allow_return``: whether an object whose UID was deleted may be accepted.
+        """
         one = self.find(digest)
         held = self._index.by_uid(one.sop_instance_uid)
         self._check(one, held, allow_return)
@@ -109,7 +113,7 @@ class QuarantineReview:
             if not self._index.quarantine.accept(new, former, entry, self._store.has):
                 raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
         finally:
-            if former.verbatim:  # no row needs it if the acceptance was refused, and the original is packed or cold
+            if former.verbatim:  # unlinked unless a row needs it
                 self._index.garbage.mark(former.verbatim, Tier.HOT)
             self._deletion.finish()
         return one
@@ -161,7 +165,7 @@ class QuarantineReview:
         return Former(lost=row)
 
     def _lost_row(self, held: StoredInstance) -> HeldOriginal:
-        """The row of an original whose object is missing or damaged. Raises ChangeRefused if it may be sound."""
+        """The row of an original whose object is missing or damaged. Raises ChangeRefused if it may be whole."""
         uid, row = held.sop_instance_uid, self._index.originals.of_digest(held.original_digest)
         if row is None or row.purged or self._originals.whole(row):
             raise ChangeRefused(f"{uid} changed meanwhile; compare it again before you accept it")
@@ -179,7 +183,7 @@ class QuarantineReview:
         return row
 
     def _verbatim(self, original_digest: str) -> str:
-        """Store a held original verbatim in the hot store; its digest. Raises as ``OriginalAccess.lend`` does."""
+        """Store a held original verbatim in the hot store, and return its digest. Raises as ``OriginalAccess.lend``."""
         with (
             self._originals.borrowed(original_digest) as path,
             tempfile.TemporaryDirectory(dir=self._store.spool) as folder,

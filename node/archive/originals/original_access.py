@@ -34,7 +34,7 @@ class OriginalAccess:
     """Lends originals as files. ``cache`` keeps restored files for the next reader.
 
     The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called with the store and
-    the digest of an object if it is wrong.
+    the digest of an object that is found damaged.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class OriginalAccess:
     def lend(self, original_digest: str) -> Path:
         """A file with the received bytes, for one reader, which unlinks it.
 
-        Raises OriginalPurged, ObjectMissing, ObjectDamaged.
+        Raises OriginalPurged, ObjectMissing, ObjectDamaged; for a packed original also PayloadError, WorkerDied.
         """
         seen: HeldOriginal | None = None
         for _ in range(_ATTEMPTS):
@@ -66,7 +66,7 @@ class OriginalAccess:
 
     @contextmanager
     def borrowed(self, original_digest: str) -> Iterator[Path]:
-        """A file with the received bytes, checked and unpacked if need be; it is unlinked at the end of the block."""
+        """Lend a file as ``lend`` does, and unlink it at the end of the block."""
         path = self.lend(original_digest)
         try:
             yield path
@@ -74,7 +74,8 @@ class OriginalAccess:
             path.unlink(missing_ok=True)
 
     def write_packed_form(self, original_digest: str, target: Path) -> bool:
-        """Write a packed original in JPEG-LS Lossless without decoding its codestreams; False if that is impossible."""
+        """Write a packed original in JPEG-LS Lossless without decoding its codestreams; False, whatever the cause, if
+        that is impossible."""
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.purged or held.form is not OriginalForm.PACKED:
             return False
@@ -155,8 +156,8 @@ class OriginalAccess:
                 target.unlink(missing_ok=True)
 
     def _unpack(self, packed: Path, held: HeldOriginal, target: Path) -> None:
-        """Write the received bytes. Unpacking checks the object's checksum and the digest of the bytes; if one of them
-        differs, the object's own digest is checked too. Raises as unpacking does."""
+        """Write the received bytes. Unpacking checks the object's checksum and the digest of the bytes. If one of them
+        is wrong, the object's own digest is checked too, to report a damaged object. Raises as unpacking does."""
         try:
             self._restore(packed, held.original_digest, target)
         except (PayloadError, ObjectDamaged, OSError):
@@ -183,7 +184,7 @@ class OriginalAccess:
         raise self._found_damaged(tier, digest)
 
     def _found_damaged(self, tier: Tier, digest: str) -> ObjectDamaged:
-        """Report a damaged object; the error to raise."""
+        """Report a damaged object, and return the error to raise."""
         self.damaged(tier, digest)
         return ObjectDamaged(f"object {digest} no longer has that digest: it is damaged")
 

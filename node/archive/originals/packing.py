@@ -1,7 +1,7 @@
 """Packing: packs originals of finished instances, and moves those with a rendition to the cold store.
 
-Background work with leases, done while the archivist has none. The received bytes are removed only after the new object
-is durable, was proved to restore them, and is committed in the index.
+The archivist calls ``Packer.step`` while it has no image to encode. An original is claimed under a lease. Its received
+bytes are removed only after the new object is durable, was proved to restore them, and is committed to the index.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from storage.records import OriginalClaim, Tier, TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 _RETRY = 600.0
-"""Seconds before an original that could not be packed or moved is tried again."""
+"""Seconds before an original that could not be packed or moved is tried again. Chosen, not measured."""
 _REST = 20.0
-"""Seconds until the next look for originals to move, for each second of one that found none: with 100,000 images that
-stay exact, it takes 0.2 s."""
+"""Seconds to wait after a query that found no original to move, per second that the query took. It takes 0.2 s with
+100,000 images that stay exact."""
 
 
 class Packer:
@@ -49,11 +49,14 @@ class Packer:
         self._look_again = 0.0
 
     def stop(self) -> None:
-        """Give the original in progress back."""
+        """End the work on the original in progress, and release its claim."""
         self._stopping.set()
 
     def step(self) -> bool:
-        """Pack or move one original; False if there is none to work on."""
+        """Pack or move one original; False if there is none to work on.
+
+        Raises StoreFull, OSError if other originals would fail too.
+        """
         lease, coder = self._settings.archivist.lease, self._settings.originals.coder
         claim = self._index.originals.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
@@ -129,7 +132,7 @@ class Packer:
         else:
             rows.release(claim, wait=_RETRY)
             if isinstance(error, StoreFull | OSError):
-                raise error  # the archivist pauses: the next original would fail alike
+                raise error  # the archivist pauses, since the next original would fail too
 
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)

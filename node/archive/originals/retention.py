@@ -1,10 +1,11 @@
 """Retention: removes originals that are not needed any more, and restores others to the hot store.
 
-An original may be removed if its image is VERIFIED, it was held for ``originals.retain_for``, it has no hold and no
-pin, it is not in the audit reserve, and this node has just made the whole DICOM object, header and verified pixels,
-from the rendition, encoded it in explicit and in implicit VR little endian, and read it back.
-The order is: row and trail in one commit, journal, file. A crash in between leaves a file without a row, which the next
-run unlinks.
+An original may be removed if its image is VERIFIED, if it was held and verified at least ``originals.retain_for`` ago,
+if it has no hold and no pin and is not in the audit reserve, and if the proof has just succeeded: the whole DICOM
+object, header and verified pixels, was made from the rendition, encoded in explicit and in implicit VR little endian,
+and read back.
+The order of writes is: row and trail in one commit, journal, file. A crash in between leaves a file without a row,
+which the next run unlinks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 Prove = Callable[[int, StoredRendition], None]
-"""Makes the DICOM objects of a rendition (of the instance with that key), header and verified pixels, and reads them
+"""Proves a rendition (instance key, rendition): makes its DICOM objects, header and verified pixels, and reads them
 back. Raises LatentPacsError."""
 
 
@@ -52,10 +53,10 @@ class PurgeReport:
     keep: str
     purged: tuple[PurgeStep, ...] = field(default=())
     kept: tuple[PurgeStep, ...] = field(default=())
-    """Originals that were old enough and without holds, and were kept nevertheless."""
+    """Originals that were old enough and without holds, but were kept; ``kept_because`` says why."""
     cancelled: bool = False
     reserved: int = 0
-    """Number of originals that only the audit reserve keeps (audit.reserve), and their bytes on disk."""
+    """Number of originals that only the audit reserve keeps (``audit.reserve``); ``reserved_bytes``: on disk."""
     reserved_bytes: int = 0
 
     @property
@@ -82,7 +83,7 @@ def would_free(index: Index, settings: Settings, keep: timedelta | None) -> tupl
 
 
 class Retention:
-    """Purges and restores in one archive. ``prove`` proves that a reconstruction can be made and sent."""
+    """Purges and restores originals of one archive."""
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, prove: Prove
@@ -125,7 +126,10 @@ class Retention:
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> list[RestoreStep]:
-        """Restore the originals of a patient, study, series or image to the hot store."""
+        """Restore the originals of a patient, study, series or image to the hot store.
+
+        Returns one step for each original, failures included; none if the UID is unknown.
+        """
         found = self._index.originals.below(level, uid)
         steps = []
         for done, (sop_instance_uid, _) in enumerate(found, 1):

@@ -1,7 +1,7 @@
 """Storage commitment (PS3.4 Annex J): takes responsibility for instances.
 
-An original is committed if its bytes are here and whole, read again from the disk; from then on it is pinned. The UID
-of a reconstruction is not committed, since only a payload is stored under it.
+An original is committed if its bytes, read again from the disk, are whole. From then on it is pinned. The UID of a
+reconstruction is not committed, since only a payload is stored for it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class FailureReason(IntEnum):
 
 
 COMMITTED = 0
-
+"""Reason of an answer that commits its instance."""
 LEASE = 300.0
-"""Seconds of the lease on a request; renewed while its originals are read."""
+"""Seconds of the lease on a request, which is renewed while its originals are read. Chosen, not measured."""
 
 
 class CommitmentJudge:
-    """Judges requests. ``fault``: why an instance's original is not here or not whole, empty if it is."""
+    """Judges requests. ``fault`` says why an instance's original is missing or not whole; empty if it is whole."""
 
     def __init__(
         self,
@@ -56,7 +56,8 @@ class CommitmentJudge:
         self._settings = settings
 
     def judge(self, request: CommitmentRequest) -> tuple[CommitmentAnswer, ...]:
-        """The report on a request: the stored one, or one that is judged, pinned and stored now."""
+        """The report on a request: the stored one, if there is one. Otherwise each original is read, and the report and
+        its pins are committed in one transaction."""
         if request.report is not None:
             return request.report
         contested = self.commitments.contested([one.sop_instance_uid for one in request.references])
@@ -92,10 +93,10 @@ class CommitmentJudge:
 
 
 def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
-    """Why the original of an instance is not here or not whole, read again from the disk; empty if it is."""
+    """Why the original of an instance, read again from the disk, is missing or not whole; empty if it is whole."""
     try:
         with originals.borrowed(held.original_digest):
-            originals.check_object(held.original_digest)  # a packed one was perhaps lent from the cache
+            originals.check_object(held.original_digest)  # ``borrowed`` may have lent a packed one from the cache
             return ""
     except ObjectDamaged:
         return "its original is damaged"

@@ -1,7 +1,7 @@
-"""Unpacks packed originals on a few threads of the node, so that the first one does not wait for a process.
+"""Unpacks packed originals on a few threads of the node, so that the first one does not wait for a process to start.
 
-The coders release the interpreter lock while they decode. They decode only codestreams of our own encoder, after the
-checksum of the object was checked. Large files go to a worker, and so does RLE, whose encoder is written in Python.
+The coders release the GIL while they decode. They decode only codestreams of our own encoder, after the checksum of the
+object was checked. Large files go to a worker process, and so does RLE, whose encoder is written in Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from storage.formats.packed_original import is_light, restore_original
 
 
 class Unpacker:
-    """Writes the received bytes of packed originals, ``threads`` at once; others are queued."""
+    """Writes the received bytes of packed originals, up to ``threads`` at once; others are queued.
+
+    When no file is left to unpack, free memory is returned to the system.
+    """
 
     def __init__(self, workers: WorkerPool, threads: int) -> None:
         self._workers = workers

@@ -1,9 +1,9 @@
 """C-FIND: from an identifier to its responses (PS3.4 C.4.1).
 
 SQL selects candidates (storage.index.query_candidates), and ``matching`` decides. A response holds the keys of the
-request, the unique keys of the levels above, the Retrieve AE Title and the Instance Availability. docs/CONFORMANCE.md
-lists our choices: 4.2.1.7 those that the standard leaves open, and 4.2.1.8 the one encoding of an image that a peer
-sees (C.4.1.3.1). Beyond these:
+request, the unique keys of the levels above, the Retrieve AE Title and the Instance Availability. In
+docs/CONFORMANCE.md, section 4.2.1.7 lists our choices where the standard leaves any, and 4.2.1.8 says which object of
+an image a peer sees (C.4.1.3.1). Beyond these:
 
 - Keys of levels above the query level match and are returned, also without relational negotiation.
 - Unsupported keys are returned with zero length, since many SCUs expect every key of their request; C.2.2.1.3 would
@@ -57,13 +57,13 @@ def find(
     implicit: bool | None = None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Dataset]:
-    """The responses to a query, as a stream. Raises IdentifierError before the first one.
+    """The response identifiers of a query, as a stream. Raises IdentifierError at the call, before the first one.
 
     ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
     shown under the UIDs with drawn noise, else under those without. ``adjust_zones``: dates and times are compared
     and returned in the time zone of the request; ``home`` is the zone of images that state none. ``implicit``:
     whether the responses will be sent in implicit VR little endian; None if the encoding is not known. ``is_over``:
-    whether nobody wants more of them, which is asked also while nothing matches.
+    whether nobody wants more responses; it is also called while nothing matches.
     """
     adjustment = _adjustment(identifier, home) if adjust_zones else None
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
@@ -94,7 +94,7 @@ def has_unsupported_keys(identifier: Dataset, root: Root) -> bool:
 class QueryKey:
     """A key of the request. ``matches`` is None for universal matching, ``items`` for a whole sequence.
 
-    ``partial``: the item of a sequence has unsupported keys.
+    ``partial``: whether the item of a sequence key has unsupported keys.
     """
 
     key: Key
@@ -161,14 +161,14 @@ class Query:
         timed = {one.level for one in self.keys if one.key.vr in _MOVED_VRS and stored(attributes, one.key)}
         timed.discard(Level.PATIENT)  # dates of birth have no zone
         zones = {stated_zone(attributes, level) for level in timed}
-        if len(zones) == 1 and None not in zones:  # it would be wrong for the others if levels state different ones
+        if len(zones) == 1 and None not in zones:  # if levels state different zones, no single one is right
             ours.append((OFFSET_FROM_UTC, attributes[offset_name(timed.pop())]["Value"]))
         elements += [element(key, values, implicit) for key, values in ours]
         return identifier_of(elements, implicit, utf8=not all_ascii(attributes, returned))
 
 
 def _adjustment(identifier: Dataset, home: tzinfo | None) -> Adjustment | None:
-    """The time zone of the request; None if it has none."""
+    """The adjustment to the time zone of the request; None if the request states none. Raises IdentifierError."""
     try:
         values = values_of(identifier, OFFSET_FROM_UTC.tag, OFFSET_FROM_UTC.vr, ("ascii",), single=True)
         return Adjustment(fixed_zone(values[0]), home) if any(values) else None
@@ -316,7 +316,7 @@ def _moments(date: Key, time: Key, span: Span) -> Callable[[DicomJson], bool]:
 
 
 def _as_shown(candidate: QueryCandidate) -> DicomJson:
-    """The attributes as this peer sees them: those of the rendition, if the peer gets one.
+    """The attributes as the peer sees them: those of the copy or the rendition, if the peer gets one.
 
     Attributes that derivation changes and the index does not hold have zero length (node.archive.serve.derived_header).
     """

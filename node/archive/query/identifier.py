@@ -57,7 +57,7 @@ def level_of(identifier: Dataset, root: Root) -> Level:
 
 
 def key_values(identifier: Dataset, key: Key) -> list[str]:
-    """The values of a unique key that are not empty."""
+    """The values of a unique key that are not empty. Raises IdentifierError if they cannot be read or are too many."""
     try:
         values = values_of(identifier, key.tag, key.vr, codecs_of(identifier), single=key.vr != "UI")
     except Exception as error:
@@ -68,7 +68,10 @@ def key_values(identifier: Dataset, key: Key) -> list[str]:
 
 
 def keys_above(identifier: Dataset, root: Root, level: Level, *, relational: bool = False) -> dict[Level, list[str]]:
-    """The unique keys of the levels above: one value each, unless relational (C.4.1.2.1, C.4.2.2.1)."""
+    """The values of the unique keys of the levels above ``level``.
+
+    Raises IdentifierError unless each has one value, or ``relational`` is set (C.4.1.2.1, C.4.2.2.1).
+    """
     found = {}
     for upper in root.levels[: root.levels.index(level)]:
         key = UNIQUE[upper]

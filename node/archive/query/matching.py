@@ -1,6 +1,6 @@
 """Attribute matching: whether a stored value matches a key of a query (PS3.4 C.2.2.2).
 
-The choices that the standard leaves open, for the conformance statement:
+These are our choices where the standard leaves any; the conformance statement lists them too:
 
 - Person names match without case, accents, width variants and empty trailing components. A key in ASCII is
   compared with the alphabetic group, any other key with each group; a key with ``=`` group by group.
@@ -62,7 +62,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def _text(key: str) -> Callable[[str], bool]:
-    """Case-sensitive, literal or wildcard (C.2.2.2.1 and C.2.2.2.4)."""
+    """Case-sensitive single value or wildcard matching (C.2.2.2.1 and C.2.2.2.4)."""
     if not has_wildcard(key):
         return lambda stored: stored == key
     # brackets are no wildcards in DICOM; the atomic groups of fnmatch prevent exponential time, whatever the key
@@ -129,7 +129,7 @@ def span(vr: str, key: str) -> Span:
     if not hyphen:
         high = low
     if vr == "TM":
-        latest = high + "235959.999999"[len(high) :] if high else ""  # that it can mean with less precision
+        latest = high + "235959.999999"[len(high) :] if high else ""  # the latest time that the value can mean
         return Span(fill_time(low), latest, bool(hyphen))
     return Span(low, high, bool(hyphen))
 
@@ -144,7 +144,8 @@ def _time(key: str) -> Callable[[str], bool]:
 
 
 def _date_time(key: str) -> Callable[[str], bool]:
-    """A date-time or a range (C.2.2.2.5.3). A hyphen and four digits up to 1259 are an offset, at an end."""
+    """A date-time or a range (C.2.2.2.5.3). A hyphen and four digits up to 1259 at the end of a value are an offset
+    from UTC, not a range."""
     match = _DATE_TIMES.fullmatch(key)
     if match is None or not (match["one"] or match["low"] or match["high"]):
         raise BadValueError("DT")
@@ -163,7 +164,8 @@ def _date_time(key: str) -> Callable[[str], bool]:
 
 
 def _moment(value: str, other: str, *, latest: bool = False) -> datetime:
-    """Its earliest (or latest) moment: in UTC when the other one states an offset too, else as written."""
+    """The earliest (or latest) moment that a DT value can mean: in UTC if ``other`` states an offset too, else as
+    written. Raises BadValueError."""
     offset = _OFFSET.search(value)
     whole, _, fraction = (value[: offset.start()] if offset else value).partition(".")
     year, month = int(whole[:4]), int(whole[4:6] or (12 if latest else 1))
@@ -195,6 +197,6 @@ _RANGES: dict[str, Callable[[str], Callable[[str], bool]]] = {"DA": _date, "TM":
 
 
 def _exact(vr: str, key: Any) -> Callable[[Any], bool]:
-    """Single value matching, by meaning for numbers: 1.0 is 1. An invalid UID matches nothing."""
+    """Single value matching; numbers are compared by value, so that 1.0 matches 1. An invalid UID matches nothing."""
     wanted = key if vr == "UI" else checked(key, vr)
     return lambda stored: bool(stored == wanted)

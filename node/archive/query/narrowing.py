@@ -1,4 +1,4 @@
-"""Conditions that a database can check for a query key, each met by every match; ``matching`` decides afterwards."""
+"""SQL conditions that narrow a query to candidates. Every match meets them; ``matching`` decides afterwards."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def narrows(key: Key, values: Sequence[Any], *, any_zone: bool) -> Iterator[Narr
 
 
 def _in_any_zone(column: str, vr: str, covered: Span) -> Iterator[Narrow]:
-    """In another zone a date can be days away, and a time anywhere."""
+    """Widened conditions: in another time zone, a date may differ by up to two days, and a time may be any."""
     if vr == "TM":
         return
     try:
@@ -66,7 +66,7 @@ def _in_any_zone(column: str, vr: str, covered: Span) -> Iterator[Narrow]:
 
 
 def _name(column: str, key: str) -> Iterator[Narrow]:
-    """The column holds all component groups, folded, the alphabetic one first."""
+    """Conditions on a column that holds all component groups of a name, folded, the alphabetic one first."""
     groups = [(group, text) for group, text in name_groups(key) if text.strip("*")]
     if [group for group, _ in groups] != ["Alphabetic"]:
         yield Narrow(column, wildcard="*" + "*".join(text.replace("^", "*") for _, text in groups) + "*")

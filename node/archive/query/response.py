@@ -1,8 +1,8 @@
 """The elements of a response identifier, from values of the DICOM JSON model (PS3.18 F).
 
 A pydicom DataElement converts its value when it is created and again when it is written, which takes most of the time
-of many responses. If the encoding of the association is known, raw elements are created, whose bytes are written as
-they are.
+of many responses. If the encoding of the association is known, raw elements are created, whose bytes are written
+without conversion.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def element(key: Key, values: Sequence[Any], implicit: bool | None = None) -> El
 
 
 def identifier(elements: Sequence[Element], implicit: bool | None, *, utf8: bool) -> Dataset:
-    """A data set of elements for that encoding. ``utf8``: whether some of their text is not ASCII."""
+    """A data set of elements that ``element`` made with the same ``implicit``. ``utf8``: whether some of their text
+    is not ASCII."""
     made = Dataset({one.tag: one for one in elements})
     if utf8:
         made.add_new(0x00080005, "CS", _UTF8)

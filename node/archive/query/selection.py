@@ -16,7 +16,7 @@ from storage.index.query_pages import Narrow, Search
 
 
 def select(index: Index, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
-    """Keys of the selected instances, ordered by series, instance number and key. Raises IdentifierError first.
+    """Keys of the selected instances, ordered by series, instance number and key. Raises IdentifierError at the call.
 
     Only unique keys select; others are not part of a retrieve identifier. At IMAGE level a UID may be that of an
     original or of any of its renditions; the retrieve service decides which object the peer gets.

@@ -1,6 +1,6 @@
 """Dates and times in the time zone of a query (PS3.4 C.5.1.1.4, timezone query adjustment).
 
-docs/CONFORMANCE.md, 4.2.1.7, says which of them are converted, from and to which zone.
+docs/CONFORMANCE.md, 4.2.1.7, says which attributes are converted, from which zone and to which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from storage.dicom.query_keys import KEYS, Level, offset_name
 from storage.records import DicomJson
 
 FARTHEST = timedelta(days=2)
-"""Longest distance between dates in two zones: UTC+14 and UTC-12, with midnight in between."""
+"""Largest difference between the dates of a moment in two zones: UTC+14 is 26 hours ahead of UTC-12."""
 
 
 def fixed_zone(text: str) -> timezone:
@@ -28,7 +28,7 @@ def fixed_zone(text: str) -> timezone:
 
 
 def stated_zone(attributes: DicomJson, level: Level) -> timezone | None:
-    """The time zone that was stated with the attributes of a level; None if none was, or an invalid one."""
+    """The time zone that was stated with the attributes of a level; None if there is none, or it is invalid."""
     try:
         return fixed_zone(attributes[offset_name(level)]["Value"][0])
     except (BadValueError, KeyError, IndexError, AttributeError):
@@ -37,7 +37,10 @@ def stated_zone(attributes: DicomJson, level: Level) -> timezone | None:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """Converts to a time zone. ``zone``: of the request; ``home``: of images that state none, or None."""
+    """Converts dates and times to ``zone``, the time zone of the request.
+
+    ``home``: the zone of images that state none; if it is None, their dates and times are not converted.
+    """
 
     zone: timezone
     home: tzinfo | None
@@ -92,7 +95,7 @@ def day_text(day: datetime) -> str:
 
 
 def _moment(text: str) -> datetime | None:
-    """The time ``YYYYMMDDHHMMSS``, whatever follows it; None if there is no such date."""
+    """The time ``YYYYMMDDHHMMSS`` at the start of a text; None if there is no such time."""
     try:
         return datetime.strptime(text[:12] + f"{min(int(text[12:14]), 59):02d}", "%Y%m%d%H%M%S")
     except ValueError:

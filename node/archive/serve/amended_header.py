@@ -29,8 +29,8 @@ NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding, which are valid for the received bytes only."""
 
 CREATION = (0x00080012, 0x00080013, 0x00080014)
-"""Instance Creation Date, Time and Creator UID. An instance that is made here has none of the one it is made of, and
-none of its own: without Timezone Offset From UTC they would have no zone."""
+"""Instance Creation Date, Time and Creator UID. A derived object has neither those of its source nor its own: without
+Timezone Offset From UTC, its own date and time would have no time zone."""
 
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
@@ -41,7 +41,7 @@ def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> Non
 def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) -> None:
     """Write a Part 10 file with an edited header and unchanged pixel data. Raises Unparseable."""
     with opened(source) as file, target.open("wb") as out:
-        # items that nobody edits stay bytes if they are many: here a peer's images are served
+        # many items stay unparsed bytes: parsing them would delay the associations of this process
         header = file.header(deferred=file.has_large_sequences())
         try:
             edit(header)
@@ -81,12 +81,12 @@ def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> Non
 
 
 _WIDER = {"shift_jis", "iso2022_jp", "iso2022_jp_2"}
-"""Codecs of Python that encode more than the character sets for which pydicom uses them: ISO_IR 13 has no kanji, which
-pydicom writes as question marks."""
+"""Python codecs that encode more characters than the character sets for which pydicom uses them. ISO_IR 13, for
+example, has no kanji: pydicom would write question marks."""
 
 
 def drop(header: Dataset, tags: Iterable[int]) -> None:
-    """Remove those elements, and group lengths (retired), from the top level of a header."""
+    """Remove elements, and all group lengths (retired), from the top level of a header, in place."""
     lengths = [tag for tag in header.keys() if tag.element == 0]  # noqa: SIM118 - iterating would parse every value
     for tag in (*tags, *lengths):
         if tag in header:

@@ -24,7 +24,7 @@ _KEY_OBJECTS = "1.2.840.10008.5.1.4.1.1.88.59"
 
 
 def references_of(header: Dataset) -> tuple[str, ...]:
-    """The SOP Instance UIDs that an annotation references; none for other objects, or if it cannot be read."""
+    """The SOP Instance UIDs that an annotation references; none for other objects, or if it is unreadable."""
     if not str(header.get("SOPClassUID", "")).startswith(_CLASSES):
         return ()
     try:
@@ -79,7 +79,7 @@ def _move(header: Dataset, former: Dataset, tags: Iterable[int]) -> None:
 
 
 _IDENTICAL = 0x0040A525
-"""Identical Documents Sequence (PS3.3 C.17.2, C.17.6.2); a copy has other references than those documents."""
+"""Identical Documents Sequence (PS3.3 C.17.2, C.17.6.2); the copy is not identical to those documents."""
 _FLAG, _OBSERVERS = BaseTag(0x0040A493), BaseTag(0x0040A073)
 """Verification Flag, and Verifying Observer Sequence, which verified documents have."""
 

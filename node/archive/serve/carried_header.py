@@ -1,7 +1,7 @@
 """Removes the elements of a received header that a reconstruction cannot carry, and lists them.
 
-Most invalid elements are copied as bytes (storage/dicom/writing.py). Removed are elements that no reader could read in
-any encoding, such as a US of 3 bytes, and those that would be wrong in an object with other pixels.
+Most invalid elements are copied as bytes (storage/dicom/writing.py). An element is removed only
+if no reader could read it in any encoding, such as a US of 3 bytes, or if it would be wrong beside other pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from storage.dicom.encapsulate import drop_encapsulated_icon
 _PIXELS = 0x7FE0
 """The group of offset tables and float pixels, which belong to the received object."""
 _NOT_OF_DATA_SETS = (*range(8), 0xFFFE, 0xFFFF)
-"""Groups of command sets, of file meta information and of delimiters, and those that are never used (PS3.5 7.1, 7.8.1).
-A reader may take them for the end of the data set."""
+"""Groups of command sets, file meta information and delimiters, and groups that are never used (PS3.5 7.1, 7.8.1).
+A reader may take their elements for the end of the data set."""
 _LISTED = 8
-"""Most tags that a note lists; further ones are counted."""
+"""Most tags that a note lists; the others are only counted."""
 
 
 def remove_uncarriable(header: Dataset) -> list[str]:
-    """Remove elements that cannot be carried, in place; the tags of invalid ones, also of those in sequences."""
+    """Remove elements that cannot be carried, in place. Returns the tags of invalid ones, at any depth."""
     invalid = []
     for tag in sorted(header.keys()):
         if tag.group == _PIXELS:
@@ -48,6 +48,7 @@ def removal_note(invalid: Sequence[str]) -> str:
 
 
 def _unreadable(dataset: Dataset) -> list[str]:
+    """Remove elements that cannot be read, at any depth, and return their tags."""
     invalid: list[str] = []
     for tag in sorted(dataset.keys()):
         if not _can_be_read(dataset, tag):

@@ -54,7 +54,7 @@ _STRUCTURE_ONLY = "structure alone, the original's to within its noise; fine noi
 _LONGEST_ST, _LONGEST_LT = 1024, 10240
 """Most characters of values of VRs ST and LT (PS3.5 6.2)."""
 _METHOD = re.compile(r"[ -\[\]-~]{1,16}")
-"""A value of VR CS: printable ASCII without backslash; lower case is accepted in values of the source."""
+"""A value of VR CS, except that lower case is accepted: printable ASCII without backslash, 1 to 16 characters."""
 _TEXTS = {"CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT"}
 """VRs in which an attribute of text may have been received."""
 
@@ -70,8 +70,8 @@ def derived_header(
 ) -> Dataset:
     """The header of a rendition, without pixel data; ``verified_at`` is in UTC.
 
-    ``applied``: the amendments of the image's study. ``draw``: whether it is the object with drawn noise, or that of
-    the structure alone.
+    ``applied``: the amendments of the image's study. ``draw``: whether the object has drawn noise, or is the
+    structure alone.
     """
     with quiet():
         header = base.header.dataset()
@@ -98,7 +98,7 @@ def _identify(header: Dataset, rendition: Rendition, draw: bool) -> None:
 
 
 def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[str]:
-    """Append to the ratios and methods of the source; notes on invalid ones, which are not copied."""
+    """Append to the ratios and methods of the source. Returns notes on invalid ones, which are not copied."""
     _set(header, "LossyImageCompression", "01")
     notes = []
     ratios, methods = _values(header, "LossyImageCompressionRatio"), _values(header, "LossyImageCompressionMethod")
@@ -149,8 +149,8 @@ def _comment(header: Dataset, draw: bool) -> None:
 def _append_text(header: Dataset, keyword: str, own: str, longest: int) -> None:
     """Append ASCII to a text of at most ``longest`` characters.
 
-    Received bytes stay as they are, since their character set may be undeclared; after escape sequences, one that
-    switches back to ASCII is added (PS3.5 6.1.2.5.3). They are decoded only if they must be cut.
+    The received bytes are copied, since their character set may be undeclared. If they contain escape sequences, one
+    that switches back to ASCII follows them (PS3.5 6.1.2.5.3). They are decoded only if they must be cut.
     """
     tag, vr = BaseTag(tag_for_keyword(keyword) or 0), dictionary_VR(keyword)
     element: Any = header.get_item(tag, keep_deferred=True)
@@ -234,7 +234,7 @@ def _free_block(header: Dataset) -> int:
 
 
 def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
-    """Replace the smallest and largest pixel value, if the source has them, and remove what else is of its pixels."""
+    """Replace the smallest and largest pixel value, if the source has them, and remove ``_OF_SOURCE_PIXELS``."""
     drop(header, _OF_SOURCE_PIXELS)
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
@@ -242,7 +242,7 @@ def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:
-    """The values of a text attribute, unchanged; none if it has another VR or cannot be read."""
+    """The values of a text attribute, unchanged; none if its VR is not a text VR, or it is unreadable."""
     vr, tag = dictionary_VR(keyword), BaseTag(tag_for_keyword(keyword) or 0)
     element = header.get_item(tag)
     if element is None or (element.VR or vr) not in _TEXTS:
@@ -260,7 +260,7 @@ def _set(header: Dataset, keyword: str, value: object) -> None:
 
 
 def _is_decimal(text: str) -> bool:
-    """Whether it is a valid value of VR DS, which has at most 16 characters (PS3.5 6.2)."""
+    """Whether a text is a valid value of VR DS, which has at most 16 characters (PS3.5 6.2)."""
     try:
         checked(text, "DS")
     except BadValueError:

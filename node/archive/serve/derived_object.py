@@ -1,8 +1,8 @@
 """Makes the whole derived object, header and pixels, to send it and to prove that it can be sent.
 
-An image is VERIFIED, and an original removed, only after the object was made from the stored rendition, encoded in
-explicit and in implicit VR little endian, and read back (``RenditionWriter.prove``). So a header that cannot be written
-is found while the original is still there.
+An image becomes VERIFIED, and an original is removed, only after the object was made from the stored rendition, encoded
+in explicit and in implicit VR little endian, and read back (``RenditionWriter.prove``). A header that cannot be written
+is therefore found while the original still exists.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storage.errors import DataSetError, LatentPacsError
 from storage.records import Applied
 
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
-"""Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
+"""Names of elements that are not compared: private elements have the name ""; pixels are compared by digest."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DerivedParts:
     """The parts of a derived object.
 
     ``verified_at`` is in UTC; ``model``: as in ReconstructRequest; ``applied``: the amendments of the image's study;
-    ``draw``: whether it is the object with drawn noise, or that of the structure alone.
+    ``draw``: whether the object has drawn noise, or is the structure alone.
     """
 
     base: Path
@@ -47,13 +47,13 @@ class DerivedParts:
 def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
     """Write the derived object as a Part 10 file in explicit VR little endian; a worker makes the pixels.
 
-    Raises RenditionMismatch unless they are those that were verified, and any error of an invalid header.
+    Raises RenditionMismatch if they are not the verified pixels, and any error that an invalid header causes.
     """
     ask(ReconstructRequest(parts.base, parts.rendition, write_all_but_pixels(parts, target), parts.draw, parts.model))
 
 
 def write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
-    """Write the part before the pixels; the returned object has the part after them."""
+    """Write the part before the pixels to ``target``; the part after them is in the returned object."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
@@ -64,8 +64,8 @@ def write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
 def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:
     """Keywords of the attributes of a derived object that are missing or different in a returned one.
 
-    Not compared are sequences and private elements, which gateways encode again, and additional attributes. Raises
-    Unparseable, and any error of an invalid header.
+    Sequences and private elements are not compared, since gateways encode them again. Additional attributes are
+    ignored. Raises Unparseable, and any error that an invalid header causes.
     """
     base, made = read_pair(parts.base, parts.rendition)
     header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
@@ -78,9 +78,10 @@ def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tupl
 
 
 def safe_text(error: BaseException) -> str:
-    """The text of an error without patient data: its type, if it is not ours or is an error of a data set.
+    """The text of an error without patient data.
 
-    An error of the operating system, such as a full disk, says what it is.
+    The text of a LatentPacsError is safe unless it is a DataSetError. Of other errors, only the type is given, and of
+    an OSError also the message of the operating system.
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"

@@ -1,7 +1,7 @@
 """Prefetch of priors: when a study arrives, the patient's earlier images are prepared in the cache.
 
 Reconstructions are rendered and packed originals are unpacked, as the peers that retrieve would get them. Prefetch has
-the lowest priority: an image is started only while all workers are idle.
+the lowest priority: it starts an image only while the archivist and the pool for viewers have no work.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage.index.instance_queries import prior_keys
 LOGGER = logging.getLogger(__name__)
 
 _STUDIES = 100
-"""Most studies in the queue; priors of further ones are not prefetched."""
+"""Most studies in the queue. The priors of studies that arrive while it is full are not prefetched."""
 _POLL = 0.2
-"""Seconds between two checks of whether the workers are idle."""
+"""Seconds between two checks of whether there is other work. Chosen, not measured."""
 
 
 class Prefetch:
@@ -53,7 +53,7 @@ class Prefetch:
         return bool(self._images and self._variants)
 
     def study_received(self, study_instance_uid: str) -> None:
-        """Queue a study when its first image is received."""
+        """Queue a study unless it is one of the latest ``_STUDIES``. Call it for each received image."""
         with self._lock:
             if not self.enabled or study_instance_uid in self._known or self._studies.full():
                 return
@@ -74,7 +74,10 @@ class Prefetch:
                 LOGGER.exception("priors could not be prefetched")
 
     def prepare(self, study_instance_uid: str) -> int:
-        """Prepare the priors of a study, one by one while there is no other work; the number that needed it."""
+        """Prepare the priors of a study, one by one while there is no other work.
+
+        Returns how many of their objects were prepared or already in the cache; verbatim originals do not count.
+        """
         ready = 0
         for choice in self._choices(study_instance_uid):
             while self._busy() and not self._stopping.is_set():
@@ -88,7 +91,7 @@ class Prefetch:
         return ready
 
     def _choices(self, study_instance_uid: str) -> list[Choice]:
-        """The objects of the priors that peers would get."""
+        """The objects that peers would get of the priors of a study, without repetition."""
         keys = prior_keys(self._index.engine, study_instance_uid, self._images)
         found = (
             choice for policy, draw in self._variants for choice in self._retrieve.choices(keys, policy, draw=draw)

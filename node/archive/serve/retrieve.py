@@ -35,15 +35,15 @@ from storage.records import ReferencingCopy, StoredInstance, StoredRendition, Ti
 LOGGER = logging.getLogger(__name__)
 
 _AHEAD = 3
-"""Images prepared ahead of the one being sent; with that one, as many as are unpacked at once."""
+"""Images prepared ahead of the one being sent. With that one they are 4, the most that a node unpacks at once."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """The object that a peer gets for an instance: the original, or a rendition with the original as a fallback.
 
-    ``draw``: whether it gets the rendition's object with drawn noise, or that of the structure alone.
-    ``once_purged``: the rendition that it gets if the original is purged before it is sent.
+    ``draw``: whether the peer gets the rendition's object with drawn noise, or that of the structure alone.
+    ``once_purged``: the rendition that the peer gets if the original is purged before it is sent.
     """
 
     instance: StoredInstance
@@ -92,8 +92,8 @@ def choose(
     *,
     draw: bool,
 ) -> list[Choice]:
-    """The objects of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
-    ``named``: renditions among them; ``draw``: whether it gets reconstructions with drawn noise.
+    """The objects of an instance that a peer of that policy gets. ``requested``: SOP Instance UIDs in its request;
+    ``named``: renditions that have one of them; ``draw``: whether the peer gets reconstructions with drawn noise.
 
     A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
     of the texture that the peer does not get otherwise.
@@ -121,8 +121,8 @@ def choose(
 
 
 class Retrieve:
-    """Prepares files for choices, up to ``threads`` at once; most of these only wait for a worker, and must not delay
-    others that are ready. They are in the cache of ``originals``."""
+    """Prepares files for choices on up to ``threads`` threads. Most threads only wait for a worker, and must not delay
+    files that are ready. Files are made in the cache of ``originals``."""
 
     def __init__(
         self, index: Index, pool: WorkerPool, decoders: WorkerPool, originals: OriginalAccess, *, threads: int = 32
@@ -180,7 +180,8 @@ class Retrieve:
     def make(self, choice: Choice, expected: str = "") -> Sendable:
         """The file for one choice; the original if the rendition cannot be made as verified, or the copy not written.
 
-        ``expected``: as in ``prepare``; an original that is packed in that transfer syntax is not unpacked.
+        ``expected``: as in ``prepare``; an original that is packed in that transfer syntax is not unpacked. Raises
+        LatentPacsError, OSError.
         """
         if choice.copy is None and choice.rendition is None:
             passed = self._packed_form(choice.instance) if expected == JPEGLSLossless else None
@@ -215,7 +216,10 @@ class Retrieve:
         return True
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
-        """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied."""
+        """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied.
+
+        Closes ``sendable`` unless an error is raised.
+        """
         with self._new_file() as target:
             request = TranscodeRequest(sendable.path, target, str(syntax))
             self._decoders.submit(request, Priority.VIEWER).result()
@@ -241,7 +245,7 @@ class Retrieve:
         return Sendable(target, *uids, str(JPEGLSLossless), packed_form_of=instance)
 
     def _original_or_what_is_left(self, choice: Choice) -> Sendable:
-        """The original; its reconstruction if it was purged since it was chosen, and the peer may get that."""
+        """The original; if it was purged since it was chosen, the reconstruction, if the peer may get it."""
         try:
             return self.original(choice.instance)
         except OriginalPurged:

@@ -1,4 +1,4 @@
-"""``latent-pacs class-label``: the classes of images, for validations. Their originals are held until one used them."""
+"""``latent-pacs class-label``: the classes of images, for validations, which hold their originals until one has run."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _problems(settings: Settings) -> Iterator[str]:
 
 
 def _checks(settings: Settings) -> Iterator[Callable[[], object]]:
-    """What the node does with them when it starts or works. Torch is imported if config.yaml names weights or a GPU."""
+    """Checks that use the settings as the node does. Torch is imported if config.yaml names weights or a GPU."""
     from node.archive.intake.marked_regions import read_regions
     from node.dimse.tls import server_context
     from node.upscalers.mammo import load_network
@@ -109,7 +109,7 @@ def _database(url: str, root: Path) -> None:
 
 
 def _folder(key: str, folder: Path) -> None:
-    """Raises ConfigError if the user could not make the folder, or write in it."""
+    """Raises ConfigError if the user can neither write in the folder nor create it."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{key} {folder}: you cannot write in {there}; run this as the user of the node")

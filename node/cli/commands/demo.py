@@ -90,7 +90,7 @@ def demo(
 
 
 def _run(files: list[Path], folder: Path) -> tuple[list[Row], list[tuple[Path, Path, str]]]:
-    """Store and retrieve the files; the rows, and for each reconstruction the original, the copy and its UID."""
+    """Store and retrieve the files. Returns the rows, and of each reconstruction the original, the copy and its UID."""
     from node.app import Node
     from node.dimse.client import Address, Receiver
 
@@ -230,7 +230,7 @@ def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Recei
 
 
 def _came_back(receiver: Receiver, uid: str, instance: StoredInstance) -> bool:
-    """Whether the receiver got it. A reconstruction must have exactly the pixels that were verified."""
+    """Whether the receiver got an object. A reconstruction must have exactly the pixels that were verified."""
     from storage.dicom.pixels import integer_pixels, pixel_digest
 
     path = receiver.received.get(uid)

@@ -132,7 +132,7 @@ def listed_json(one: StoredInstance) -> dict[str, Any]:
 
 
 def _report_json(report: InstanceReport) -> dict[str, Any]:
-    """A report as plain data, without the masks and places, which only the picture shows."""
+    """A report as plain data, without the masks and the places of points, which only the picture shows."""
     data = dataclasses.asdict(report)
     for one, rendition in zip(data["renditions"], report.renditions, strict=True):
         one["payload_bytes"] = rendition.payload_bytes

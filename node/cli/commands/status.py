@@ -77,7 +77,7 @@ def _originals(totals: OriginalTotals) -> Table:
 
 
 def _ratio(whole: int, part: int) -> float | None:
-    """None if there is nothing to divide."""
+    """None if there is nothing to divide by."""
     return whole / part if part else None
 
 

@@ -84,7 +84,7 @@ def show_study(
 
 
 def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
-    """Answers to a query at STUDY level. Raises UsageError."""
+    """The matches of a query at STUDY level. Raises UsageError."""
     from itertools import islice
 
     from node.archive.query.find import find

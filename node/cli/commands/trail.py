@@ -62,7 +62,8 @@ def _verify(config: Path, as_json: bool) -> None:
 
 
 def _is_date(text: str) -> bool:
-    """Whether a text is an extended ISO 8601 date, with a time or without, which sorts as the trail's times do."""
+    """Whether a text is a date in the extended format of ISO 8601, with or without a time. Such a text sorts as the
+    times of the trail do."""
     try:
         datetime.fromisoformat(text)
     except ValueError:

@@ -1,7 +1,8 @@
 """Checks each association request against the peers of config.yaml, before anything is negotiated.
 
 A caller that uses a configured AE title from another network, without the TLS that is required, or with a certificate
-for another name is rejected, not treated as unknown: unknown callers may be allowed to store, under that title.
+for another name is rejected, not treated as unknown. Unknown callers may be allowed to store, and it would then store
+under that title.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Admission:
         self._refusals.of_association(_title(assoc), address_of(assoc), why)
 
     def overdue(self, associations: Iterable[Acceptor]) -> list[Acceptor]:
-        """Those open for longer than ``node.max_association_time``; each is returned once."""
+        """The associations that are open for longer than ``node.max_association_time``; each is returned once."""
         limit, now = self._settings.node.max_association_time, time.monotonic()
         admitted = [one for one in associations if one.admitted_as is not None]
         late = [one for one in admitted if limit and now - one.admitted_at > limit]

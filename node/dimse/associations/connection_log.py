@@ -11,6 +11,6 @@ LOGGER = logging.getLogger(__name__)
 
 
 def log_association(event: Any, what: str) -> None:
-    """Handle pynetdicom's EVT_ACCEPTED, EVT_RELEASED or EVT_ABORTED; ``what`` has happened."""
+    """Handle pynetdicom's EVT_ACCEPTED, EVT_RELEASED or EVT_ABORTED; ``what`` is the past participle to log."""
     title = str(event.assoc.requestor.ae_title).strip()
     LOGGER.info("Association of %s from %s %s", title, address_of(event.assoc), what)

@@ -1,7 +1,8 @@
 """SOP Class Extended Negotiation of query and retrieve (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1).
 
 The first byte requests relational queries or retrievals. For a query, the second requests combined matching of dates
-and times, and the fourth the time zone of the request. These are accepted; all others (the third: fuzzy names) are not.
+and times, and the fourth the time zone of the request. These options are accepted.
+Others, such as fuzzy matching of names (the third), are not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Opens associations: to move destinations, to replication peers, and to report storage commitment.
 
-Many destinations accept one association at a time. Further requests wait in a queue, first come, first served: beyond
-``max_associations_to`` of the peer, and also while the peer itself shows that it is busy.
+Many destinations accept one association at a time. Requests beyond ``max_associations_to`` of the peer wait in a queue,
+first come, first served, and so do requests while the peer itself shows that it is busy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BUSY_REJECTIONS = {(2, 3, 1), (2, 3, 2)}
 _RETRY = 2.0
 """Seconds until a peer that has rejected us as busy is called again."""
 _BUSY_LIMIT = 60.0
-"""Seconds for which a peer may reject us as busy while no association of ours is open there."""
+"""Seconds for which a peer may reject us as busy while no association of ours is open there. Chosen, not measured."""
 
 
 class DestinationUnavailable(LatentPacsError):
@@ -108,7 +108,7 @@ class _Queue:
 
     @contextmanager
     def turn(self, limit: int, wanted: Callable[[], bool]) -> Iterator[None]:
-        """Wait for one of ``limit`` places (0: no limit) and hold it in the block, which requests and ``add``s."""
+        """Wait for one of ``limit`` places (0: no limit), and hold it in the block, which calls ``add``."""
         ticket = object()
         with self._lock:
             self._waiting.append(ticket)
@@ -125,7 +125,7 @@ class _Queue:
                 self._requesting -= 1
 
     def opened(self) -> int:
-        """The number of our associations that are open there."""
+        """The number of our associations that are open at this address."""
         with self._lock:
             self._open = [assoc for assoc in self._open if assoc.is_established]
             return len(self._open)
@@ -137,7 +137,8 @@ class _Queue:
             self._open.append(assoc)
 
     def wait_for_fewer(self, wanted: Callable[[], bool], at_most: float | None) -> None:
-        """Wait until one of those has ended, or for ``at_most`` seconds. Return at once if there is neither."""
+        """Wait until one of our open associations has ended, or for ``at_most`` seconds. Return at once if none is open
+        and ``at_most`` is None."""
         now, end = self.opened(), float("inf") if at_most is None else time.monotonic() + at_most
         _wait(lambda: self.opened() < now or time.monotonic() > end or (not now and at_most is None), wanted)
 

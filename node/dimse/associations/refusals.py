@@ -21,16 +21,19 @@ Record = Callable[[TrailEntry], None]
 """Hands an entry to the audit trail without waiting for it."""
 
 _REPEAT = 60.0
-"""Seconds in which the same rejection is recorded once, since a caller can cause many."""
+"""Seconds in which the same rejection is recorded only once, since a caller can cause many. Chosen, not measured."""
 _MOST = 1000
-"""Refusals of one address that are recorded in that time: 1.5 GB a day, as each took 1 KB in index and journal (over
-6,074 of them). Without a limit one connection wrote 27 GB a day."""
+"""Most refusals of one address that are recorded in ``_REPEAT`` seconds. They take 1.5 GB a day: one took 1 KB in index
+and journal, measured over 6,074 of them. Without a limit one connection wrote 27 GB a day."""
 _MOST_REMEMBERED = 1000
-"""Rejections that are compared with later ones, and addresses whose refusals are counted."""
+"""Most rejections that are remembered to recognise repeated ones, and most addresses whose refusals are counted."""
 
 
 class Refusals:
-    """Writes to log and trail. ``record`` takes other entries too, without a limit. Safe to share between threads."""
+    """Writes refusals to the log and the audit trail. ``record`` also takes other entries, without a limit.
+
+    Safe to share between threads.
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -60,7 +63,7 @@ class Refusals:
         self._record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"), address)
 
     def _record(self, entry: TrailEntry, address: str) -> None:
-        """Record a refusal, unless its address has caused too many; a later one says how many were left out."""
+        """Record a refusal, unless its address has caused too many; a later record says how many were left out."""
         with self._lock:
             now, left_out = time.monotonic(), 0
             if address not in self._counted and len(self._counted) >= _MOST_REMEMBERED:

@@ -28,8 +28,11 @@ _MAX_CONTEXTS = 128
 
 
 class Channel:
-    """One established association on which images can be sent with C-STORE. ``priority``: that of the request, which is
-    theirs too; ``originator``: of a C-MOVE, as arguments of ``send_c_store`` (PS3.7 9.1.3.1, 9.1.4.1)."""
+    """One established association on which images can be sent with C-STORE.
+
+    ``priority``: that of the request, which each C-STORE gets too. ``originator``: of a C-MOVE, as arguments of
+    ``send_c_store`` (PS3.7 9.1.3.1, 9.1.4.1).
+    """
 
     def __init__(
         self, assoc: Association, prefers: tuple[WireSyntax, ...], *, priority: int, **originator: Any
@@ -90,7 +93,7 @@ class Channel:
         return self
 
     def expected(self, held: Choice | StoredInstance) -> str:
-        """The transfer syntax in which it is sent if its pixels allow it; empty if the receiver accepted none."""
+        """The transfer syntax in which ``held`` is sent if its pixels allow it; empty if the receiver accepted none."""
         return next(iter(self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid)), "")
 
     def _syntaxes_for(self, sop_class: str, held_in: str) -> list[str]:
@@ -124,7 +127,7 @@ class Channel:
 class Destination:
     """A move destination. Opens an association for the first image, and another when more contexts are needed.
 
-    ``priority``, ``originator``: as of a ``Channel``.
+    ``priority``, ``originator``: as for ``Channel``. Leaving the block releases the association.
     """
 
     def __init__(
@@ -153,14 +156,14 @@ class Destination:
             return self._channel(self._batch_of[id(choice)])
 
     def expected(self, choice: Choice) -> str:
-        """The transfer syntax in which it is probably sent: by config.yaml until the receiver has accepted contexts."""
+        """The transfer syntax in which a choice is probably sent: by config.yaml until contexts are accepted."""
         now_open = self._open
         if now_open is not None and now_open[0] == self._batch_of[id(choice)]:
             return now_open[1].expected(choice)
         return in_order(self._peer.transfer_syntaxes, choice.transfer_syntax_uid)[0]
 
     def close_at_once(self, why: str) -> None:
-        """Close the connection even while an image is being sent, without the lock; ``why`` is for the log."""
+        """Close the connection even while an image is being sent, without the lock; ``store`` then raises ``why``."""
         if (now_open := self._open) is not None:
             now_open[1].close_at_once(why)
 

@@ -1,9 +1,9 @@
 """Handles C-MOVE and C-GET (PS3.4 C.4.2, C.4.3), which send the same images over two kinds of association.
 
-An image counts as completed when its receiver has responded with success; otherwise its UID is listed as failed. The
-requester gets pending responses, and may cancel, while an image is being made or sent to a move destination, or a busy
-destination is waited for. On the association of a C-GET no message can overtake an image (PS3.7 6.3.1), so there a
-cancel takes effect before the next image.
+An image counts as completed when its receiver has responded with success, and as a warning after a warning status;
+otherwise its UID is listed as failed. The requester gets pending responses, and may cancel, while an image is being
+made or sent to a move destination, or while the request waits for a busy destination. On the association of a C-GET no
+message can overtake an image (PS3.7 6.3.1), so there a cancel takes effect before the next image.
 """
 
 from __future__ import annotations
@@ -57,9 +57,10 @@ LOGGER = logging.getLogger(__name__)
 _POLL = 0.1
 """Seconds between two checks for a cancel."""
 _GRACE = 2.0
-"""Seconds that an image may still take to arrive at a move destination after the request has ended."""
+"""Seconds that an image may still take to arrive at a move destination after the request has ended. Chosen, not
+measured."""
 _MOST_STUDIES = 100
-"""Studies of one request named in the audit trail."""
+"""Most studies of one request that the audit trail names."""
 MOST_SUBOPERATIONS = 65535
 """Limit of the counts in a response, which have VR US (PS3.7 E.1)."""
 
@@ -103,6 +104,8 @@ class SubOperations:
 
 @dataclass(frozen=True)
 class RetrieveServices:
+    """What the handlers need. ``keep_alive``: seconds between two pending responses while nothing is sent."""
+
     index: Index
     retrieve: Retrieve
     peers: Peers
@@ -153,11 +156,11 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
 
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
-    """The files to send for the request's identifier. Raises IdentifierError."""
+    """The objects that the request's identifier selects for a receiver. Raises IdentifierError."""
     identifier = identifier_of(event)
     root = _root(event, identifier)
     found = select(services.index, identifier, root, relational=agreed(event).relational)
-    keys = list(islice(found, MOST_SUBOPERATIONS + 1))  # with one more the request fails
+    keys = list(islice(found, MOST_SUBOPERATIONS + 1))  # one more makes the request fail
     requested: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         requested = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
@@ -192,7 +195,7 @@ class _Retrieval:
         self._counts, self._cancelled = SubOperations(len(choices)), False
 
     def run(self, entry: TrailEntry) -> Iterator[RetrieveResponse]:
-        """Send the images; the responses to the requester. ``entry``: for the audit trail, completed at the end."""
+        """Send the images, and yield the responses to the requester. ``entry`` is completed and recorded at the end."""
         try:
             yield from self._send_all()
         finally:
@@ -231,7 +234,7 @@ class _Retrieval:
     def _is_over(self) -> bool:
         """True once the requester has cancelled, or its association has ended.
 
-        A request for release cancels a C-GET, since no image would be answered any more.
+        A request for release cancels a C-GET, since the requester would not respond to another image.
         """
         assoc, own = self._event.assoc, self._receiver if isinstance(self._receiver, Channel) else None
         released = own is not None and wants_release(assoc)

@@ -44,7 +44,7 @@ ALL_COMMITTED, FAILURES_EXIST = 1, 2
 _LONGEST_WAIT = 3600.0
 """Seconds between two attempts to report, at most."""
 _AFTER_A_CRASH = 5.0
-"""Seconds after which a request is processed although its response was never sent."""
+"""Seconds after which a request is processed although its response was never sent. Chosen, not measured."""
 
 
 class ActionRefused(LatentPacsError):
@@ -121,8 +121,8 @@ class Notifier:
         self._thread.start()
 
     def stop(self, within: float) -> None:
-        """Finish the current report if its peer responds within that many seconds. The next start continues the rest,
-        which are rows of the index."""
+        """Finish the current report if its peer responds within that many seconds. The other requests remain in the
+        index, and the next start continues with them."""
         self._stopping.set()
         self._ready.put(None)
         if self._thread.is_alive():
@@ -153,7 +153,7 @@ class Notifier:
                 LOGGER.exception("storage commitment failed; it will be tried again")
 
     def _process_next(self, within: float) -> None:
-        """Process the next request whose response was sent within that many seconds; if none was, those due."""
+        """Process the next request whose response is sent within that many seconds; otherwise, all that are due."""
         try:
             key = self._ready.get(timeout=within)
         except queue.Empty:

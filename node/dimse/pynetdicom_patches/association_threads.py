@@ -1,7 +1,7 @@
 """End an association when an error ends its thread.
 
-pynetdicom 3.0: an exception in ``Association.run`` leaves the thread that owns the connection running: the caller is
-neither answered nor closed, and ``maximum_associations`` no longer counts it.
+pynetdicom 3.0: an exception in ``Association.run`` leaves the thread that owns the connection running: the caller gets
+no answer, its connection stays open, and ``maximum_associations`` no longer counts it.
 Upstream: pynetdicom#180 (closed unmerged).
 Remove when an association aborts after an exception in its thread.
 """

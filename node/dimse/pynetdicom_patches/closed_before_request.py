@@ -1,7 +1,7 @@
 """Stop waiting for an association request when the connection has closed.
 
 pynetdicom 3.0: ``Association.run_reactor`` waits for the whole ``acse_timeout``, by default 30 s, for the request of a
-caller that has closed, as port scans and load balancers do, and counts it meanwhile.
+caller that has closed, as port scans and load balancers do. Meanwhile, it counts the caller as an association.
 Upstream: pynetdicom#669 (closed) cured only the leak.
 Remove when the thread of such an association ends at once.
 """

@@ -1,7 +1,7 @@
 """Let a command whose UID is too long be answered with a status (PS3.7 9.3.1.1, 10.3.5.1).
 
 pynetdicom 3.0: setting a SOP class or instance UID of a command raises for more than 64 characters.
-The association is aborted, so the peer hears no reason, and the next images on it are not sent.
+The association is aborted, so the peer learns no reason, and cannot send its next images.
 Upstream: not reported.
 Remove when such a UID reaches the handler.
 """

@@ -21,7 +21,8 @@ from pynetdicom.transport import ThreadedAssociationServer
 LOGGER = logging.getLogger(__name__)
 
 WAITING = 64
-"""Connections beyond the associations allowed, which may ask for nothing yet. As many more may be ending."""
+"""Connections that may be open, beyond the allowed associations, without having asked for one. As many more may be
+closing. Chosen, not measured."""
 
 
 @dataclass(eq=False)
@@ -38,8 +39,8 @@ class Opening:
 class LimitedServer(ThreadedAssociationServer):
     """Accepts ``maximum_associations`` connections less ``WAITING``, and ``per_address`` from one address.
 
-    Beyond the first limit, the connection that has asked for nothing for the longest time gives way to a new one, so
-    that callers that ask for nothing keep out nobody who does.
+    Beyond the first limit, the connection that has waited longest without asking for an association gives way to a new
+    one, so that silent callers cannot keep others out.
     """
 
     def __init__(self, *arguments: Any, per_address: int, **options: Any) -> None:

@@ -16,7 +16,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 _CANCEL = 0x0FFF
 """Command Field of a C-CANCEL-RQ (PS3.7 E.1)."""
 _MOST = 10
-"""Cancels that pynetdicom takes."""
+"""Most cancels that pynetdicom holds."""
 
 
 class KeptCancels(DIMSEServiceProvider):
@@ -30,7 +30,7 @@ class KeptCancels(DIMSEServiceProvider):
 
     @cancel_req.setter
     def cancel_req(self, forgotten: dict[int, Any]) -> None:
-        """Keep them: ``forget_older_cancel`` has removed those that are older than their request."""
+        """Forget nothing: ``forget_older_cancel`` has removed the cancels that are older than their request."""
 
 
 def forget_older_cancel(assoc: Any, command: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Tell, while a handler runs, that the peer has ended its association.
+"""Tell a running handler that the peer has ended its association.
 
 pynetdicom 3.0: ``Association.is_established`` stays True until the handler returns, since ``_run_reactor`` sees an
 abort or a closed connection only between two requests.

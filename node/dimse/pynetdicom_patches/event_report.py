@@ -19,7 +19,7 @@ from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 
 _MOST_OTHERS = 4
-"""Requests before the response, after which it is no longer awaited."""
+"""Most requests that may arrive before the response; after that many, the response is no longer awaited."""
 
 
 def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str, information: Dataset) -> int | None:

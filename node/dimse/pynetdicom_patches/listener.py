@@ -18,8 +18,8 @@ from node.dimse.pynetdicom_patches.tls_handshake import TlsHandler
 LOGGER = logging.getLogger(__name__)
 
 _QUEUE = 128
-"""Connections that may wait until they are accepted. socketserver's five are too few for ten senders at one moment: the
-kernel drops further ones, and a caller tries again after one second."""
+"""Connections that may wait to be accepted. The 5 of socketserver are too few for ten simultaneous senders: the kernel
+drops further connections, and a caller tries again after one second."""
 
 
 class _Handler(TlsHandler, SharedContexts):

@@ -1,4 +1,4 @@
-"""Limit what is collected in memory of a message, and abort the association if the message cannot be decoded.
+"""Limit how much of a message is collected in memory, and abort the association if the message cannot be decoded.
 
 pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory, and
 ``Event.identifier`` inflates a deflated one to any length. A second command set in a message replaces the first, and
@@ -19,15 +19,16 @@ from node.dimse.pynetdicom_patches.invalid_commands import InvalidCommand
 LOGGER = logging.getLogger(__name__)
 
 _MOST_COMMAND = 2**16
-"""Bytes of a command set."""
+"""Most bytes of a command set."""
 _MOST_IDENTIFIER = 2**24
-"""Bytes of a data set that is collected in memory, also after it is inflated: 65535 references take 10 MB."""
+"""Most bytes of a data set that is collected in memory, also after inflating: 65535 references take 10 MB."""
 _MOST_QUERY = 2**21
-"""Bytes of that of a C-FIND, C-GET or C-MOVE: 10,000 UIDs take 650 KB. An element of 8 bytes takes 250 in memory."""
+"""The same for a C-FIND, C-GET or C-MOVE: 10,000 UIDs take 650 KB. Once parsed, an element of 8 bytes takes 250 bytes
+of memory."""
 _QUERIES = {0x0010, 0x0020, 0x0021}
-"""Command Fields of their requests (PS3.7 E.1)."""
+"""Command Fields of C-GET, C-FIND and C-MOVE requests (PS3.7 E.1)."""
 _MOST_ITEMS = 70_000
-"""Items of such a data set: 65535 references, and a few more."""
+"""Most items of a data set in memory: 65535 references, and a few more."""
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """The item tag (FFFE,E000) in both byte orders."""
 
@@ -40,7 +41,7 @@ def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
     command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
     identifier = message.data_set.tell()
     if not message._data_set_file and not any(data[0] & 1 for data in fragments):
-        identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
+        identifier += sum(map(len, fragments))  # next to a command, data may be for a file that is not open yet
     if command > _MOST_COMMAND or identifier > _most(message, assoc):
         raise InvalidCommand("its command set or identifier is too large")
     for number, data in primitive.presentation_data_value_list:
@@ -48,13 +49,12 @@ def check_fragments(message: Any, primitive: Any, assoc: Any) -> None:
             raise InvalidCommand(f"presentation context {number} was not accepted")
         if number != vars(message).setdefault("_began_on", number):
             raise InvalidCommand("its fragments are on two presentation contexts")
-        if bool(data[0] & 1) == (message.context_id is not None):  # which comes with the end of the command set
+        if bool(data[0] & 1) == (message.context_id is not None):  # set at the end of the command set
             raise InvalidCommand("its command set is not before its data set")
 
 
 def check_items(message: Any, assoc: Any) -> None:
-    """Raise InvalidCommand if the data set of a message in memory has more items than any may have. Each takes a
-    kilobyte when it is parsed."""
+    """Raise InvalidCommand if the data set of a message in memory has too many items. A parsed item takes 1 KB."""
     if message._data_set_file:
         return
     data = _inflated(message, assoc)

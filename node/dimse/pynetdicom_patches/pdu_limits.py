@@ -19,7 +19,8 @@ from pynetdicom.transport import AssociationSocket
 LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_LIMIT = 2**20
-"""Bytes. An A-ASSOCIATE-RQ with 128 contexts and every transfer syntax takes half of this."""
+"""Limit in bytes before an association is established, and the least afterwards. An A-ASSOCIATE-RQ with 128 contexts
+and every transfer syntax takes half of this."""
 
 
 class LimitedReceive(AssociationSocket):

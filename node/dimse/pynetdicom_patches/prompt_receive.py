@@ -15,7 +15,7 @@ from typing import Any
 from pynetdicom.dul import DULServiceProvider
 
 _WAIT = 0.001
-"""Longest wait in seconds: what this entity sends is queued by other threads, and is looked for as often."""
+"""Longest wait in seconds, after which the queue of what other threads send is checked."""
 
 
 class PromptReceive(DULServiceProvider):

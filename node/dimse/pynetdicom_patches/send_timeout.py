@@ -17,7 +17,7 @@ from pynetdicom.transport import AssociationSocket
 LOGGER = logging.getLogger(__name__)
 
 _PORTION = 2**16
-"""Bytes that a peer may take ``node.network_timeout`` for; a whole PDU could need longer on a slow line."""
+"""Bytes that a peer must take within ``node.network_timeout``; a whole PDU could take longer on a slow line."""
 
 
 class TimedSend(AssociationSocket):

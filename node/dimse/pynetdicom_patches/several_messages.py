@@ -1,4 +1,4 @@
-"""Take every message of a P-DATA-TF PDU that holds several (PS3.8 9.3.5, E.2), and few before they are served.
+"""Take every message of a P-DATA-TF PDU that holds several (PS3.8 9.3.5, E.2), and let few messages wait.
 
 pynetdicom 3.0: ``DIMSEMessage.decode_msg`` returns at the last fragment of a message. What follows it in the same PDU,
 such as the cancel of a request or the next request, is lost. ``msg_queue`` has no limit: a peer that does not wait for
@@ -18,21 +18,21 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 
 _MOST = 2
-"""Messages that wait to be served. No asynchronous operations are negotiated, so one would do (PS3.7 D.3.3.3)."""
+"""Most messages that wait to be served. No asynchronous operations are negotiated, so 1 would do (PS3.7 D.3.3.3)."""
 _PAUSE = 0.001
-"""Seconds between two looks whether one was served."""
+"""Seconds between two checks of whether a message was served."""
 
 
 class SeparateMessages(DIMSEServiceProvider):
     """The messages of one of our associations, which takes the fragments of a PDU one by one."""
 
     def receive_primitive(self, primitive: Any) -> None:
-        """Take the fragments of a PDU. Those that follow the messages that may wait stay until these are served."""
+        """Take the fragments of a PDU. While ``_MOST`` messages wait, the fragments of further ones are kept."""
         self._left.extend(primitive.presentation_data_value_list)
         self.take_fragments()
 
     def take_fragments(self) -> bool:
-        """Take the fragments that are left, until one cannot be decoded; False while as many messages wait as may."""
+        """Take the fragments that were kept, until one cannot be decoded; False while ``_MOST`` messages wait."""
         while self._left and self.msg_queue.qsize() < _MOST:
             part = P_DATA()
             part.presentation_data_value_list.append(self._left.popleft())
@@ -48,7 +48,7 @@ class SeparateMessages(DIMSEServiceProvider):
 
 
 class PacedReceive(DULServiceProvider):
-    """The thread that owns a connection; it reads nothing while as many messages wait as may."""
+    """The thread that owns a connection; it reads nothing while ``_MOST`` messages wait."""
 
     def _is_transport_event(self) -> bool:
         messages: Any = self.assoc.dimse

@@ -35,7 +35,7 @@ STATUS = {
     "MoveDestination": 0xA801,
     "ActionTypeID": 0x0123,
 }
-"""The status of a request that lacks this element. That of a SOP class depends on the service."""
+"""The status of a request that lacks this element. For a missing SOP class UID, it depends on the service."""
 PROCESSING_FAILURE = 0x0110
 UNRECOGNIZED_OPERATION = 0x0211
 
