@@ -77,7 +77,7 @@ class TextLines(logging.Formatter):
     """One line per record: local time, level, logger, message; for an unforeseen error also its type and place."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        message = _message(record)
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             message += f" [{type(error).__name__} at {' < '.join(_places(error)[:_FRAMES])}]"
@@ -96,18 +96,14 @@ def _places(error: BaseException) -> list[str]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message, thread; for an error also its type and place.
-
-    An error in a message is replaced by its type unless it is a LatentPacsError or OSError, since other errors may
-    quote data from peers.
-    """
+    """One JSON object per line: time (UTC), level, logger, message, thread; for an error also its type and place."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _time(record).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": self._message(record),
+            "message": _message(record),
             "thread": record.threadName,
         }
         error = record.exc_info[1] if record.exc_info else None
@@ -116,10 +112,12 @@ class JsonLines(logging.Formatter):
             line["at"] = _places(error)[::-1]
         return json.dumps(line)
 
-    def _message(self, record: logging.LogRecord) -> str:
-        if not isinstance(record.args, tuple) or not record.args:
-            return record.getMessage()
-        return str(record.msg) % tuple(type(one).__name__ if _quotes(one) else one for one in record.args)
+
+def _message(record: logging.LogRecord) -> str:
+    """The message of a record. An error in it is replaced by its type if its text may quote data from a peer."""
+    if not isinstance(record.args, tuple) or not record.args:
+        return record.getMessage()
+    return str(record.msg) % tuple(type(one).__name__ if _quotes(one) else one for one in record.args)
 
 
 def _quotes(argument: object) -> bool:

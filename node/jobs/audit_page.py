@@ -57,7 +57,7 @@ _MEANING = {
     FidelityOutcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
     FidelityOutcome.UNMADE: "the model or the payload cannot be used",
     FidelityOutcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
-    FidelityOutcome.UNTRIED: "an error that is unrelated to the image; the node's log has it",
+    FidelityOutcome.UNTRIED: "another error ended its audit, and nothing was judged; the node's log has it",
 }
 
 
@@ -284,9 +284,9 @@ def _worst(run: AuditRun) -> list[Part]:
     for one, pictures in run.pictures:
         figures = f"mean tile FSIM {one.now['fsim_mean']:.4f}, {one.now['psnr_db']:.1f} dB"
         window = f"{100 * pictures.share:.2g} % of the display window"
-        scale = f"original less structure, full colour at ±{pictures.reach:.0f} grey levels, {window}"
+        scale = f"structure less original, full colour at ±{pictures.reach:.0f} grey levels, {window}"
         whole = zip(pictures.whole, ("original", "reconstruction", scale), strict=True)
-        close = ("original, around the greatest error", "reconstruction", "original less structure, same scale")
+        close = ("original, around the greatest error", "reconstruction", "structure less original, same scale")
         detail = zip(pictures.detail, close, strict=True)
         parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
         parts += [Pictures([PagePicture(*picture) for picture in row]) for row in (whole, detail)]

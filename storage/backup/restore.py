@@ -51,7 +51,7 @@ class RestoreReport:
 def refuse_occupied(manifest: Manifest, file: Path, root: Path, cold: Path | None) -> None:
     """Raises BackupRefused unless the archive is empty or a restore of this backup was interrupted there."""
     if (root / MARK).exists():
-        if (root / MARK).read_text() not in (_identity(manifest), ""):  # an earlier release could leave it empty
+        if (root / MARK).read_text() not in (_identity(manifest), ""):  # an earlier version could leave it empty
             raise BackupRefused(f"{root} holds an incomplete restore of another backup; empty it first")
         return
     for folder in (root, cold):

@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def damage_of_manifest(folder: Path) -> list[str]:
-    """A sentence for the manifest and for its copy, if it cannot be read. An earlier release wrote no copy."""
+    """A sentence for the manifest and for its copy, if it cannot be read. An earlier version wrote no copy."""
     found = []
     for name in (NAME, COPY):
         try:

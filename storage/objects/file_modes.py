@@ -1,7 +1,7 @@
 """File modes: only the archive's own user may read its files, and no symbolic link in it is followed.
 
 Files have mode 0600 and folders 0700, by the umask that ``keep_private`` sets for this process and its children.
-``close_to_others`` corrects the modes that earlier releases left, and refuses symbolic links. ``give_to_owner`` keeps
+``close_to_others`` corrects the modes that earlier versions left, and refuses symbolic links. ``give_to_owner`` keeps
 a command of root from leaving files that the node's user cannot use.
 """
 

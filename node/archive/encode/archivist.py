@@ -122,7 +122,7 @@ class Archivist:
         """Encode a claimed instance, and end its claim whatever happens."""
         try:
             if claim.attempts > self._settings.archivist.attempts:  # the last one did not end its claim
-                reason = f"the node ended {claim.attempts - 1} times while it encoded this image"
+                reason = f"the node ended during attempt {claim.attempts - 1} to encode this image, the last one"
                 LOGGER.error("instance %s: %s", claim.sop_instance_uid, reason)
                 self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, reason)
                 return

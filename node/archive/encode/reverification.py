@@ -227,7 +227,7 @@ class _Run:
             raise
 
     def _keep_older_models(self) -> None:
-        """Store installed models that renditions were made with before the archive kept models."""
+        """Store installed models that renditions need and the index lacks, as after a rebuild without its journal."""
         for use in self._work.index.models():
             if use.upscaler != "mammo" or self._writer.models.keeps(use.upscaler, use.weights_digest):
                 continue

@@ -309,7 +309,7 @@ def examine(
     """The row of a Part 10 file, without its digest; ``leading_zeros`` as in ``check_uid``. Raises DataSetError.
 
     ``repeated_uids``: whether a UID that names the instance may occur more than once with different values, as in files
-    that an earlier release accepted. The last value counts.
+    that an earlier version accepted. The last value counts.
     """
     with opened(path) as file:
         if file.layout.ambiguous and not repeated_uids:

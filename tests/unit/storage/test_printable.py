@@ -118,8 +118,8 @@ def test_an_unforeseen_error_is_one_line_without_its_text() -> None:
     try:
         raise ValueError("Doe^Jane\nforged")
     except ValueError as error:
-        line = TextLines().format(record("message cannot be decoded", error=error))
-    assert "ValueError at" in line
+        line = TextLines().format(record("message cannot be decoded: %s", error, error=error))
+    assert "message cannot be decoded: ValueError [ValueError at" in line
     assert "test_printable.py" in line
     assert "Doe" not in line
     assert "\n" not in line

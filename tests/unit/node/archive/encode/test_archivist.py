@@ -409,7 +409,7 @@ def test_an_image_at_which_the_node_dies_is_given_up(bench: ArchiveParts) -> Non
             connection.execute(update(instance).values(lease_until=0.0))
     given_up = InlineArchivist(bench).run()
     assert (given_up.state, given_up.reason_code) == (InstanceState.FAILED, ReasonCode.OTHER)
-    assert given_up.reason == f"the node ended {attempts} times while it encoded this image"
+    assert given_up.reason == f"the node ended during attempt {attempts} to encode this image, the last one"
 
 
 def test_an_image_that_failed_since_its_original_was_damaged_is_tried_again_with_it(bench: ArchiveParts) -> None:
