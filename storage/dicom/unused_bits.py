@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.uid import JPEGLossless, JPEGLosslessSV1, RLELossless
 
 _OF_WHOLE_CELLS = {JPEGLossless, JPEGLosslessSV1, RLELossless}
-"""Transfer syntaxes whose encoders may keep all bits of a cell, and whose decoders are told Bits Stored."""
+"""Transfer syntaxes whose encoders may keep all bits of a cell, and whose decoders take Bits Stored as an option."""
 
 
 def decoder_options(syntax: str, bits_allocated: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Queries that read the index, each in a transaction of its own, their joins, and the records made of their rows."""
+"""Helpers for queries of the index: transactions that read, joins, new keys, batches, and records made of rows."""
 
 from __future__ import annotations
 
