@@ -125,7 +125,7 @@ class ChangeRefused(Refused):
 
 
 class StoreFull(LatentPacsError):
-    """The disk, the quota or the database is full. Nothing was stored."""
+    """The disk, the quota or the database has no room or cannot be written. The last write counts as not done."""
 
 
 class InstanceTooLarge(LatentPacsError):

@@ -108,7 +108,7 @@ def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path)
 def test_large_sequences_that_are_not_amended_are_not_read(
     undefined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Formerly, 15 MB of empty items took the node a minute and 1.7 GB whenever the image was sent."""
+    """15 MB of empty items would take the node a minute and 1.7 GB whenever the image is sent."""
     monkeypatch.setattr("storage.dicom.element_walk._SEQUENCE_ITEMS", 3)
     described, code = Dataset(), Dataset()
     code.CodeValue, described.AnatomicRegionModifierSequence = "T-04020", [code]
