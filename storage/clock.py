@@ -1,8 +1,8 @@
-"""What is known of the clock of a machine, which may be wrong for a time."""
+"""The earliest credible time, for times that may come from a clock that was wrong."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
 EARLIEST = datetime(2026, 1, 1)
-"""No archive is older than this program: a time before was written while the clock was wrong."""
+"""UTC, without a zone. No archive is older than this program, so an earlier time comes from a wrong clock."""

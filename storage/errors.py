@@ -1,7 +1,7 @@
 """The errors that storage raises, and those that more than one package of node raises or handles.
 
 An error that only one module of node raises is defined in that module, as a subclass of LatentPacsError. Cancelled is
-outside this tree: it ends work on purpose, and is not a fault of the data.
+not part of this tree, because it ends work on purpose and reports no fault.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from storage.records import ReasonCode
 
 
 class LatentPacsError(Exception):
-    """Base of all errors but Cancelled."""
+    """Base class of all errors except Cancelled."""
 
 
 class Cancelled(CancelledError):
-    """A job, or a wait for a worker, was cancelled; the image at hand is left as it was."""
+    """A job, or a wait for a worker, was cancelled. The image that it was working on is unchanged."""
 
 
 class DataSetError(LatentPacsError):
@@ -24,7 +24,7 @@ class DataSetError(LatentPacsError):
 
 
 class Unparseable(DataSetError):
-    """The bytes are not a DICOM data set, or it is truncated outside its pixel data."""
+    """The bytes are not a DICOM data set, or the data set is truncated outside its pixel data."""
 
 
 class InflatesTooFar(Unparseable):
@@ -44,7 +44,7 @@ class InvalidUid(DataSetError):
 
 
 class ClassMismatch(DataSetError):
-    """SOP Class or Instance UID of the data set differ from the command's Affected UIDs."""
+    """The SOP Class UID or SOP Instance UID of the data set differs from the command's Affected UIDs."""
 
 
 class PixelError(LatentPacsError):
@@ -64,7 +64,7 @@ class OutOfTime(PixelError):
 
 
 class PayloadError(LatentPacsError):
-    """The bytes of a base or rendition are damaged, or of a version that this release does not read."""
+    """A base, rendition or packed original is damaged, or has a version that this release does not read."""
 
 
 class ObjectMissing(LatentPacsError):
@@ -72,7 +72,7 @@ class ObjectMissing(LatentPacsError):
 
 
 class ObjectDamaged(LatentPacsError):
-    """The bytes of an object do not have its digest."""
+    """The SHA-256 of an object's bytes, or of the original that it unpacks to, is not the expected one."""
 
 
 class KeptVerbatim(LatentPacsError):
@@ -92,11 +92,12 @@ class JournalDamaged(LatentPacsError):
 
 
 class Refused(LatentPacsError):
-    """A rule of the archive forbids what a command or a job was to do. Nothing was changed."""
+    """A rule of the archive forbids what a command or a job tried to do. Nothing was changed."""
 
 
 class IndexRefused(Refused):
-    """An index that is empty, foreign, damaged, or older than the change journal. The message says what to do."""
+    """The index is empty, damaged, older than the change journal or that of another archive. The message says what to
+    do."""
 
 
 class IndexFault(LatentPacsError):
@@ -124,7 +125,7 @@ class ChangeRefused(Refused):
 
 
 class StoreFull(LatentPacsError):
-    """The disk, the quota or the database is full. Nothing was stored."""
+    """The disk, the quota or the database has no room or cannot be written. The last write counts as not done."""
 
 
 class InstanceTooLarge(LatentPacsError):
@@ -140,12 +141,12 @@ class Deleted(LatentPacsError):
 
 
 class ChangedMeanwhile(LatentPacsError):
-    """An image was deleted, or its return allowed, while it was received again. It is not stored; the sender repeats
-    it."""
+    """While an image was received, what the index holds under its UID changed, such as by a deletion. The image is not
+    stored, and the sender has to send it again."""
 
 
 class NotReconstructable(LatentPacsError):
-    """The image is not on the allow-list or failed the gate. Only its original can be served."""
+    """The image is not eligible, or its reconstruction cannot be sent. Only its original can be served."""
 
     def __init__(self, message: str, code: ReasonCode = ReasonCode.OTHER) -> None:
         super().__init__(message)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from storage.errors import ExtraMissing
 
 EXTRAS = {"sd-x2": ("diffusers", "transformers"), "validation": ("optuna", "piq")}
+"""The packages that each extra installs, by their import names."""
 
 
 def require_extra(extra: str, feature: str) -> None:

@@ -1,4 +1,4 @@
-"""Text for people: escapes control characters and characters that reorder text, and counts things in words."""
+"""Text for people: escapes control characters and characters that reorder text, and writes counts with their nouns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 
 def plain(text: str) -> str:
-    """``text`` on one line, with control characters written as Python escapes."""
+    """``text`` on one line, with control characters, ``_ESCAPES`` and lone surrogates written as Python escapes."""
     shown = text.translate(_ESCAPES)
     return shown.encode("utf-8", "backslashreplace").decode() if not shown.isascii() else shown
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: ``1 study``, ``2 studies``. ``plural``: if it ends neither in s nor in ies."""
+    """A number with its noun, such as ``1 study`` or ``2 studies``. ``plural``: needed if the plural is irregular."""
     if number != 1:
         noun = plural or (f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s")
     return f"{number} {noun}"

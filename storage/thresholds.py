@@ -34,7 +34,7 @@ def limits_of(thresholds: Thresholds) -> dict[str, float]:
 
 
 def shares_of(figures: Mapping[str, float], thresholds: Thresholds) -> dict[str, float]:
-    """The ratio of each figure to its limit: above 1 if the figure fails.
+    """The ratio of each figure's absolute value to its limit. It is above 1 if the figure fails.
 
     If the limit is 0, the value is 1 plus the figure, or 0 for a figure of 0.
     """
@@ -46,5 +46,5 @@ def shares_of(figures: Mapping[str, float], thresholds: Thresholds) -> dict[str,
 
 
 def burden_of(figures: Mapping[str, float], thresholds: Thresholds) -> float:
-    """The largest ratio of a figure to its limit; 0 if there are no figures."""
+    """The largest of ``shares_of``; 0 if there are no figures."""
     return max(shares_of(figures, thresholds).values(), default=0.0)

@@ -1,7 +1,7 @@
 """Shared fixtures: a node in a temporary folder, and the tools that some tests need.
 
-Where a tool is missing its tests are skipped, and the summary says which; with LATENT_PACS_NO_SKIPS=1 (as CI runs)
-a missing tool is a failure.
+If a tool is missing, its tests are skipped, and the summary names it. With LATENT_PACS_NO_SKIPS=1, as CI sets it, a
+missing tool makes them fail.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.faster import (
 )
 from tests.support.requestors import keep_responses_of_all_requestors
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: on a busy machine, threads spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; its threads spin on a busy machine
 
 hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy machine")
@@ -39,7 +39,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def need(*tools: str) -> None:
-    """Skip the test where a program is missing, or fail it where skipping is forbidden."""
+    """Skip the test if a program is missing, or fail it if skipping is forbidden."""
     missing = [tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
     if missing:
         packages = "dcmtk, orthanc, dicom3tools, libgdcm-tools, chromium"
@@ -47,32 +47,36 @@ def need(*tools: str) -> None:
 
 
 def unavailable(why: str) -> None:
-    """Skip for a reason, or fail where skipping is forbidden."""
+    """Skip the test for this reason, or fail it if skipping is forbidden."""
     if os.environ.get("LATENT_PACS_NO_SKIPS") == "1":
         pytest.fail(f"skipping is forbidden here: {why}")
     pytest.skip(why)
 
 
 def wait_for(condition: Callable[[], Any], *, timeout: float = 300.0, what: str = "") -> Any:
-    """Wait until a condition holds, and return its value. On a busy machine, workers get little processor time: the
-    limit is for what never happens, and no test may count on less."""
+    """Wait until a condition holds, and return its value.
+
+    The timeout is for conditions that never hold. Workers get little processor time on a busy machine, so no test may
+    set a shorter one.
+    """
     deadline, pause = time.monotonic() + timeout, 0.01
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(pause)
-        pause = min(0.1, 1.2 * pause)  # asking an index takes processor time from those that are waited for
+        pause = min(0.1, 1.2 * pause)  # a query takes processor time from the processes that the test waits for
     raise AssertionError(f"not within {timeout:g} s: {what or condition}")
 
 
 def spooled(spool: Path) -> list[Path]:
-    """The files in a spool folder; its folders come and go while we look (os.walk minds that, rglob does not)."""
+    """The files in a spool folder. Folders may appear and disappear meanwhile, on which rglob fails and os.walk does
+    not."""
     return [Path(folder) / name for folder, _, names in os.walk(spool) for name in names]
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, 0 where it has gone meanwhile."""
+    """The size of a file in bytes; 0 if it no longer exists."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -80,7 +84,7 @@ def size_of(path: Path) -> int:
 
 
 def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings:
-    """Settings for a test node: any free port, four peers, scanned film eligible; ``changes`` by section."""
+    """Settings for a test node: any free port, four peers, scanned film eligible. ``changes``: values by section."""
     peers = [{"ae_title": "MODALITY", "allow": ["echo", "store"]}]
     for title, rendition in (("VIEWER", "reconstructed"), ("EXACTVIEW", "original"), ("AUTOVIEW", "auto")):
         peers.append(
@@ -98,9 +102,9 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
         "storage": {"root": str(root), "min_free": 0},
         "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},  # half the time of two; the search over scales has tests of its own
-        "gate": {"patches": {"share": 0.5}},  # images here are a few tiles with marks: shares of them are no measure
+        "gate": {"patches": {"share": 0.5}},  # images here have few tiles, of which marks cover a large share
         "originals": {"coder": "none"},  # verbatim objects stay where tests look for them; packing has tests of its own
-        "audit": {"reserve": "0%"},  # or one original in a hundred would not be purged
+        "audit": {"reserve": "0%"},  # otherwise one original in a hundred would not be purged
         "reconstruct": {"threads": 1, "upscaler": "bicubic"},  # starts fast; mammo has journeys of its own
         "eligibility": {
             "classes": [
@@ -115,7 +119,7 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
 
 
 class Archive:
-    """A running node with a receiver for its moves, and short ways to ask it things."""
+    """A running node with a receiver for its moves, and shortcuts for tests."""
 
     def __init__(self, node: Node, receiver: Receiver) -> None:
         self.node, self.receiver = node, receiver
@@ -159,19 +163,19 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
 
 @pytest.fixture
 def archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node with an empty store, its archivist working."""
+    """A node with an empty store and a running archivist."""
     with Node(settings_for(tmp_path / "archive", receiver.port)) as node:
         yield Archive(node, receiver)
 
 
 @pytest.fixture
 def quiet_archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node whose archivist is switched off: everything stays as it was received."""
+    """A node whose archivist is switched off, so that nothing is encoded."""
     with Node(settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})) as node:
         yield Archive(node, receiver)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are processors, since many tests wait for networks and timeouts."""
+    """One process more than there are processors, since many tests wait for the network and for timeouts."""
     return (os.cpu_count() or 1) + 1

@@ -1,13 +1,14 @@
-"""Makes and verifies a backup of an archive in a folder: incremental, and while the archive serves.
+"""Makes an incremental backup of an archive in a folder, while the archive serves, and verifies it.
 
 ``objects/`` holds the objects of both stores, named by digest. ``state/objects/`` holds the files of the index, the
 journals and the reports, named by digest too. ``manifest.jsonl`` lists which of these belong to the backup.
 
 The order of copying makes a backup consistent. The state is copied first, as of one point in time. Then every object
 that this state refers to is copied. Objects never change, and a row is committed only after its objects are on disk, so
-each of them exists already. An object may be deleted meanwhile, because an original was packed, purged or deleted. The
-store keeps a hard link to it until the backup ends (``ObjectStore.keeping``). On a file system without hard links the
-state is copied again until no object that the index still refers to is missing; each round copies only what is new.
+all of these objects exist already. An object may be deleted meanwhile, because an original was packed, purged or
+deleted. The store keeps a hard link to it until the backup ends (``ObjectStore.keeping``). On a file system without
+hard links, the state is copied again until no object that the index still refers to is missing. Each round copies only
+what is new.
 
 A backup that is killed has only added objects and files. The previous manifest stays valid until one rename replaces
 it. Objects are never removed from a backup; files of the previous state are removed after that rename.
@@ -50,9 +51,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class BackupReport:
-    """The result of a backup. ``missing``: digests of objects that the index refers to and no store holds whole.
+    """The result of a backup. ``copied``, ``bytes_copied``: objects that this run added, in number and bytes.
 
-    ``only_here``: those that no store holds whole either, and that the backup has from before.
+    ``missing``: digests of objects that the index refers to, and that neither a store nor the backup holds whole.
+    ``only_here``: digests of objects that no store holds whole any more, and that an earlier backup has copied.
     """
 
     archive: str = ""
@@ -67,7 +69,7 @@ class BackupReport:
 
     @property
     def clean(self) -> bool:
-        """Whether backup and archive have every object."""
+        """Whether the backup is complete, and both it and the archive hold every object."""
         return self.finished and not self.missing and not self.only_here
 
 
@@ -102,7 +104,8 @@ class Backup:
     ) -> BackupReport:
         """Update the backup from the archive below ``root`` with the index ``file``. The node may serve meanwhile.
 
-        ``promised``: whether the index still refers to an object. Raises BackupRefused, StoreFull.
+        ``promised(object)`` says whether the index still refers to an object. If ``cancelled()`` becomes true, the
+        report is not ``finished``, and the former manifest stays. Raises BackupRefused, StoreFull.
         """
 
         def is_lost(one: NamedObject) -> bool:
@@ -133,7 +136,8 @@ class Backup:
     def verify(self, progress: Progress = lambda done, of: None) -> BackupCheck:
         """Read every file and object and compare it with its digest. Raises BackupRefused.
 
-        Damaged ones are moved to ``damaged/`` if the backup is writable, so that the next backup copies them again.
+        Damaged files and objects are moved to ``damaged/`` if the backup is writable, so that the next backup copies
+        them again.
         """
         with self.opened() as (manifest, objects, state):
             found = BackupCheck(manifest.made_at, findings=damage_of_manifest(self.folder))
@@ -172,8 +176,8 @@ class Backup:
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> tuple[list[Entry], list[NamedObject], list[NamedObject]]:
-        """Copy missing objects. Returns what the backup holds then, and the objects that no store has: those of them
-        that a former backup has copied, and the others."""
+        """Copy the objects that the backup lacks. Returns three lists: the objects that the backup then holds, those of
+        them that no store holds whole any more, and the objects that neither a store nor the backup holds whole."""
         held: list[Entry] = []
         former: list[NamedObject] = []
         lost: list[NamedObject] = []
@@ -252,7 +256,7 @@ class Backup:
                         store.sweep_spool()
                         store.sweep_lent()
                 yield objects, state
-            finally:  # closing does not release it while a forked child has not started its program
+            finally:  # a forked child that has not called exec shares the lock, so closing the file may not release it
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
 
@@ -273,7 +277,7 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
 
 
 def newest_record_in(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
-    """The newest record of the audit trail in a backup; None if there is none, or it was damaged or changed."""
+    """The newest record of the audit trail in a backup; None if there is none, or if it is damaged or was changed."""
     segments = sorted((one.name, one.digest) for one in manifest.files if is_trail_segment(one.name))
     digest = segments[-1][1] if segments else ""
     if not digest or not examine(state, digest).whole:
@@ -286,6 +290,6 @@ def newest_record_in(manifest: Manifest, state: ObjectStore) -> TrailRecord | No
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:
-    """Move one file of the state into the backup. On return it is on disk."""
+    """Move one file of the state into the backup, and return its entry. On return it is on disk."""
     size = path.stat().st_size
     return Entry(state.adopt(path), size, name)

@@ -31,8 +31,8 @@ class RestoreReport:
     """The result of a restore. ``missing``: names of objects and files that are missing or damaged in the backup.
 
     ``rebuilt``: whether the index was rebuilt from the journal, because it is missing or damaged in the backup.
-    ``trail_ends``: the time of the newest record of the audit trail in the backup, after which no decision is in it;
-    empty if there is none, or it is damaged.
+    ``trail_ends``: the time of the newest record of the audit trail in the backup, which holds no later decision;
+    empty if there is no record, or if it is damaged.
     """
 
     made_at: str = ""
@@ -71,7 +71,7 @@ def restore(
     take_in_objects: Callable[[Index], int] = lambda index: 0,
     progress: Progress = lambda done, of: None,
 ) -> RestoreReport:
-    """Restore a backup to the storage root ``root`` with the index ``file``, and check the index at the end.
+    """Restore a backup to the storage root ``root`` with the index ``file``. A damaged index is rebuilt at the end.
 
     The caller has called ``refuse_occupied``. ``take_in_objects``: see ``rebuild``. Raises BackupRefused, StoreFull.
     """
@@ -91,7 +91,7 @@ def restore(
                 made.missing.append(f"object {entry.digest}")
             progress(made.objects + len(made.missing), of)
         made.missing += [f"object {digest}" for digest in manifest.missing]
-        for end in ("-wal", "-shm"):  # SQLite would apply a log that is left over to the restored index
+        for end in ("-wal", "-shm"):  # SQLite would apply a leftover write-ahead log to the restored index
             file.with_name(file.name + end).unlink(missing_ok=True)
         for entry in sorted(manifest.files, key=lambda one: one.name == INDEX):
             try:

@@ -76,7 +76,7 @@ def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
 def check_codestream(data: bytes) -> CodestreamHeader:
     """The header of a codestream.
 
-    Raises TooManyPixels if it states more than limits.pixels, PixelError if it has no size.
+    Raises TooManyPixels if it states more than limits.pixels, PixelError if it states no size.
     """
     header = codestream_header(data)
     check_pixels("codestream announces", *header)
@@ -203,7 +203,8 @@ def fragments_of(value: Bytes) -> list[bytes]:
 def codestreams_begun(value: Bytes, syntax: str) -> int:
     """The number of fragments that begin a codestream.
 
-    Decoders leave out those beyond Number of Frames. Without an offset table they take all fragments for one frame.
+    Decoders ignore codestreams beyond Number of Frames. Without an offset table, they may take all fragments for one
+    frame.
     """
     one_each = syntax == RLELossless  # PS3.5 A.4.2
     return sum(one_each or fragment.startswith(_STARTS) for fragment in fragments_of(value))

@@ -127,7 +127,8 @@ def _elements(dataset: Dataset) -> list[Any]:
 
 
 def _value(dataset: Dataset, tag: BaseTag) -> Any:
-    """A value in the DICOM JSON model. Its bytes, in little endian, if pydicom would guess, lose characters or fail."""
+    """A value in the DICOM JSON model, or its bytes in little endian, hex, if pydicom would guess, lose characters or
+    fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
     try:
         element = _element(dataset, tag, raw)
@@ -151,7 +152,7 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
 
 
 def _element(dataset: Dataset, tag: BaseTag, raw: Any) -> DataElement:
-    """An element with the VR of the dictionary, which a copy in implicit VR has, whatever VR was received."""
+    """An element with the VR of the dictionary, whatever VR was received, since a copy in implicit VR has that VR."""
     if isinstance(raw, RawDataElement) and raw.VR not in (None, "UN", "SQ") and _has_one_vr(tag):
         vr = dictionary_VR(tag)
         if vr not in (raw.VR, "SQ"):

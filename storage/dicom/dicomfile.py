@@ -74,18 +74,19 @@ class DataSetFile:
         return self.header_bytes().dataset(deferred=deferred)
 
     def outline(self) -> Dataset:
-        """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing such
-        bytes, text or items takes several times their size in memory."""
+        """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing them
+        takes several times their size in memory. Raises Unparseable."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
         small = b"".join(bytes(self.data[start:end]) for start, end in kept)
         return parse(normalised(small, self.transfer_syntax, deferred=True), self.transfer_syntax)
 
     def has_large_sequences(self) -> bool:
-        """Whether ``outline`` leaves out sequences for their bytes or items."""
+        """Whether ``outline`` leaves out sequences because of their bytes or items."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, len(self.data))
         return len(kept) > 2  # the ranges before and after the pixels
 
     def native_value(self) -> memoryview:
+        """The bytes of the pixel data element's value, also if it is encapsulated; empty without pixel data."""
         return self.data[self.layout.value_start : self.layout.value_end]
 
 

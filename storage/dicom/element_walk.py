@@ -30,15 +30,15 @@ _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = (0x0008, 0x0005)
 _UID_BYTES = 128
-"""Bytes of a UID that are compared, twice as many as it may have (PS3.5 9.1)."""
+"""Maximum bytes of a UID that are compared: twice the maximum that PS3.5 9.1 allows."""
 _MOST_ELEMENTS = 50_000
-"""Most elements of a data set, beside those in its sequences: ten times as many as PS3.6 has. Each takes 20
-microseconds and 0.7 KB of memory in the process that serves everybody. Chosen, not measured."""
+"""Maximum number of top-level elements of a data set: ten times as many as PS3.6 has. Each takes 20 microseconds and
+0.7 KB of memory in the node's own process. Chosen, not measured."""
 _MAX_DEPTH = 64
 """Maximum depth of nested sequences. Chosen, not measured."""
 _SEQUENCE_BYTES, _SEQUENCE_ITEMS = 1 << 21, 20_000
-"""Most bytes and items of all sequences that ``kept_ranges`` keeps of a data set. pydicom needs 40 microseconds and a
-kilobyte of memory for an empty item of 8 bytes. Chosen, not measured."""
+"""Maximum bytes and items, over all sequences of a data set, that ``kept_ranges`` keeps. pydicom needs 40 microseconds
+and a kilobyte of memory for an empty item of 8 bytes. Chosen, not measured."""
 _CHUNK = 1 << 20
 """Bytes that are compared with zero at a time."""
 
@@ -95,9 +95,11 @@ def scan(data: Bytes, syntax: UID) -> Layout:
 
 
 def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:
-    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept in
-    their order while all of them have at most ``_SEQUENCE_BYTES`` and ``_SEQUENCE_ITEMS``, those of VR UN only up to
-    ``limit`` bytes."""
+    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes.
+
+    A sequence is kept if it has, together with those kept before it, at most ``_SEQUENCE_BYTES`` and
+    ``_SEQUENCE_ITEMS``. A sequence of VR UN must also have at most ``limit`` bytes.
+    """
     walk = _walk(data, syntax)
     kept: list[tuple[int, int]] = []
     bytes_left, items_left = _SEQUENCE_BYTES, _SEQUENCE_ITEMS
@@ -127,8 +129,8 @@ def normalised(header: bytes, syntax: UID, *, deferred: bool = False) -> bytes:
       other elements, and otherwise fails.
     - In big endian, UN of undefined length gets a defined length, because its items are in implicit VR little endian
       (PS3.5 6.2.2, pydicom#1312).
-    - ``deferred``: sequences of undefined length get a defined length. pydicom then leaves their items unread, each of
-      which takes 8 bytes and over a kilobyte of memory.
+    - ``deferred``: sequences of undefined length get a defined length. pydicom then leaves their items unread. An item
+      of 8 bytes takes over a kilobyte of memory when it is read.
     """
     known = syntax.is_transfer_syntax  # an unknown one is read as explicit little endian
     explicit = not (known and syntax.is_implicit_VR) and not looks_implicit(header)
@@ -193,9 +195,9 @@ class _Walk:
         return tag, vr, at + 8, struct.unpack_from(self.order + "H", self.data, at + 6)[0]
 
     def _unknown_vr(self, at: int, tag: tuple[int, int], vr: bytes) -> tuple[tuple[int, int], bytes, int, int]:
-        """An element whose VR is not in PS3.5, read in the first way that another element follows.
+        """An element whose VR is not in PS3.5, read in the first of three ways after which another element may follow.
 
-        The length may have 16 bits, as toolkits write unknown VRs, or 32 bits, as every new VR has, or there is no VR.
+        Its length may have 16 bits, as toolkits write unknown VRs, or 32 bits, as every new VR has, or there is no VR.
         """
         short, reserved = struct.unpack_from(self.order + "H", self.data, at + 6)[0], self.data[at + 6 : at + 8]
         if self._may_end(tag, vr, at + 8 + short):
@@ -330,7 +332,7 @@ class _Normaliser(_Walk):
         return self._replaced(at)
 
     def _define_length(self, value: int, end: int, inside: int) -> None:
-        """Give a sequence a defined length. ``inside``: the number of the latest replacements, which are within it."""
+        """Give a sequence a defined length. ``inside``: how many of the latest replacements lie within the sequence."""
         grown = sum(
             len(new) - (stop - start) for start, (stop, new) in islice(reversed(self.replacements.items()), inside)
         )

@@ -62,8 +62,8 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     element: Any = dataset.get_item(tag, keep_deferred=True)
     value: Any = None if element is None else element.value
     if isinstance(element, RawDataElement) and isinstance(value, bytes):
-        # items of a sequence of unknown VR are in little endian (PS3.5 6.2.2), some wrongly in explicit VR:
-        # ``convert_SQ`` looks which, unless it is told that the VR is implicit
+        # Items of a sequence of VR UN are in implicit VR little endian (PS3.5 6.2.2), and some wrongly in explicit VR.
+        # ``convert_SQ`` detects explicit VR, unless its second argument says that the VR is implicit.
         unknown = element.VR == "UN"
         value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian or unknown, list(codecs))
     return [item for item in value or [] if isinstance(item, Dataset)]
@@ -86,16 +86,15 @@ def readable_items(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> lis
 
 
 def set_items(dataset: Dataset, tag: BaseTag, items: Iterable[Dataset]) -> None:
-    """Set a sequence.
+    """Set a sequence without pydicom's assignment.
 
-    pydicom's assignment reads Pixel Representation (0028,0103) of the data set and of the items, and raises if one of
-    them is invalid.
+    That reads Pixel Representation (0028,0103) of the data set and of the items, and raises if one of them is invalid.
     """
     dataset._dict[tag] = DataElement(tag, "SQ", Items(items))
 
 
 def append_item(dataset: Dataset, keyword: str, item: Dataset) -> None:
-    """Append an item to a sequence; one that is absent or cannot be read is replaced."""
+    """Append an item to a sequence. A sequence that is absent or cannot be read is replaced."""
     tag = BaseTag(tag_for_keyword(keyword) or 0)
     set_items(dataset, tag, [*readable_items(dataset, tag, codecs_of(dataset)), item])
 
@@ -116,7 +115,7 @@ def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
     if b"\x1b" in value and vr in CUSTOMIZABLE_CHARSET_VR:  # code extensions, PS3.5 section 6.1.2.5
         try:
             return iso2022.decoded(value, codecs, b"\\^=" if vr == "PN" else b"\\")
-        except UnicodeError:  # what the first codec decodes
+        except UnicodeError:  # keep at least what the first codec can decode
             return value.decode(codecs[0], errors="replace")
     if vr not in CUSTOMIZABLE_CHARSET_VR:
         return value.decode("latin-1")
@@ -144,7 +143,7 @@ def _unpadded(text: str, vr: str) -> str:
     """Text without padding (PS3.5 section 6.2), and without control characters if the VR forbids them."""
     if vr in {"ST", "LT", "UT"}:
         return text.replace("\0", "").rstrip()
-    if not text.isprintable():  # also because of an ideographic or a no-break space, or of a joiner
+    if not text.isprintable():  # an ideographic or no-break space, or a joiner, is not printable either, and stays
         text = "".join(character for character in text if not is_control(character))
     return text.strip(" ")
 
@@ -186,10 +185,11 @@ def checked(value: Any, vr: str, longest: int | None = None) -> Any:
 
 
 def _without_delimiters(value: str, vr: str) -> str:
-    """A date or time in the form of the VR, where it has delimiters or too fine a fraction; others as they are.
+    """A date without delimiters, or a time without colons and with at most six digits of a second; another value
+    unchanged.
 
-    ``2024.01.02`` and ``10:11:12`` are of ACR-NEMA 300, and archives should read them (PS3.5-2004 table 6.2-1). Clocks
-    of some systems have seven digits after the second, of which six are kept.
+    ``2024.01.02`` and ``10:11:12`` are forms of ACR-NEMA 300 that archives should read (PS3.5-2004 table 6.2-1). Some
+    systems write seven digits after the second.
     """
     if vr == "DA" and _DELIMITED_DATE.fullmatch(value):
         return value.replace(value[4], "")
@@ -240,4 +240,4 @@ _PATTERNS = {
 }
 _NUMBERS: dict[str, Callable[[Any], int | float]] = {"IS": _integer, "DS": _decimal} | dict.fromkeys(_BINARY, _finite)
 _LONGEST = {"LT": 10240, "UT": 10240, "ST": 4096}
-"""Maximum characters of long text VRs; UT and all other VRs have a limit of our own."""
+"""Maximum characters of long text VRs. The limit of UT, and 1024 for all other VRs, are our own."""

@@ -68,7 +68,7 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
 
 
 def drop_offset_tables(dataset: Dataset) -> None:
-    """Remove the offsets and the total length of received frames, which are not those of native pixels or of other
+    """Remove the Extended Offset Table, its lengths and their total, which are wrong for native pixels and for other
     codestreams."""
     for tag in (0x7FE00001, 0x7FE00002, 0x7FE00003):
         if tag in dataset:
@@ -85,7 +85,7 @@ def describe_as_native(dataset: Dataset, received: str) -> None:
 def _declare_lossy(dataset: Dataset, syntax: str) -> None:
     """State that decompressed pixels were compressed with loss (PS3.3 C.7.6.1.1.5), if the header does not say so.
 
-    A header is believed if it says that a codestream of a syntax that allows both has no loss.
+    If the transfer syntax also allows lossless codestreams, a header that says 00 is believed.
     """
     stated = str(dataset.get("LossyImageCompression", None) or "").strip()
     if syntax in _ALWAYS_LOSSY or (syntax in LOSSY_SYNTAXES and stated != "00"):
@@ -93,8 +93,8 @@ def _declare_lossy(dataset: Dataset, syntax: str) -> None:
 
 
 def drop_encapsulated_icon(dataset: Dataset) -> None:
-    """Remove an icon whose own pixels are encapsulated: they have the transfer syntax of the data set (PS3.5 A.4),
-    which changes. Icon Image Sequence is of type 3."""
+    """Remove an icon whose own pixels are encapsulated, since they have the transfer syntax of the data set (PS3.5
+    A.4), which changes. Icon Image Sequence is of type 3."""
     icon = Tag("IconImageSequence")
     if icon not in dataset:
         return
@@ -144,7 +144,7 @@ def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
 
 
 def _htj2k(frame: Frame, bits: int) -> bytes:
-    """HTJ2K of a precision of Bits Stored, as the header states it (PS3.5 8.2), unless a pixel has more bits.
+    """Encode in HTJ2K with Bits Stored as the precision (PS3.5 8.2), unless a pixel has more bits.
 
     OpenJPH takes the precision of the array, and subtracts half its range (ISO/IEC 15444-1 G.1). The offset leaves half
     the range of ``bits`` to subtract, and byte 42, in the segment SIZ, states their number for decoders.

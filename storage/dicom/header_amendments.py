@@ -96,7 +96,7 @@ def _amendable(keys: Iterable[Key]) -> dict[str, Key]:
 
 
 AMENDABLE = {AmendmentKind.PATIENT: _amendable(PATIENT_KEYS), AmendmentKind.STUDY: _amendable(STUDY_KEYS)}
-"""The attributes that may be amended, by level. A study's patient attributes change only by a move of the study."""
+"""The attributes that may be amended, by level. A study's patient attributes change only if it moves to a patient."""
 _BY_TAG = {key.json_tag: key for keys in AMENDABLE.values() for key in keys.values()}
 
 
@@ -127,7 +127,7 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
 
 
 def _check(key: Key, value: str) -> None:
-    """Raises InputInvalid for a value that the standard forbids, even where one that is received so is kept."""
+    """Raises InputInvalid for a value that the standard forbids, even if the same value is stored when received."""
     texts = ("LT", "ST")
     values = [value] if key.vr in texts else value.split("\\")
     if key.single and len(values) > 1:
@@ -205,7 +205,10 @@ def taken_over(known: DicomJson) -> DicomJson:
 
 
 def folded(patient: DicomJson, study: DicomJson, amendments: Sequence[Amendment]) -> Folded:
-    """Apply amendments to received attributes in order. A patient's apply while the study is that patient's."""
+    """Apply amendments to received attributes, in order.
+
+    An amendment of a patient applies only if the study belongs to that patient at this point of the order.
+    """
     study_uid = text_of(study.get(STUDY_UID))
     applied: list[Applied] = []
     ids = [text_of(patient.get(PATIENT_ID))]

@@ -1,5 +1,6 @@
-"""Inflates deflated data sets (PS3.5 A.5) into a temporary file, in pieces, within the limits of this process, and
-deflates them.
+"""Inflates deflated data sets (PS3.5 A.5) into a temporary file, within the limits of this process, and deflates them.
+
+The inflated bytes are written in pieces, so that they are never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _inflate(data: memoryview, file: IO[bytes], limit: int) -> int:
 
 
 def _pieces(data: memoryview) -> Iterator[bytes]:
-    """The inflated stream in pieces. Bytes after its end are padding."""
+    """The inflated stream in pieces. Bytes after its end are padding, and are ignored."""
     engine, start = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while not engine.eof:

@@ -28,7 +28,7 @@ _INDEXED = {
 }
 """Characters of the columns in storage/index/tables. A longer value is left out, never truncated."""
 _MAX_ITEMS = 100
-"""Maximum number of items of a sequence; a longer sequence is left out."""
+"""Maximum number of items of a sequence; a longer sequence is left out. Chosen, not measured."""
 _MAX_BYTES = 1 << 18
 """Maximum bytes of a sequence, since all its items are parsed before they are counted. Chosen, not measured."""
 
@@ -118,7 +118,7 @@ def columns_of(levels: Levels) -> dict[str, dict[str, Any]]:
 
 
 def text_of(attribute: DicomJson | None) -> str:
-    """A value for people, in DICOM's notation."""
+    """The values of an attribute as one text, as DICOM writes them with backslashes; empty if there are none."""
     values = (attribute or {}).get("Value") or []
     return "\\".join(_joined(value) if isinstance(value, dict) else str(value or "") for value in values)
 

@@ -98,7 +98,7 @@ class PixelShape:
 def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
     """The fault of the pixels that can be found without a decoder; empty if there is none.
 
-    Bits beyond High Bit are no fault: old devices have overlays there (PS3.5-2004 8.1.2). They make an image exact.
+    Bits beyond High Bit are not a fault, since old devices have overlays there (PS3.5-2004 8.1.2); see STRAY_BITS.
     """
     layout = file.layout
     if not layout.has_pixels:
@@ -205,7 +205,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
 def checked_frames(file: DataSetFile) -> Iterator[bytes]:
     """The codestreams of an encapsulated image, as pydicom finds them. Raises PixelError.
 
-    The size in each one's header is checked first.
+    Before a codestream is yielded, the size in its header is checked.
     """
     header = file.outline()
     shape = PixelShape.of(header)
@@ -230,7 +230,7 @@ def checked_frames(file: DataSetFile) -> Iterator[bytes]:
 
 
 def check_frames(path: Path) -> tuple[int, int]:
-    """The number of frames of an image, and the number that its header states; native pixels are not counted.
+    """The number of frames of an image, and the number that its header states. Native frames are not counted.
 
     Raises PixelError if a frame has more pixels than limits.pixels, or no header of its own.
     """
@@ -249,7 +249,7 @@ def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
     pydicom would give its values the header's shape, and the picture would be scrambled.
     """
     rows, columns, _ = check_codestream(frame)
-    if syntax in JPEG_XL or not rows:  # JPEG XL may be turned when it is decoded; JPEG may state its rows later
+    if syntax in JPEG_XL or not rows:  # a JPEG XL decoder may rotate the image; JPEG may state its rows later
         return
     _check_shape((rows, columns), shape)
 
@@ -262,7 +262,7 @@ def _check_shape(found: tuple[int, ...], shape: PixelShape) -> None:
 def _check_rle(frame: bytes, shape: PixelShape) -> None:
     """Raises TooManyPixels if RLE is longer than twice its pixels, the maximum of PackBits (PS3.5 G.3.1).
 
-    Raises PixelError if a segment has a row too many, which decoders cut off without a word.
+    Raises PixelError if a segment has more rows than the header says, which decoders drop silently.
     """
     limit = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
     if len(frame) > limit:
@@ -294,8 +294,8 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 def transcode(source: Path, target: Path, syntax: UID) -> None:
     """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
 
-    In its own transfer syntax, pixels stay as they are, and odd lengths become even. Raises PixelError if the pixels
-    cannot be decoded or encoded, Unparseable if an element cannot be written.
+    If it has that transfer syntax already, its pixels are copied, and odd lengths become even. Raises PixelError if the
+    pixels cannot be decoded or encoded, Unparseable if an element cannot be written.
     """
     with quiet():
         try:
@@ -342,7 +342,7 @@ _IMPLICIT_VRS = {0x0008: "OF", 0x0009: "OD", 0x0010: "OW"}
 
 
 def _decompress(dataset: Dataset, source: Path) -> None:
-    """Replace encapsulated by native pixels, and adjust Photometric Interpretation. Raises PixelError."""
+    """Replace encapsulated pixels by native ones, and adjust Photometric Interpretation. Raises PixelError."""
     if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
         shape = PixelShape.of(dataset)
         frames = decoded_jpeg_xl(dataset.PixelData, shape.frames)

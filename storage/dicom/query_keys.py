@@ -303,5 +303,5 @@ OFFSET_FROM_UTC = Key("TimezoneOffsetFromUTC")
 
 
 def offset_name(level: Level) -> str:
-    """The name under which merged attributes of several levels have the time zone of that level."""
+    """The name of the time zone of one level among attributes that were merged from several levels."""
     return f"{OFFSET_FROM_UTC.json_tag} {level}"

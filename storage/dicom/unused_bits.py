@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.uid import JPEGLossless, JPEGLosslessSV1, RLELossless
 
 _OF_WHOLE_CELLS = {JPEGLossless, JPEGLosslessSV1, RLELossless}
-"""Transfer syntaxes whose encoders may keep all bits of a cell, and whose decoders are told Bits Stored."""
+"""Transfer syntaxes whose encoders may keep all bits of a cell, and whose decoders take Bits Stored as an option."""
 
 
 def decoder_options(syntax: str, bits_allocated: int) -> dict[str, Any]:
@@ -21,10 +21,11 @@ def decoder_options(syntax: str, bits_allocated: int) -> dict[str, Any]:
 
 
 def sign_extended(values: NDArray[Any], syntax: str, bits_stored: int, high_bit: int) -> NDArray[Any]:
-    """Decoded pixels; signed ones have their sign in the unused bits, as native pixels have it.
+    """Decoded pixels, with the sign of signed values extended into the unused bits, as in native pixels.
 
-    A lossless JPEG of a precision of Bits Stored has no unused bits, and its decoder leaves them zero. If one of them
-    is set in any pixel, the codestream had them, and all pixels stay as they are. RLE always has them.
+    A lossless JPEG codestream whose precision is Bits Stored has no unused bits, and its decoder sets them to zero. If
+    any pixel has an unused bit that is set, the codestream holds these bits, and the pixels are returned unchanged. RLE
+    always holds them.
     """
     unused = values.dtype.itemsize * 8 - bits_stored
     if values.dtype.kind != "i" or syntax not in {JPEGLossless, JPEGLosslessSV1}:

@@ -1,8 +1,8 @@
 """Encodes a data set in a native transfer syntax, whatever a modality wrote into it.
 
-An unchanged element is written with the received bytes of its value, which are not parsed. So invalid values (a DS of
-20 characters, ``10:1``, text in an IS) are kept, and only the element's header changes. An element without a valid VR
-is written as UN in explicit VR (PS3.5 6.2.2). pydicom writes elements that a program made or changed.
+An unchanged element is written with the received bytes of its value, which are not parsed. Invalid values (a DS of 20
+characters, ``10:1``, text in an IS) are therefore preserved, and only the element's header changes. An element without
+a valid VR is written as UN in explicit VR (PS3.5 6.2.2). pydicom writes elements that a program made or changed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ ALL = range(0x100000000)
 
 
 def written(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """Encode a data set in ascending order of tags, without group lengths and Length to End, which are retired, and
-    wrong after a change.
+    """Encode a data set in ascending order of tags. Group lengths and Length to End are left out: they are retired, and
+    would be wrong after a change.
 
     ``verbatim``: elements that already have this encoding are copied, including odd lengths and unknown VRs.
     ``within``: the tags of the top level that are written. Raises pydicom's errors if an element that a program made
@@ -56,7 +56,7 @@ def written(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: ra
 @dataclass(frozen=True)
 class _Context:
     """The context of an item. ``data_sets``: those that contain it, innermost first. ``characters``: the character set,
-    as terms or codecs. ``changed``: whether it differs from that of received text."""
+    as terms or codecs. ``changed``: whether that is another character set than that of received text."""
 
     data_sets: tuple[Dataset, ...] = ()
     characters: Any = "iso8859"
@@ -70,7 +70,7 @@ class _Writer:
 
     def data_set(self, dataset: Dataset, outer: _Context, within: range = ALL) -> bytes:
         tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and not _is_length(tag)]
-        # before pydicom converts any of them; without keep_deferred it would convert empty ones here
+        # raw elements are taken before pydicom converts any; without keep_deferred, it would convert empty ones here
         elements = [dataset.get_item(tag, keep_deferred=True) for tag in tags]
         context = _context_of(dataset, outer)
         return b"".join(self._element(element, context) for element in elements)
@@ -179,7 +179,9 @@ def _context_of(dataset: Dataset, outer: _Context) -> _Context:
 
 
 def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
-    """The VR for explicit encodings: the received one, else that of the dictionary, else UN.
+    """The VR for explicit encodings: the received one if PS3.5 has it, or that of the dictionary if none was received.
+
+    Otherwise it is UN.
 
     ``data_sets``: the data sets that contain the element, innermost first.
     """
@@ -195,8 +197,8 @@ def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
 
 
 def padded(value: bytes, vr: str) -> bytes:
-    """The value with an even length (PS3.5 6.2). Text that ends with NUL gets another one: with a space behind it, the
-    NUL would be a character of the value."""
+    """The value with an even length (PS3.5 6.2). Text that ends with NUL gets another NUL: before a space, the first
+    would be a character of the value."""
     if len(value) % 2 == 0:
         return value
     return value + (b" " if vr in _TEXT_VRS and not value.endswith(b"\0") else b"\0")

@@ -78,10 +78,10 @@ _HTJ2K = Lossless(
 """High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible."""
 
 CODERS: dict[str, Coder] = {"png16": _PNG_16, "jpegls": _JPEG_LS, "jpegxl": JpegXl()}
-"""Coders of bases: decoders that raise on damaged bytes."""
+"""Coders of bases. Their decoders raise on damaged bytes."""
 
 ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": _JPEG_LS, "jpegxl": JpegXl(), "htj2k": _HTJ2K}
-"""Coders of packed originals, whose checksum is verified first: the HTJ2K decoder does not detect all damage."""
+"""Coders of packed originals. The HTJ2K decoder does not detect all damage, so a checksum is verified before."""
 
 
 def encode(samples: Samples, point: OperatingPoint) -> bytes:
@@ -98,8 +98,8 @@ def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Sample
 
 
 def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: tuple[int, int]) -> Samples:
-    """Decode a codestream. Raises PayloadError if its header states another shape, before the decoder allocates it, or
-    if it cannot be decoded."""
+    """Decode a codestream. Raises PayloadError if it cannot be decoded, or if its header states another shape, which is
+    checked before the decoder allocates memory."""
     try:
         found = codestream_header(data)
         if (found.rows, found.columns) != shape or found.samples > 1:
@@ -113,6 +113,7 @@ def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: 
 
 
 def _threads() -> int:
-    """The number of threads that torch may use, else that of processors. It does not affect the encoded bytes."""
+    """OMP_NUM_THREADS, or else the number of processors, at most ``_MAX_THREADS``. The encoded bytes do not depend on
+    it."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list for nested parallel regions
     return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MAX_THREADS)

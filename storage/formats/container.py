@@ -49,7 +49,8 @@ _MALFORMED = (
 
 
 def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
-    """Pack sections into an object. Sections not in ``stored`` are deflated; empty ones are omitted."""
+    """Pack sections into an object. ``kind``: one byte. Sections not in ``stored`` are deflated; empty ones are left
+    out."""
     parts = [MAGIC, kind, bytes([VERSION])]
     present = {name: data for name, data in sections.items() if data}
     parts.append(bytes([len(present)]))
@@ -90,7 +91,8 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
 def outline(file: BinaryIO, kind: bytes, wanted: str) -> tuple[dict[str, int], bytes]:
     """The inflated length of each section, and the content of the section ``wanted``, without reading the others.
 
-    The checksum is not verified. Raises PayloadError.
+    The content is empty if there is no such section, or if it is too long. The checksum is not verified. Raises
+    PayloadError.
     """
     start = file.read(9)
     _check_start(start[:8], kind)

@@ -29,7 +29,7 @@ def cell_grid(rows: int, columns: int) -> tuple[int, int]:
 
 
 def cell_pixels(cells: NDArray[_Value], rows: int, columns: int, side: int = CELL) -> NDArray[_Value]:
-    """Each pixel's value of ``cells``, which are ``side`` pixels a side: shape (rows, columns)."""
+    """Repeat the value of each cell, ``side`` pixels a side, for each of its pixels: shape (rows, columns)."""
     return np.repeat(np.repeat(cells, side, axis=0), side, axis=1)[:rows, :columns]
 
 
@@ -63,7 +63,8 @@ def cell_quantiles(
 ) -> NDArray[np.float32]:
     """A quantile, ``share`` from 0 to 1, of the ``counted`` pixels in each square of ``side`` x ``side`` pixels.
 
-    float32 (rows / side, columns / side), rounded up; 0 where none counts. Every second row and column is looked at.
+    float32, shape (rows / side, columns / side), rounded up; 0 where no pixel counts. Only every second row and column
+    is used.
     """
     pad = [(0, -length % side) for length in values.shape]
     some = np.pad(np.where(counted, values, np.float32(np.nan)), pad, constant_values=np.nan)[::2, ::2]
@@ -77,7 +78,8 @@ def cell_quantiles(
 
 
 def counts_at_half_steps(marks: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
-    """Marked pixels in each square of ``side`` x ``side`` pixels within the image, every half of ``side``: int64."""
+    """The number of marked pixels in each square of ``side`` x ``side`` pixels within the image, at steps of half a
+    side: int64."""
     half = side // 2
     rows, columns = (length // half * half for length in marks.shape)
     quarters = reduced(marks[:rows, :columns], half, np.add, np.int64)

@@ -40,7 +40,7 @@ _MAX_BYTES = MAX_SECTION
 MAX_LIGHT_BYTES = 64 << 20
 """Maximum bytes of an object, or of a file, that is unpacked in the node's own process."""
 _CHUNK = 1 << 15
-"""Values that are looked up at a time, so that numpy's 8-byte indices stay in the processor's cache."""
+"""Number of values that are looked up at a time, so that numpy's 8-byte indices stay in the processor's cache."""
 _LEVELS = 1 << 16
 """Number of values of 16 bits."""
 _MAX_RATIO = 0.95
@@ -59,9 +59,10 @@ Values = NDArray[np.uint16]
 class PixelCoding:
     """How the pixel value is divided into planes of integers.
 
-    There are ``frames`` x ``samples`` planes of shape (rows, columns). ``planar``: the samples of a frame are stored
-    plane after plane. ``signed``: the sign bit is flipped, which keeps the order of values. ``rle_pads``: empty for
-    native pixels, else the bytes after each segment of the RLE frame, hex. ``lengths``: bytes of each codestream.
+    There are ``frames`` x ``samples`` planes of shape (rows, columns). ``planar``: whether the samples of a frame are
+    stored plane after plane. ``signed``: whether the sign bit is flipped, which keeps the order of values.
+    ``rle_pads``: the bytes after each segment of the RLE frame, hex; empty for native pixels. ``lengths``: the bytes of
+    each codestream.
     """
 
     coder: str
@@ -157,7 +158,7 @@ def _with_pixels(file: DataSetFile, path: Path, coder: str) -> bytes:
 
 
 def _deflated(file: DataSetFile, path: Path) -> bytes:
-    """Deflate the whole file if a sample from its middle deflates."""
+    """Deflate the whole file if a sample from its middle deflates. Raises KeptVerbatim if it does not."""
     data = path.read_bytes()
     start = max(0, len(data) // 2 - _SAMPLE // 2)
     sample = data[start : start + _SAMPLE]
@@ -255,7 +256,8 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
 
 
 def _to_ranks(values: Values) -> tuple[Values, bytes]:
-    """Ranks of the values among those in use, and the differences between values in use; empty if there are no gaps."""
+    """Ranks of the values among those in use, and the differences between values in use. If there are few gaps, the
+    values themselves, and no differences."""
     in_use = np.flatnonzero(np.bincount(values.ravel(), minlength=_LEVELS))
     if not in_use.size or int(in_use[-1]) < in_use.size * 5 // 4:
         return values, b""

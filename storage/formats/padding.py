@@ -37,7 +37,7 @@ _VALUE = struct.Struct("<H")
 _MAX_LIST = 4096
 """Bytes of a list above which JPEG XL is tried too: it takes 0.07 s per megapixel, and its header some 100 bytes."""
 _DENSE = 8
-"""Pixels per listed pixel, at least: with more listed pixels JPEG XL always takes fewer bytes."""
+"""Minimum number of pixels per listed pixel. If more pixels are listed, JPEG XL always takes fewer bytes."""
 _EFFORT = 7
 """JPEG XL effort. On smooth air 7 saves a third of the bytes of 5 in the same time; on noise both reach its entropy."""
 _CODESTREAM = b"\xff\x0a"
@@ -61,8 +61,8 @@ def unpack_padding(data: bytes, rows: int, columns: int) -> tuple[Mask, Pixels]:
     """The inverse of ``pack_padding``: the mask, bool (rows, columns), and the values of padding pixels, uint16, in
     raster order, so that ``pixels[mask] = values`` restores them.
 
-    Raises PayloadError if the bytes are malformed or of an image of another size. It inflates and decodes no more
-    bytes than an image of this size can need.
+    Raises PayloadError if the bytes are malformed, or encode an image of another size. At most as many bytes are
+    inflated and decoded as an image of this size can need.
     """
     if len(data) < _HEADER.size:
         raise PayloadError(f"padding has {len(data)} bytes; its header alone has {_HEADER.size}")
@@ -79,7 +79,7 @@ def unpack_padding(data: bytes, rows: int, columns: int) -> tuple[Mask, Pixels]:
 
 
 def _packed_mask(mask: Mask) -> tuple[int, bytes]:
-    """Encode the mask as a list of the pixels that differ from the one above, or as an image if that is smaller."""
+    """Encode the mask as a list of the pixels that differ from the pixel above, or as an image if that is smaller."""
     changes = mask.copy()
     changes[1:] ^= mask[:-1]
     positions = np.flatnonzero(changes)
@@ -186,7 +186,7 @@ def _box(mask: Mask) -> tuple[slice, slice]:
 
 
 def _packed_positions(positions: NDArray[np.intp]) -> bytes:
-    """Encode ascending positions, deflated: each gap modulo 255, after a byte 255 for every 255 pixels of it."""
+    """Encode ascending positions, deflated. Each gap is a byte 255 for every 255 pixels, and then its remainder."""
     gaps = np.diff(positions, prepend=-1) - 1
     escapes = gaps // _ESCAPE
     coded = np.full(int(escapes.sum()) + gaps.size, _ESCAPE, dtype=np.uint8)
@@ -208,7 +208,7 @@ def _unpacked_positions(data: bytes, size: int) -> NDArray[np.intp]:
 
 
 def _deflated(data: bytes) -> bytes:
-    """The smaller result of two zlib strategies: noise has no useful repetitions."""
+    """The smaller result of two zlib strategies. Huffman coding alone suits noise, which has no useful repetitions."""
     huffman = zlib.compressobj(9, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     return min(zlib.compress(data, 9), huffman.compress(data) + huffman.flush(), key=len)
 
@@ -254,7 +254,7 @@ def _unpacked_image(data: bytes, rows: int, columns: int, kind: type[np.unsigned
 
 
 def pack_mask(mask: Mask) -> bytes:
-    """Encode a mask as bits, deflated. Each row is combined with the one above by exclusive or."""
+    """Encode a mask as bits, deflated. Each row is combined with the row above by exclusive or."""
     bits = np.packbits(mask, axis=1)
     bits[1:] ^= bits[:-1].copy()
     return zlib.compress(bits.tobytes(), 9)

@@ -101,7 +101,8 @@ class Base:
         return Operator(self.rows, self.columns, self.point.scale)
 
     def samples(self) -> NDArray[np.float32]:
-        """The decoded base in grey levels: float32, shape (ceil(rows/scale), ceil(columns/scale))."""
+        """The decoded base in grey levels: float32, shape (ceil(rows/scale), ceil(columns/scale)). Raises
+        PayloadError."""
         if self.operator_name != OPERATOR:
             raise PayloadError(f"base needs operator {self.operator_name}; this release has {OPERATOR}")
         shape = (self.operator.low_rows, self.operator.low_columns)
@@ -133,8 +134,8 @@ class Rendition:
 
     ``noise``, ``repairs``, ``points`` and ``patches``: side information (node/codec); empty means none.
     ``output_digest``: of the pixels with drawn noise. ``structure_digest``: of the pixels without it. ``fingerprint``:
-    of the pixels with noise that were measured (node/codec/fingerprint.py). ``measured_uid``: the derived UID of the
-    rendition with these, if it is another one, since other numerics make other pixels now.
+    of the measured pixels with noise (node/codec/fingerprint.py). ``measured_uid``: the derived UID of the rendition
+    whose pixels were measured; empty if it is this rendition. Another numerics gives other pixels, and another UID.
     """
 
     base_digest: str
@@ -193,7 +194,7 @@ def structure_uid(derived: str) -> str:
 
 
 def with_derived_uid(made: Rendition) -> Rendition:
-    """With the SOP Instance UID of the reconstruction: a function of how it is made, and of its pixels (PS3.5 B.2)."""
+    """The rendition with ``derived_uid`` set: a function of how it is made, and of its pixels (PS3.5 B.2)."""
     side = hashlib.sha256(b"".join(getattr(made, name) for name in _SIDE_INFORMATION)).hexdigest()
     parts = (made.original_uid, made.base_digest, made.upscaler, made.weights_digest, made.steps, made.seed)
     name = "|".join(map(str, (*parts, made.postprocessing, side, made.output_digest, made.structure_digest)))
@@ -201,7 +202,7 @@ def with_derived_uid(made: Rendition) -> Rendition:
 
 
 def numerics_digest(numerics: dict[str, str]) -> str:
-    """SHA-256, in hexadecimal digits."""
+    """SHA-256, hex, of the numerics as canonical JSON."""
     return hashlib.sha256(_json(numerics)).hexdigest()
 
 
@@ -214,7 +215,7 @@ def seed_of(base_digest: str) -> int:
 
 
 _OF_SECTIONS = {"header", "coded", "padding_bytes", "region", "curve"}
-"""Fields of a base that are sections of their own. The others are metadata, two of them under shorter names."""
+"""Fields of a base that are sections of their own. The others are members of the metadata."""
 
 
 def encode_base(base: Base) -> bytes:
@@ -233,7 +234,10 @@ def encode_base(base: Base) -> bytes:
 
 
 def decode_base(data: bytes) -> Base:
-    """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
+    """Raises PayloadError if the object is damaged, of another kind, or of a version that this release does not read.
+
+    The pixels are decoded later (``Base.samples``).
+    """
     sections = unpack(data, b"B")
     with malformed_is_payload_error("base"):
         meta = Fields("base", json.loads(sections["meta"]))
@@ -289,7 +293,7 @@ def encode_rendition(rendition: Rendition) -> bytes:
 
 
 def decode_rendition(data: bytes) -> Rendition:
-    """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
+    """Raises PayloadError for the reasons of ``decode_base``, and if the metadata has an unknown member."""
     sections = unpack(data, b"R")
     with malformed_is_payload_error("rendition"):
         meta = Fields("rendition", json.loads(sections["meta"]))

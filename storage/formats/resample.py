@@ -91,7 +91,7 @@ def _band(size: int, low: int) -> NDArray[np.float64]:
 
 
 def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
-    """torchvision's antialiased bicubic resize, which calls this too; importing torchvision takes a second."""
+    """Antialiased bicubic resize by the torch function that torchvision calls. Importing torchvision takes a second."""
     import torch
     from torch.nn.functional import interpolate
 

@@ -37,12 +37,12 @@ from storage.index.trail_rows import append_in
 from storage.records import DicomJson, TrailEntry, TrailRecord
 
 _STUDIES_NAMED = 100
-"""Studies that the trail's entry names."""
+"""Maximum number of studies that the trail's entry names. Chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class MadeAmendment:
-    """An amendment and the studies that it changes; with a dry run nothing was committed."""
+    """An amendment and the studies that it changes. After a dry run, nothing is committed."""
 
     amendment: Amendment
     studies: tuple[AmendedStudy, ...]
@@ -74,7 +74,7 @@ class Amendments(IndexPart):
             return _carry_out(connection, new, _amended_by(connection, number))
 
     def all(self) -> list[Amendment]:
-        """Every version, oldest first."""
+        """Every amendment, undone or not, oldest first."""
         with self._engine.connect() as connection:
             return amendments(connection)
 
@@ -86,7 +86,7 @@ class Amendments(IndexPart):
             return list(connection.execute(query).scalars())
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Make the amendments that the trail records and the index lacks; how many."""
+        """Make the amendments that the trail records and the index lacks, and return their number."""
         known = set(values_of(self._engine, select(amendment.c.key)))
         made = [one for one in records if one.entry.action == "amend"]
         missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
@@ -139,7 +139,10 @@ def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int])
 
 
 def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes: DicomJson) -> DicomJson:
-    """All changes: with a Patient ID also its issuer, and the attributes of the patient who has that ID already."""
+    """``changes``, completed: a new Patient ID brings its issuer, and name, birth date and sex of a known patient.
+
+    Raises UnknownUid, ChangeRefused.
+    """
     if not changes:
         raise ChangeRefused("an amendment changes at least one attribute: --set KEYWORD=VALUE")
     own = _patient_of(connection, kind, target)

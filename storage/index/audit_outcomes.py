@@ -33,7 +33,7 @@ class AuditCandidate:
 
 class AuditRows(IndexPart):
     def candidates(self) -> list[AuditCandidate]:
-        """Every image with a current rendition, by key.
+        """Every image whose current rendition represents it, and every flagged image, by key.
 
         Device: manufacturer and model. Site: institution, or the AE title of the sender if the data set has none.
         """
@@ -61,29 +61,29 @@ class AuditRows(IndexPart):
         ]
 
     def withdraw(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
-        """End that a rendition represents its image, which is then served bit-exact; its UIDs still lead to the image,
-        and its objects are marked as garbage.
+        """Withdraw a rendition. Its image is then served bit-exact, its UIDs still lead to the image, and its objects
+        are marked as garbage.
 
-        False if the image has another rendition by now, or is being worked on.
+        Returns False if the image has another rendition by now, waits to be encoded, or is being worked on.
         """
         news = {"state": InstanceState.WITHDRAWN, **_audit_reason(why)}
         return self._change(instance_key, derived_uid, entry, news, withdrawn=why)
 
     def flag(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
-        """Set an image without original to FAILED; it keeps its rendition, which another machine or model may still
-        make. False as for ``withdraw``."""
+        """Set an image without original to FAILED. It keeps its rendition, which may still be decoded on another
+        machine. Returns False as ``withdraw`` does."""
         news = {"state": InstanceState.FAILED, **_audit_reason(why)}
         return self._change(instance_key, derived_uid, entry, news)
 
     def clear(self, instance_key: int, derived_uid: str, state: InstanceState, entry: TrailEntry) -> bool:
-        """Restore the state of a flagged image that passes now. False as for ``withdraw``."""
+        """Restore the state of a flagged image that passes now. Returns False as ``withdraw`` does."""
         news = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
         return self._change(instance_key, derived_uid, entry, news)
 
     def _change(
         self, instance_key: int, derived_uid: str, entry: TrailEntry, news: dict[str, str], *, withdrawn: str = ""
     ) -> bool:
-        """Change an image if it still has that rendition; ``withdrawn``: why the rendition is withdrawn, too."""
+        """Change an image if it still has that rendition. ``withdrawn``: why to withdraw the rendition, or empty."""
         with writing(self._engine) as connection:
             key = _current(connection, instance_key, derived_uid)
             if key is None:
@@ -105,7 +105,7 @@ def _text(tag: str) -> Any:
 
 
 def _current(connection: Connection, instance_key: int, derived_uid: str) -> int | None:
-    """The key of that rendition if it is its image's current one and the image is not being worked on."""
+    """The key of that rendition, if it is its image's current one, and the image neither waits nor is worked on."""
     query = select(rendition.c.key).join(instance, instance.c.rendition_key == rendition.c.key)
     wanted = (
         instance.c.key == instance_key,

@@ -20,7 +20,7 @@ from storage.objects.change_journal import Change
 _NOT_JOURNALLED = {"lease_owner", "lease_until"}
 _PROGRESS = {"job_run": {"done", "total", "text"}}
 _JOURNALLED_ALONE = {"instance": ("state", "reason", "reason_code", "rendition_key", "attempts")}
-"""Columns that change often in large rows: journalled without the rest of the row."""
+"""Columns that change often in large rows. A change of only these is journalled without the rest of the row."""
 _ROWS_AT_ONCE = 500
 
 TABLES: dict[str, Table] = {
@@ -54,16 +54,16 @@ def last_number(connection: Connection) -> int:
 
 
 def set_last_number(connection: Connection, number: int) -> None:
-    """Give the next change the number after this one; all marked changes count as journalled."""
+    """Give the next change the number after this one, and delete all marks, as if their changes were journalled."""
     connection.exec_driver_sql("DELETE FROM change")
     connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'change'")
     connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('change', ?)", (number,))
 
 
 def unmarked_since(connection: Connection, number: int) -> int:
-    """How many changes after that number are not marked any more, so that they cannot be journalled one by one.
+    """How many changes after that number have no mark any more, so that they cannot be journalled one by one.
 
-    Both figures are of one snapshot: a node that commits meanwhile adds as many changes as marks.
+    The connection is in one transaction, so a node that commits meanwhile does not change the result.
     """
     query = "SELECT count(*) FROM change WHERE number > ?"
     marked = int(connection.exec_driver_sql(query, (number,)).scalar_one())

@@ -20,14 +20,14 @@ from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, Trai
 
 HOLD_LABEL = "validation"
 _UIDS_AT_ONCE = 200
-"""UIDs in one entry of the trail."""
+"""Maximum number of UIDs in one entry of the trail. Chosen, not measured."""
 
 
 class ClassLabels(IndexPart):
     """The classes of images in one index. Every change is in the audit trail, in the same transaction."""
 
     def put(self, classes: Mapping[str, str], *, who: str) -> int:
-        """Set classes by SOP Instance UID, and hold the originals; how many labels are new or changed."""
+        """Set classes by SOP Instance UID, and hold the originals. Returns how many labels are new or changed."""
         changed = 0
         with writing(self._engine) as connection:
             for name in sorted(set(classes.values())):
@@ -47,9 +47,9 @@ class ClassLabels(IndexPart):
         return changed
 
     def release(self, uids: Sequence[str], *, who: str, why: str) -> int:
-        """End the hold on the originals of these images, which keep their classes; how many were held.
+        """End the hold on the originals of these images, which keep their classes. Returns how many were held.
 
-        The hold on the other originals of a study ends with that on its last labelled one.
+        The hold covers all originals of a study, until no labelled image of the study is held.
         """
         released = 0
         with writing(self._engine) as connection:
@@ -93,7 +93,7 @@ class ClassLabels(IndexPart):
         return [LabelledView(*row) for row in rows_of(self._engine, query)]
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Bring classes that are missing, or older than the trail, to what its records say; of how many images."""
+        """Write the labels that the trail records, and that the index lacks or has otherwise. Returns their number."""
         told: dict[str, ClassLabel] = {}
         for record in records:
             entry = record.entry

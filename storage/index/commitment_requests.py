@@ -1,7 +1,7 @@
 """Storage commitment requests as rows, and the pins that keep a committed original from being purged.
 
-A request is claimed with a lease: of several nodes on one database one reports to the peer, and a restart loses
-nothing.
+A request is claimed with a lease. So only one of several nodes on a database reports to the peer, and a restart loses
+no request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CommitmentState(StrEnum):
 
     REQUESTED = "requested"
     DECIDED = "decided"
-    """The report is fixed and its originals are pinned; it was not sent to the peer yet."""
+    """The report is fixed and its originals are pinned. The peer has not received the report yet."""
     REPORTED = "reported"
     GIVEN_UP = "given up"
     """The peer could not be reached in time. The pins stay."""
@@ -70,7 +70,7 @@ _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
 
 class Commitments(IndexPart):
     def add(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
-        """Commit a request. ``due``: when to work on it if nobody claims it by key before.
+        """Commit a request, and return its key. ``due``: when to work on it if nobody claims it by key before.
 
         It is a duplicate if another request with that transaction UID is still open.
         """
@@ -110,7 +110,7 @@ class Commitments(IndexPart):
     def decide(
         self, request: CommitmentRequest, report: Sequence[CommitmentAnswer], *, until: float | None
     ) -> tuple[CommitmentAnswer, ...]:
-        """Fix the report, and pin the originals that it commits until that time (None: for ever); the final report.
+        """Fix the report, pin the originals that it commits until that time (None: for ever), and return the report.
 
         An original that was replaced, purged or deleted since it was checked fails with 0110H.
         """
@@ -145,7 +145,7 @@ class Commitments(IndexPart):
             lease.change_and_release(connection, commitment, _owned(request), attempts=request.attempts + 1, due=due)
 
     def contested(self, sop_instance_uids: Sequence[str]) -> set[str]:
-        """Those of the UIDs under which another data set is in quarantine."""
+        """Those of the given UIDs under which another data set is in quarantine."""
         query = select(quarantine.c.sop_instance_uid)
         found: set[str] = set()
         with self._engine.connect() as connection:

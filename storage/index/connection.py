@@ -22,12 +22,13 @@ from storage.index.tables import metadata
 LOGGER = logging.getLogger(__name__)
 
 FOLLOWER = "follower"
-"""Name of the execution option of an engine that is called after each write transaction."""
+"""Name of an engine's execution option: a function that ``writing`` calls after each commit."""
 
 _CANNOT_WRITE = ("disk is full", "readonly database", "disk I/O error", "unable to open")
-"""Parts of the messages of SQLite."""
+"""Parts of SQLite's messages about a database that cannot be written."""
 _PATIENCE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "tcp_user_timeout": 60_000}
-"""Limits of libpq in s and ms (``tcp_user_timeout``): a server that is gone fails a request, and does not hang it."""
+"""Time limits of libpq, in seconds (``tcp_user_timeout``: milliseconds). With them, a request to a server that is gone
+fails instead of hanging. Chosen, not measured."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -64,9 +65,9 @@ def connect(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Create the newest schema, or upgrade an older one to it (alembic). A file with an older one is copied first.
+    """Create the newest schema, or upgrade an older one to it (alembic). An SQLite file is copied before an upgrade.
 
-    Raises NewerFormat, and IndexRefused for a file that is no index.
+    Raises NewerFormat, StoreFull, and IndexRefused for a file that is not an index.
     """
     from alembic import command
     from alembic.config import Config
@@ -142,7 +143,10 @@ def _mark_changes(engine: Engine, *, anew: bool) -> None:
 
 
 def commits_need_no_sync(engine: Engine) -> None:
-    """For an index whose follower syncs committed changes: SQLite keeps the order of commits without syncing each."""
+    """Set synchronous to NORMAL, for an index whose follower syncs committed changes to the journal.
+
+    SQLite then preserves the order of commits, but does not sync each one.
+    """
 
     def not_each(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -153,9 +157,10 @@ def commits_need_no_sync(engine: Engine) -> None:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A write transaction; when the block has ended, its changes are in the change journal too.
+    """A write transaction. When the block has ended, its changes are in the change journal too.
 
-    Raises StoreFull if the disk or the database is full or read-only.
+    Raises StoreFull if the disk or the database is full or read-only. If the journal cannot be written, the error is
+    raised after the commit; the changes stay, and the next writer journals them.
     """
     follower: Callable[[], None] | None = engine.get_execution_options().get(FOLLOWER)
     try:
@@ -178,9 +183,9 @@ def now() -> datetime:
 def _translate_error(context: ExceptionContext) -> None:
     """Translate SQLite's errors about the machine, not about a row. Raises StoreFull, IndexFault.
 
-    SQLite opens a file that cannot be written for reading, and that connection never writes again. The connections of a
-    process share the file ``-shm``, which stays open for reading until the last of them is closed. So all of them are
-    closed after a refused write, and opened anew.
+    If SQLite cannot open a file for writing, it opens the file read-only, and that connection never writes again. The
+    connections of a process share the file ``-shm``, which stays open read-only until the last of them is closed. So
+    all of them are closed after a refused write, and opened anew.
     """
     error = context.original_exception
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(

@@ -1,4 +1,4 @@
-"""Garbage: unlinks objects that rows let go of, unless another row needs them."""
+"""Garbage: unlinks objects that a row no longer needs, unless another row needs them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class Garbage(IndexPart):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._logged: set[str] = set()
-        """Digests of objects that could not be unlinked, since an idle archivist tries again every second or two."""
+        """Digests of objects whose failure was logged once; an idle archivist tries again every second or two."""
 
     def mark(self, digest: str, tier: Tier) -> None:
-        """Mark an object to be unlinked; if a row needs it, ``collect`` leaves it."""
+        """Mark an object to be unlinked. If a row needs it, ``collect`` removes only the mark."""
         with writing(self._engine) as connection:
             mark_garbage(connection, digest, tier)
 
     def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
-        """Unlink garbage that no row needs; how many objects.
+        """Unlink garbage that no row needs, and return the number of objects.
 
-        Garbage stays marked if its store is not in ``stores``, if the disk of that store is not mounted, and if it
+        An object stays marked if its store is not in ``stores``, if the disk of that store is not mounted, or if it
         cannot be unlinked.
         """
         waiting = rows_of(self._engine, select(garbage).where(garbage.c.tier.in_(list(stores))))
         if not waiting:
             return 0
         with writing(self._engine):
-            pass  # raises if the change journal lacks a change, which may be the one that let go of an object
+            pass  # raises if a change cannot be journalled, which may be the one that marked an object
         mounted = {tier for tier, store in stores.items() if holds_any(store.root)}
         count = 0
         for found in waiting:
@@ -56,7 +56,7 @@ class Garbage(IndexPart):
         return count
 
     def _unlink(self, found: Row[Any], store: ObjectStore) -> bool:
-        """Unlink one object that no row needs, and remove its mark; whether it was unlinked."""
+        """Unlink one object if no row needs it, and remove its mark. Returns whether it was unlinked."""
         with writing(self._engine) as connection:  # holds the lock until the file is unlinked: see unmark_garbage
             still = select(garbage.c.key).where(garbage.c.key == found.key)
             if connection.execute(still).first() is None:

@@ -1,9 +1,7 @@
-"""Marks of objects that a row let go of, written in the transaction of that row.
+"""Marks of garbage, written in the transaction in which a row stops to name an object.
 
-``Garbage.collect`` unlinks them later.
-
-A transaction that starts to use an object first takes its mark away and then checks that the object is there, so that
-no row ever names an object that is gone.
+``Garbage.collect`` unlinks the objects later. A transaction that starts to use an object first removes its mark and
+then checks that the object is there, so that no row ever names an object that is gone.
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ def mark_garbage(connection: Connection, digest: str, tier: str) -> None:
 
 
 def unmark_garbage(connection: Connection, digest: str, present: Present, tier: Tier = Tier.HOT) -> bool:
-    """Take the mark of an object away, as part of a transaction that starts to use it; False if it is unlinked already.
+    """Remove an object's mark, as part of a transaction that starts to use it. Returns False if the object is gone.
 
-    The write lock keeps ``collect`` out until the commit: an object that is there now stays.
+    The write lock keeps ``collect`` out until the commit, so an object that is there now stays.
     """
     connection.execute(delete(garbage).where(garbage.c.digest == digest, garbage.c.tier == tier))
     return present(digest)

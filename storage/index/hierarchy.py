@@ -40,7 +40,7 @@ TO_ENCODE: dict[str, Any] = {
     "attempts": 0,
     **FREE,
 }
-"""Columns of an instance that goes to the archivist."""
+"""Column values of an instance that waits for the archivist."""
 
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
@@ -89,10 +89,10 @@ def _study_key(connection: Connection, levels: Levels) -> int:
 
 
 def _add_missing(connection: Connection, study_key: int, levels: Levels) -> None:
-    """Add attributes that a study and its patient lack, or queries would never find them by these. A report that comes
+    """Add attributes that a study and its patient lack, so that queries find them. For example, a report that arrives
     first may have no accession number.
 
-    Amended studies stay as they are, since an amendment may have emptied an attribute.
+    An amended study is not changed, since an amendment may have emptied an attribute.
     """
     row = connection.execute(
         select(study.c.attributes, study.c.received, study.c.patient_key, patient.c.attributes.label("of_patient"))
@@ -126,8 +126,8 @@ def _patient_key(connection: Connection, row: dict[str, Any]) -> int:
 
 
 def states_another_patient(connection: Connection, levels: Levels) -> bool:
-    """Whether an instance with those attributes states a Patient ID that its study neither has nor had before it was
-    amended."""
+    """Whether an instance with those attributes states a Patient ID that its study does not have, and did not have
+    before it was amended."""
     columns = columns_of(levels)
     stated, uid = columns["patient"]["patient_id"], columns["study"]["study_instance_uid"]
     query = select(study.c.received, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
@@ -170,7 +170,7 @@ def _in_force(connection: Connection, where: Any) -> list[Amendment]:
 
 
 def amendments(connection: Connection, *where: Any) -> list[Amendment]:
-    """Amendments by number."""
+    """The amendments for which all conditions ``where`` hold, in ascending order of number."""
     undoing = amendment.alias()
     undone = select(1).where(undoing.c.undoes == amendment.c.key).exists().label("undone")
     rows = connection.execute(select(amendment, undone).where(*where).order_by(amendment.c.key))
@@ -180,7 +180,7 @@ def amendments(connection: Connection, *where: Any) -> list[Amendment]:
 
 
 def add_former_patients(connection: Connection, study_key: int, ids: Iterable[str], current: str) -> None:
-    """Store former Patient IDs of a study, and others that its images state, for legal holds."""
+    """Store former Patient IDs of a study, and others that its images state, so that legal holds on them cover it."""
     mine = former_patient.c.study_key == study_key
     known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
     for one in sorted(set(ids) - known - {current, ""}):
@@ -219,7 +219,7 @@ def take_attributes_of(connection: Connection, series_key: int, levels: Levels) 
 
 
 def drop_empty(connection: Connection, table: Table, below: Any, keys: Iterable[int]) -> None:
-    """Delete those rows that no row of ``below`` refers to."""
+    """Delete the rows of ``table`` with one of ``keys`` to which no value of the column ``below`` refers."""
     unused = ~select(1).where(below == table.c.key).exists()
     connection.execute(delete(table).where(table.c.key.in_(list(keys)), unused))
 

@@ -11,7 +11,7 @@ from storage.records import HoldingCounts, InstanceState, ReasonCode
 
 
 def monitoring_counts(engine: Engine) -> tuple[HoldingCounts, int]:
-    """All counts, and how many images are held for which nothing passed the gate."""
+    """All counts, and the number of images for which no operating point passed the gate."""
     failed = (instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE)
     with engine.connect() as connection:
         gate_failures = _total(connection, select(func.count()).select_from(instance).where(*failed))
@@ -19,7 +19,7 @@ def monitoring_counts(engine: Engine) -> tuple[HoldingCounts, int]:
 
 
 def holding_counts(connection: Connection) -> HoldingCounts:
-    """Counts and bytes. In bytes by kind an object that two rows share counts once."""
+    """Counts and bytes. In ``bytes_by_kind``, an object that two rows share counts once."""
     reconstructable = instance.c.rendition_key.is_not(None)
     states = select(instance.c.state, func.count().label("n")).group_by(instance.c.state)
     by_state = {row.state: int(row.n) for row in connection.execute(states)}

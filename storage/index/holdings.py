@@ -61,7 +61,7 @@ class Added(Enum):
     AGAIN = "again"
     """The original had been purged, and is held again."""
     GONE = "gone"
-    """The object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
+    """The original's object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
     DELETED = "deleted"
     """The UID was deleted here, and its return is not allowed."""
     DERIVED = "derived"
@@ -86,7 +86,7 @@ class Index:
 
     @classmethod
     def open(cls, url: str) -> Index:
-        """Connect, and upgrade the schema."""
+        """Connect, and create or upgrade the schema. Raises the errors of ``connect`` and ``migrate``."""
         index = cls(connect(url))
         try:
             migrate(index.engine)
@@ -100,9 +100,9 @@ class Index:
 
     def replay_trail(self, records: Sequence[TrailRecord]) -> tuple[int, int]:
         """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks, and insert the
-        records that it lacks; how many of each.
+        records that it lacks. Returns the numbers of decisions and of records.
 
-        The records come last: after a process was killed, the next one does both again.
+        The records are inserted last, so that after a crash the next call does both again.
         """
         decisions = sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
         last = self.trail.last()[0]
@@ -141,7 +141,7 @@ class Index:
     # --- looking up ---
 
     def by_uid(self, uid: str) -> StoredInstance | None:
-        """The instance of an original or derived SOP Instance UID."""
+        """The instance of an original or derived SOP Instance UID; None if there is none."""
         with self.engine.connect() as connection:
             key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
             if key is None:
@@ -183,7 +183,7 @@ class Index:
         return {uid: InstanceState(state) for uid, state in rows_of(self.engine, query)}
 
     def last_received_at(self) -> datetime | None:
-        """When the newest instance was received, by the clock of then; None if there is none."""
+        """When the newest instance was received, by the clock of that time; None if there is no instance."""
         newest = first_of(self.engine, select(instance.c.received_at).order_by(instance.c.key.desc()).limit(1))
         return newest and newest.received_at
 
@@ -191,7 +191,7 @@ class Index:
 
     def claim(self, owner: str, lease_seconds: float) -> Claim | None:
         """Claim the RECEIVED instance with the fewest attempts, the oldest first; None if there is none."""
-        if value_of(self.engine, select(_next_to_encode())) is None:  # usual: look before taking the write lock
+        if value_of(self.engine, select(_next_to_encode())) is None:  # the usual case, which needs no write lock
             return None
 
         def take(connection: Connection) -> Claim | None:
@@ -207,9 +207,9 @@ class Index:
             return lease.renew(connection, instance, _owned(claim), lease_seconds)
 
     def release(self, claim: Claim, *, forgive: bool = False, wait: float = 0.0) -> bool:
-        """Give the instance up unfinished; with ``forgive`` the attempt does not count, as after a shutdown.
+        """Release an unfinished instance. With ``forgive``, the attempt does not count, as at a shutdown.
 
-        Nobody can claim it again for ``wait`` seconds.
+        Nobody can claim it again for ``wait`` seconds. Returns False if the lease was lost.
         """
         later = lease.leased_to(None, wait) if wait else lease.FREE
         with writing(self.engine) as connection:
@@ -230,8 +230,8 @@ class Index:
         """Commit a rendition as the instance's current one; False if the lease was lost.
 
         ``present``: whether the store still holds an object. Raises ObjectMissing if one was unlinked meanwhile. A
-        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT. Both objects
-        are marked as garbage if the rendition was not committed.
+        derived UID belongs to one image: if it was issued for other pixels, the instance becomes EXACT. In that case,
+        and if the lease was lost, both objects are marked as garbage.
         """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(_owned(claim))).scalar() is None:
@@ -255,10 +255,10 @@ class Index:
                 connection.execute(update(table).where(table.c.lease_owner.is_not(None)).values(**FREE))
 
     def retry_failed(self) -> int:
-        """Set every FAILED or WITHDRAWN instance back to RECEIVED; how many there were.
+        """Set FAILED and WITHDRAWN instances back to RECEIVED, and return their number.
 
-        An instance that an audit flagged has no original to encode: it waits for an audit that it passes. One whose
-        original was purged waits for a scrub that finds its rendition whole.
+        Two kinds are left out, since they have no original to encode. An instance that an audit flagged waits for an
+        audit that it passes. An instance whose original was purged waits for a scrub that finds its rendition whole.
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         purged = select(original.c.instance_key).where(original.c.form == OriginalForm.PURGED)
@@ -266,7 +266,7 @@ class Index:
         return self._retry(failed, ~flagged, instance.c.key.not_in(purged))
 
     def retry_exact(self, code: ReasonCode) -> int:
-        """Set every EXACT instance with that reason back to RECEIVED if its pixels are trusted; how many."""
+        """Set every EXACT instance with that reason and sound pixels back to RECEIVED, and return their number."""
         exact = instance.c.state == InstanceState.EXACT
         return self._retry(exact, instance.c.reason_code == code, instance.c.pixel_warning == "")
 

@@ -63,9 +63,9 @@ class Holds(IndexPart):
         return [(row.name, row.study_instance_uid) for row in rows_of(self._engine, query)]
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Apply holds, releases and labels that the trail records and the index lacks; how many.
+        """Apply holds, releases and labels that the trail records and the index lacks, and return their number.
 
-        The last record of each label of a study counts.
+        Of the records of one label of a study, the last one counts.
         """
         rows = rows_of(self._engine, select(hold.c.key, hold.c.released_at))
         released = {str(row.key): row.released_at is not None for row in rows}

@@ -17,9 +17,9 @@ from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
 
 _ROOM = 1 << 20
-"""Bytes that SQLite needs at most next to an index to open it."""
+"""Maximum bytes that SQLite needs beside an index to open it. Chosen, not measured."""
 _NOT_OPENED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
-"""SQLite's result codes, without their extensions, of an index that was not read."""
+"""SQLite's primary result codes that mean that the file could not be opened, and not that it is damaged."""
 REBUILD = "run `latent-pacs index rebuild`, which makes it again from the objects and the journal"
 
 
@@ -29,7 +29,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def quick_check(file: Path) -> None:
-    """Check the pages. Raises IndexRefused if one is damaged, IndexFault if the file cannot be opened."""
+    """Check the pages. Raises IndexRefused if one is damaged, IndexFault if the file cannot be opened, StoreFull."""
     try:
         found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
     except sqlite3.OperationalError as error:
@@ -41,7 +41,10 @@ def quick_check(file: Path) -> None:
 
 
 def damage_of(file: Path, check: str) -> list[str]:
-    """The findings of SQLite's ``quick_check`` or ``integrity_check``, a line each; empty if the file is sound."""
+    """The findings of SQLite's ``quick_check`` or ``integrity_check``, a line each; empty if the file is sound.
+
+    Raises sqlite3.OperationalError if the file cannot be opened, and StoreFull if the disk is too full to open it.
+    """
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as connection:
             found = [str(line) for (line,) in connection.execute(f"PRAGMA {check}(20)")]

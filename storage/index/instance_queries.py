@@ -19,7 +19,7 @@ from storage.records import DicomJson, InstanceState, ReasonCode, StoredInstance
 
 @dataclass(frozen=True)
 class OpenDamage:
-    """A damaged object of the image that is not whole again."""
+    """An object of the image that a scrub found damaged or missing, and that is not whole again."""
 
     kind: str
     digest: str
@@ -73,9 +73,10 @@ def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection
 
 
 def prior_keys(engine: Engine, study_instance_uid: str, limit: int) -> list[int]:
-    """Keys of at most ``limit`` instances with a rendition, of earlier studies of a study's patient, newest first.
+    """Keys of at most ``limit`` instances with a rendition in other studies of a study's patient, newest first.
 
-    A patient is identified by Patient ID and issuer (storage.dicom.levels); one without an ID has no other studies.
+    The other studies are those of the same or an earlier date. A patient is identified by Patient ID and issuer
+    (storage.dicom.levels); a patient without an ID has no other studies.
     """
     current, same = study.alias("current"), patient.alias("same")
     found = (

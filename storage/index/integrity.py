@@ -34,7 +34,7 @@ from storage.index.tables import damage, instance, model_file, original, quarant
 from storage.records import InstanceState, OriginalForm, ReasonCode, Tier
 
 HOT = Tier.HOT
-"""The store of all objects but moved originals."""
+"""The store of all objects except originals that were moved to the cold store."""
 END = "g"
 """A text that sorts after every digest."""
 
@@ -70,11 +70,11 @@ class Integrity(IndexPart):
     # --- expected objects ---
 
     def expected(self, low: str = "", high: str = END) -> list[ExpectedObject]:
-        """Every expected object with ``low`` <= digest < ``high``, by digest; one for each row that names it."""
+        """Every expected object with ``low`` <= digest < ``high``, by digest, once for each row that names it."""
         return self._expected(_IN_ORDER, low=low, high=high)
 
     def expected_at(self, digest: str) -> list[ExpectedObject]:
-        """The expected objects with that digest; one for each row that names it."""
+        """The expected objects with that digest, one for each row that names it."""
         return self._expected(_OF_DIGEST, named=digest)
 
     def expected_of(self, instance_key: int) -> list[ExpectedObject]:
@@ -128,9 +128,9 @@ class Integrity(IndexPart):
     # --- effect on an instance ---
 
     def flag(self, found: ExpectedObject, state: InstanceState, code: ReasonCode, reason: str) -> bool:
-        """Set state and reason of the instance of a damage row, and keep its former ones in that row.
+        """Set state and reason of the instance of an open damage row, and store its former ones in that row.
 
-        False if the instance is being worked on; the next scrub tries again.
+        Returns False if the instance is being worked on; the next scrub tries again.
         """
         with writing(self._engine) as connection:
             own = select(instance.c.state, instance.c.reason, instance.c.reason_code)
@@ -148,9 +148,9 @@ class Integrity(IndexPart):
         return True
 
     def requeue(self, instance_key: int, code: ReasonCode, reason: str) -> None:
-        """Give an instance to the archivist again; it keeps its rendition, which is to be made again.
+        """Set an instance back to RECEIVED. It keeps its rendition until the archivist has made a new one.
 
-        Nothing is changed if its original was purged meanwhile.
+        Nothing is changed unless it is VERIFIED, MEASURED or FAILED, and its original is held.
         """
         final = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
         changes = TO_ENCODE | {"reason": reason, "reason_code": code}
@@ -162,7 +162,7 @@ class Integrity(IndexPart):
     # --- renditions ---
 
     def withdraw(self, derived_uid: str, why: str) -> None:
-        """End that a rendition represents its image; its objects are marked as garbage, its UIDs still lead to it."""
+        """Withdraw a rendition. Its objects are marked as garbage, and its UIDs still lead to the image."""
         with writing(self._engine) as connection:
             found = select(rendition.c.key).where(rendition.c.derived_uid == derived_uid)
             withdraw_in(connection, connection.execute(found).scalar_one(), why)
@@ -198,7 +198,7 @@ _SOURCES = (
     _Source("model", model_file.c.digest, literal(HOT), literal(None, Integer)),
 )
 
-# Built once: a scrub asks for each folder, and building a query takes longer than asking.
+# Built once: a scrub runs these queries for each folder, and building one takes longer than running it.
 _LOW, _HIGH, _NAMED = (bindparam(name, type_=String) for name in ("low", "high", "named"))
 _KEY = bindparam("instance_key", type_=Integer)
 _IN_RANGE = union_all(*(one.select(one.digest >= _LOW, one.digest < _HIGH) for one in _SOURCES))
@@ -228,7 +228,7 @@ def close_damage_in(connection: Connection, key: int, outcome: str) -> None:
 
 
 def _open(found: ExpectedObject) -> tuple[Any, ...]:
-    """The open row of the same expected object."""
+    """The conditions of the open damage row of the same expected object."""
     return (
         damage.c.digest == found.digest,
         damage.c.kind == found.kind,

@@ -22,7 +22,7 @@ from storage.index.reading import IndexPart, record_of, value_of
 from storage.index.tables import job, job_run
 
 _KEPT = 1000
-"""Runs kept per job."""
+"""Maximum number of runs that are kept of each job. Chosen, not measured."""
 
 
 class Cause(StrEnum):
@@ -152,7 +152,8 @@ class JobRows(IndexPart):
     def begin(self, name: str, owner: str, lease_seconds: float, cause: Cause, *, due: float = 0.0) -> Ticket | None:
         """Take the lease and insert a run; None if another process runs the job, or if it is not due any more.
 
-        ``due``: the scheduled time that the run is for. An abandoned run is set to LOST.
+        ``due``: the scheduled time that the run is for. An abandoned run is set to LOST. Raises JobRefused if there is
+        no such job, or if a command finds it running.
         """
         now = time.time()
         with writing(self._engine) as connection:
@@ -174,7 +175,7 @@ class JobRows(IndexPart):
         return Ticket(name, key, owner, cause, dealt_with)
 
     def heartbeat(self, ticket: Ticket, lease_seconds: float, done: int, total: int, text: str) -> bool | None:
-        """Extend the lease, and store the progress; whether the run is to be cancelled, None if the lease was lost."""
+        """Extend the lease, and store the progress. Returns whether to cancel the run; None if the lease was lost."""
         with writing(self._engine) as connection:
             if not lease.renew(connection, job, _owned(ticket), lease_seconds):
                 return None
@@ -192,7 +193,7 @@ class JobRows(IndexPart):
         total: int,
         text: str,
     ) -> bool:
-        """Close a run and release the lease; False if the lease was lost, and the run is LOST already."""
+        """Close a run and release the lease. Returns False if the lease was lost, and the run may be LOST already."""
         with writing(self._engine) as connection:
             undone: dict[str, Any] = {}
             if state is RunState.INTERRUPTED:  # as if it had not begun: at the next start it is due, or requested
@@ -247,7 +248,7 @@ def _may_begin(connection: Connection, row: Row[Any], cause: Cause, due: float, 
 
 
 def _note_lost(connection: Connection, name: str) -> str | None:
-    """Set a run without a lease that is still RUNNING to LOST; the cause of that run."""
+    """Set the run of a job without a lease that is still RUNNING to LOST. Returns the cause of that run, if any."""
     open_run = (job_run.c.job == name, job_run.c.state == RunState.RUNNING)
     cause = connection.execute(select(job_run.c.cause).where(*open_run).order_by(job_run.c.key.desc())).scalar()
     error = "the process that ran it was killed or lost the index; its lease expired"
@@ -267,7 +268,7 @@ def _owned(ticket: Ticket) -> ColumnElement[bool]:
 
 
 def _run_of(row: Row[Any], holder: Row[Any] | None) -> JobRun:
-    """The record of a run: one that is RUNNING in its row is LOST if its lease has expired."""
+    """The record of a run. If its row says RUNNING and its lease has expired, the record says LOST."""
     state = RunState(row.state)
     if state is RunState.RUNNING and (holder is None or holder.run_key != row.key or not is_leased(holder)):
         state = RunState.LOST

@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 2000
 
 @contextmanager
 def loading(engine: Engine) -> Iterator[Connection]:
-    """A write transaction without triggers and foreign keys: a row may be inserted before the row that it refers to."""
+    """A write transaction without triggers and foreign keys, since a row may come before the row that it refers to."""
     with engine.connect().execution_options(write=True) as connection:
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA foreign_keys=OFF")  # not possible within a transaction
@@ -31,7 +31,7 @@ def loading(engine: Engine) -> Iterator[Connection]:
 
 
 class Loader:
-    """Writes changes into the tables of a ``loading`` connection, in batches. ``flush`` writes the last ones."""
+    """Writes changes into the tables of a ``loading`` connection, in batches. ``flush`` writes the last batches."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -20,7 +20,8 @@ from storage.objects.change_journal import ChangeJournal, Group
 from storage.objects.trail_journal import TrailJournal
 
 _MARKS_KEPT = 1000
-"""Journalled marks that are deleted at a time, since each deletion is a commit with a sync."""
+"""Number of journalled changes after which their marks are deleted together. Each deletion is a commit. Chosen, not
+measured."""
 
 
 class Follower:
@@ -51,7 +52,7 @@ class Follower:
 
     def _journal_changes(self) -> None:
         with self._journal.locked():
-            self._check_file()  # again: a rebuild, which replaces it, holds the lock
+            self._check_file()  # again, because a rebuild replaces the file while it holds this lock
             self._journal.settle()
             last = self._journal.last()
             with self._engine.connect() as connection:
@@ -73,7 +74,7 @@ class TrailFollower:
         self._written = 0
 
     def __call__(self) -> None:
-        """Append the records that the journal lacks; one query if there are none."""
+        """Append the records that the journal lacks. Takes one query if there are none. Raises StoreFull."""
         if self._trail.last()[0] == self._written:
             return
         with self._journal.locked():

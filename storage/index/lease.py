@@ -23,10 +23,10 @@ from storage.index.connection import writing
 Claimed = TypeVar("Claimed")
 
 LONGEST = 3600.0
-"""Most seconds of ``leased_to``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
+"""Maximum seconds of a lease; ``archivist.lease`` and ``jobs.lease`` allow no more. Chosen, not measured."""
 _BEYOND = 2 * LONGEST
-"""A lease that ends later than this from now is over: the clock was set back since. Clocks of nodes may differ by less
-than an hour."""
+"""Seconds from now beyond which no lease can end, unless the clock was set back since: such a lease counts as expired.
+The clocks of nodes may differ by less than an hour."""
 
 FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 """Values of the lease columns of a row that nobody works on."""
@@ -43,7 +43,7 @@ def leased_to(owner: str | None, seconds: float) -> dict[str, Any]:
 
 
 def is_free(table: Table) -> ColumnElement[bool]:
-    """Whether nobody works on the row, or the lease has expired, or its clock has been set back since."""
+    """Whether nobody works on the row, the lease has expired, or the clock was set back since."""
     until, now = table.c.lease_until, time.time()
     return or_(until.is_(None), until < now, until > now + _BEYOND)
 
@@ -72,10 +72,10 @@ def claim(
 def claimed(
     engine: Engine, take: Callable[[Connection], Claimed | None], release: Callable[[Claimed], object]
 ) -> Claimed | None:
-    """What ``take`` claims in a write transaction; released if that fails, since it may be committed and only its
-    journal failed.
+    """Run ``take`` in a write transaction, and return what it claims. If the transaction fails, the claim is released.
 
-    Nobody could work on the row until the lease ends otherwise. ``release`` fails likewise, after its own commit.
+    The claim may be committed nevertheless, if only the journal could not be written. Then nobody could work on the row
+    until the lease ends. Errors of ``release`` are ignored: it fails in the same way, after its own commit.
     """
     made = None
     try:
@@ -95,10 +95,10 @@ def renew(connection: Connection, table: Table, mine: ColumnElement[bool], secon
 
 
 def change_and_release(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
-    """Give the row up, with changes to it; False if the lease was lost, and nothing was changed."""
+    """Change the row and release its lease. Returns False if the lease was lost, and nothing was changed."""
     return change(connection, table, mine, **{**FREE, **changes})
 
 
 def change(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
-    """Change the row under the lease; False if it was lost, and nothing was changed."""
+    """Change the row under the lease. Returns False if the lease was lost, and nothing was changed."""
     return bool(connection.execute(update(table).where(mine).values(**changes)).rowcount)

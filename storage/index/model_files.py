@@ -24,13 +24,13 @@ class ModelFile:
 
 class ModelRows(IndexPart):
     def files(self, upscaler: str, weights_digest: str) -> tuple[ModelFile, ...]:
-        """The files of a model, by name; empty if it is not kept."""
+        """The files of a model, by name; empty if the store does not hold the model."""
         wanted = (model_file.c.upscaler == upscaler, model_file.c.weights_digest == weights_digest)
         rows = rows_of(self._engine, select(model_file).where(*wanted).order_by(model_file.c.name))
         return tuple(record_of(ModelFile, row) for row in rows)
 
     def add(self, upscaler: str, weights_digest: str, files: Sequence[ModelFile]) -> None:
-        """Commit a model whose files are in the store; no error if it is kept already."""
+        """Commit a model whose files are in the store. It is not an error if it was committed before."""
         rows = [
             {"upscaler": upscaler, "weights_digest": weights_digest, "name": file.name}
             | {"digest": file.digest, "bytes": file.bytes}

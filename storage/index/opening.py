@@ -1,8 +1,8 @@
 """Opens the index of an archive, after checking that it belongs to the objects and the journal.
 
-An index that is new, or that ends where the journal ends, is opened. One that ends earlier, such as a copy from a
-backup, is completed from the journal. One that is empty, foreign or damaged is refused: its missing objects would be
-treated as orphans, and deletions, holds and amendments would be undone silently.
+An index that is new, or that ends where the journal ends, is opened. An index that ends earlier, such as a copy from a
+backup, is completed from the journal. An index that is empty, damaged or that of another archive is refused: a scrub
+would treat the objects that it lacks as orphans, and deletions, holds and amendments would be undone silently.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archi
 
 @dataclass(frozen=True)
 class Opened:
-    """An index, and one sentence for each repair."""
+    """An index, which the caller closes, and one sentence for each repair."""
 
     index: Index
     notes: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def open_checked_index(
 
     ``holds_objects``: whether a store of the archive has any object. ``accept_empty``: begin an empty archive; the
     former journal is kept in ``journal/superseded``. ``replay``: whether an older index may be completed from the
-    journal, for which no other process may use it.
+    journal; no other process may use the index then.
     """
     file = sqlite_file(url)
     if file is None:
@@ -166,8 +166,8 @@ def _reconcile(
 def _refuse_another_history(index: Index, journal: TrailJournal) -> None:
     """Raises IndexRefused if index and journal have different records of one number in the audit trail.
 
-    Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer. A
-    record that was changed or damaged is none of another history, and the check of the trail reports it.
+    This happens if one of them was in use before, and the other after, the archive was restored from a backup. Neither
+    is then older. A changed or damaged record does not count here, and the check of the trail reports it.
     """
     newest, number = journal.last(), index.trail.last()[0]
     if newest is None or not number:
@@ -201,10 +201,10 @@ def _checkpoint(connection: Connection) -> None:
 
 
 def compact_journal(url: str, root: Path) -> tuple[int, int]:
-    """Write the change journal again with the current rows; its bytes before and after.
+    """Write the change journal again with the current rows. Returns its size in bytes before and after.
 
-    The caller keeps nodes out. Raises the errors of ``open_checked_index``, JournalDamaged and StoreFull; nothing is
-    lost then.
+    The caller keeps nodes out. Raises the errors of ``open_checked_index``, JournalDamaged and StoreFull, and loses
+    nothing then.
     """
     with closing(open_checked_index(url, root, holds_objects=True).index) as index:
         journal = ChangeJournal(root / "journal")
@@ -251,8 +251,8 @@ def _replayed(
 def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
     """Give an index the last records of the audit trail, with their decisions, if only their journal has them.
 
-    A power failure takes commits from the index, and those of the trail alone are not in the change journal. An index
-    without any record gets them when its archive starts (``AuditTrail.recover``).
+    A power failure can take commits from the index, and commits to the trail alone are not in the change journal. An
+    index without any record gets them when its archive starts (``AuditTrail.recover``).
     """
     newest = journal.last()  # read first: a node commits a record before it journals it
     number, digest = index.trail.last()
@@ -272,9 +272,9 @@ def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
 
 
 def _refuse_lost_images(connection: Connection, what: str, records: Iterable[TrailRecord]) -> None:
-    """Raises IndexRefused if images are not known that the trail says were stored and not deleted.
+    """Raises IndexRefused if the index does not know an image that, by the trail, was stored and not deleted.
 
-    The change journal has lost their rows, and a rebuild finds their objects.
+    The change journal has then lost its rows, and a rebuild finds its object.
     """
     stored: dict[str, None] = {}
     for record in records:

@@ -37,7 +37,7 @@ from storage.records import (
 )
 
 STAYS_RESTORED = timedelta(days=7)
-"""How long a restored original stays in the hot store."""
+"""How long a restored original stays in the hot store. Chosen, not measured."""
 
 _BEYOND = 2**63 - 1
 """More than any key."""
@@ -81,7 +81,8 @@ class OriginalLocations(IndexPart):
     # --- packing and moving ---
 
     def claim_to_pack(self, owner: str, lease_seconds: float) -> OriginalClaim | None:
-        """Claim a verbatim original in the hot store whose instance has its final state."""
+        """Claim a verbatim original in the hot store whose instance does not wait to be encoded; None if there is
+        none."""
         waiting = (
             original.c.to_pack == 1,
             original.c.form == OriginalForm.VERBATIM,
@@ -91,7 +92,7 @@ class OriginalLocations(IndexPart):
         return self._claim(owner, lease_seconds, *waiting)
 
     def claim_to_move(self, owner: str, lease_seconds: float, *, packed_first: bool) -> OriginalClaim | None:
-        """Claim an original in the hot store whose instance has a rendition, to move it to the cold store."""
+        """Claim an original in the hot store whose instance is VERIFIED or MEASURED, to move it to the cold store."""
         waiting = (
             original.c.to_pack == 0 if packed_first else true(),
             original.c.form != OriginalForm.PURGED,
@@ -120,7 +121,7 @@ class OriginalLocations(IndexPart):
                 append_in(connection, entries)
 
     def commit_move(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
-        """Commit that an original's object is in the other store; False if its row or that object changed."""
+        """Commit that an original's object is in the other store. False if its row changed, or the object is gone."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
             if not still_held(connection, held) or not unmark_garbage(connection, held.object_digest, present, to):
@@ -136,7 +137,7 @@ class OriginalLocations(IndexPart):
             _change(connection, held, restored_at=now())
 
     def release(self, claim: OriginalClaim, *, wait: float = 0.0) -> None:
-        """Give the original up unfinished; nobody can claim it again for ``wait`` seconds."""
+        """Release an unfinished original. Nobody can claim it again for ``wait`` seconds."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
                 _change(connection, claim.original, **(lease.leased_to(None, wait) if wait else FREE))
@@ -165,13 +166,13 @@ class OriginalLocations(IndexPart):
         return self._totals(_may_be_purged(held_before, reserve))
 
     def reserved_totals(self, held_before: datetime, reserve: str) -> tuple[int, int]:
-        """How many originals stay for the audit reserve alone, and their bytes on disk."""
+        """How many originals stay only because of the audit reserve, and their bytes on disk."""
         return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
     def commit_purge(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
-        """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
+        """Commit that an original is removed; its object is unlinked afterwards. Returns False if a rule forbids it.
 
-        Every rule is checked again inside the transaction, so that a hold committed before it counts.
+        Every rule is checked again inside the transaction, so that a hold that was committed before it counts.
         """
         held = one.original
         with writing(self._engine) as connection:
@@ -196,7 +197,7 @@ class OriginalLocations(IndexPart):
     def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> OriginalClaim | None:
         oldest = _held(instance.c.sop_instance_uid).where(*waiting, is_free(original))
         oldest = oldest.order_by(original.c.attempts, original.c.instance_key).limit(1)
-        if first_of(self._engine, oldest) is None:  # usually there is none: look before taking the write lock
+        if first_of(self._engine, oldest) is None:  # the usual case, which needs no write lock
             return None
 
         def take(connection: Connection) -> OriginalClaim | None:
@@ -254,9 +255,12 @@ def _held(*more: ColumnElement[Any]) -> Select[Any]:
 
 
 def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
-    """The original was held, and its rendition verified, before that time. Times may be of a clock that was wrong, but
-    renditions get their keys in the order in which they are made: none that follows a younger one is older."""
-    other = rendition.alias()  # else it would be the rendition of a query that joins it
+    """The conditions of a purge. The original must be held, and its rendition verified, since before ``held_before``.
+
+    A wrong clock may have written a time. But renditions get their keys in the order in which they are made, so a
+    rendition that follows a too young one is too young itself, whatever its time.
+    """
+    other = rendition.alias()  # not the rendition of a query that joins this table
     younger = (other.c.verified_at > held_before, other.c.verified_at <= now())
     first_younger = select(func.coalesce(func.min(other.c.key), _BEYOND)).where(*younger).scalar_subquery()
     return (

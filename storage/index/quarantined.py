@@ -1,4 +1,4 @@
-"""Quarantined objects, and the two ways out: accepted in place of the held original, or rejected."""
+"""Quarantined objects: they are accepted in place of the held original, or rejected."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class QuarantineRows(IndexPart):
     def put(
         self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str, present: Present = lambda _: True
     ) -> bool:
-        """Commit an object that is refused under its UID; the same object twice is one row.
+        """Commit an object that is refused under its UID. An object that is put twice has one row.
 
-        False if the object was unlinked meanwhile, and nothing was committed.
+        Returns False if the object was unlinked meanwhile, and nothing was committed.
         """
         with writing(self._engine) as connection:
             if not unmark_garbage(connection, digest, present):
@@ -60,7 +60,10 @@ class QuarantineRows(IndexPart):
         return [record_of(Quarantined, row) for row in rows]
 
     def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
-        """Drop an object; False if it is no longer in quarantine. Raises ChangeRefused if a hold covers its image."""
+        """Remove an object from quarantine, and mark it as garbage. Returns False if it is no longer there.
+
+        Raises ChangeRefused if a hold covers the image that is held under its UID.
+        """
         with writing(self._engine) as connection:
             held = _held(connection, one.sop_instance_uid)
             if held is not None and held.on_hold:
@@ -72,10 +75,10 @@ class QuarantineRows(IndexPart):
         return True
 
     def accept(self, new: NewInstance, former: Former, entry: TrailEntry, present: Present) -> bool:
-        """Make a quarantined object the original of its UID, and encode it; the former original goes to quarantine.
+        """Make a quarantined object the original of its UID. The former original goes to quarantine.
 
-        False if a row changed meanwhile, or a lost original is back. Raises ChangeRefused if a hold or a pin protects
-        the former original.
+        Returns False if a row changed meanwhile, or a lost original is back. Raises ChangeRefused if a hold or a pin
+        protects the former original.
         """
         try:
             with writing(self._engine) as connection:

@@ -34,10 +34,11 @@ _KEYS_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
-    """One entity with the attributes of its level and of those above, and the time zone of each (``offset_name``).
-    ``derived_uid``: of the reconstruction that is served, if the search wants it. ``drawn``: whether noise is drawn.
+    """One entity with the attributes of its level and of the levels above, and their time zones (``offset_name``).
 
-    Instance Availability (0008,0056) is set if the search wants it and an image cannot be served.
+    ``derived_uid``: of the reconstruction that is served, if the search asks for it. ``drawn``: whether its noise is
+    drawn. ``copy_uid``: of the annotation's copy. Instance Availability (0008,0056) is among the attributes if the
+    search asks for it and an image cannot be served.
     """
 
     attributes: DicomJson
@@ -52,7 +53,7 @@ def candidates(
     may_match: Callable[[QueryCandidate], bool] = lambda _: True,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[QueryCandidate]:
-    """Every entity that may match, in a fixed order, in bounded memory; no more once ``is_over``, which each page asks.
+    """Every entity that may match, in a fixed order and in bounded memory, until ``is_over()`` is true at a new page.
 
     ``may_match`` gets a candidate without its computed keys; they are computed only if it returns True. It must not
     return True for what the search excludes.
@@ -153,7 +154,7 @@ def _merged(levels: dict[Level, DicomJson]) -> DicomJson:
 def _one_of_each_patient(
     found: Sequence[tuple[Any, QueryCandidate]], patients: Sequence[Any], may_match: Callable[[QueryCandidate], bool]
 ) -> list[tuple[Any, QueryCandidate]]:
-    """The first row of each patient that matches, with each attribute as the newest study that has it states it."""
+    """The first matching row of each patient. Each attribute has the value that the newest study with it states."""
     rows_of: dict[str, list[Any]] = {}
     for one in patients:
         rows_of.setdefault(one.identity, []).append(one)
@@ -178,12 +179,12 @@ _ANY_GONE = select(
         exists().where(damage.c.kind == "original", damage.c.closed_at.is_(None)),
     )
 )
-"""Whether any original was purged or lost: by ix_original_tier_form, and in a short table. Usually none is, and then
-nothing else is read. It is built once, as ``_EVERY_ROW`` is."""
+"""Whether any original was purged or lost. It reads the index ix_original_tier_form and a short table. Usually there is
+none, and nothing else is read. It is built once, as ``_EVERY_ROW`` is."""
 
 
 def _unavailable(connection: Connection, search: Search, keys: Iterable[int]) -> set[int]:
-    """Those of the entities below which an original was purged or lost, and nothing is served instead."""
+    """The keys of those entities below which an original was purged or lost, and nothing is served instead."""
     level = search.level
     if not connection.execute(_ANY_GONE).scalar():
         return set()
@@ -204,8 +205,8 @@ def _derived_objects(connection: Connection, keys: Sequence[int], search: Search
     """The UID of the reconstruction that is served, and whether its noise is drawn, by instance; instances without one
     are absent.
 
-    If the search names only an older rendition, or one of the other texture, that one is used: its UID still leads to
-    its own pixels.
+    If the search names only an older rendition, or an object of the other texture, that object is used, since its UID
+    still leads to its own pixels.
     """
     query = (
         select(instance.c.key, _object_uid(search.draw).label("uid"))
@@ -225,8 +226,10 @@ def _object_uid(draw: bool) -> Any:
 def _other_objects(
     connection: Connection, keys: Sequence[int], search: Search, current: dict[int, tuple[str, bool]]
 ) -> dict[int, tuple[str, bool]]:
-    """The newest of the named reconstructions by instance, of either texture, the peer's own first; none if the
-    current one or the original is named."""
+    """By instance, the newest reconstruction that the search names, preferably of the peer's own texture.
+
+    There is none if the search also names the current reconstruction or the original.
+    """
     found: dict[int, tuple[str, bool]] = {}
     for drawn in (not search.draw, search.draw):
         uid = _object_uid(drawn)
@@ -257,7 +260,7 @@ _COMPUTED_FROM: dict[str, tuple[Level, Any]] = {
     "ModalitiesInStudy": (Level.SERIES, series.c.modality),
     "SOPClassesInStudy": (Level.IMAGE, instance.c.sop_class_uid),
 }
-"""The level below whose rows are counted, or the column of its rows that is listed."""
+"""For each computed key, the level below whose rows are counted, or whose column is listed."""
 
 
 def _computed(connection: Connection, level: Level, key: Key, keys: Iterable[int]) -> dict[int, DicomJson]:

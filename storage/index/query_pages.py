@@ -23,10 +23,10 @@ PAGE_ROWS = 500
 
 @dataclass(frozen=True)
 class Narrow:
-    """Conditions on one column, written ``table.column``; all that are set have to hold.
+    """Conditions on one column, written ``table.column``. All conditions that are set must hold.
 
-    ``low`` and ``high`` are inclusive. ``wildcard`` is a DICOM pattern of ``*`` and ``?``. On a table below the level
-    searched the condition means that such a row exists.
+    ``low`` and ``high`` are inclusive. ``wildcard`` is a DICOM pattern of ``*`` and ``?``. For a table below the level
+    of the query, they mean that such a row exists.
     """
 
     column: str
@@ -41,12 +41,12 @@ class Narrow:
 class Search:
     """A query, as far as SQL evaluates it.
 
-    ``wants``: the levels whose attributes the answers need. ``uids``: SOP Instance UIDs at IMAGE level; with
-    ``derived`` they may be of reconstructions, and candidates have the UID of the one that is served; with
-    ``only_gone`` only if the original was purged or lost. ``availability``: mark entities with such an original, with
-    ``renditions`` only if no reconstruction is served instead.
-    ``copies``: annotations have the UIDs of their copies (storage.index.rewritten_annotations). ``draw``:
-    reconstructions have the UIDs of the objects with drawn noise; False: without.
+    ``wants``: the levels whose attributes the answers need. ``uids``: SOP Instance UIDs at IMAGE level. ``derived``:
+    the UIDs may be those of reconstructions, and a candidate has the UID of the reconstruction that is served.
+    ``only_gone``: this applies only to images whose original was purged or lost. ``availability``: mark entities with
+    such an original. ``renditions``: do not mark those for which a reconstruction is served. ``copies``: annotations
+    have the UIDs of their copies (storage.index.rewritten_annotations). ``draw``: reconstructions have the UIDs of the
+    objects with drawn noise, or of those without. ``computed``: keywords of the computed keys that are asked for.
     """
 
     level: Level
@@ -93,7 +93,7 @@ def page_after(search: Search, order: Sequence[Any], last: Sequence[Any] | None)
 
 
 def joined(search: Search, order: Sequence[Any]) -> Select[Any]:
-    """The order columns, and the keys of an entity and of the levels above it (``PATIENT_key`` ...)."""
+    """A query for the order columns, and the keys of an entity and of the levels above it (``PATIENT_key`` ...)."""
     own = LEVELS.index(search.level)
     needed = [own, *(_depth(_column(narrow)) for narrow in search.narrows), *map(_depth, order)]
     # the row below holds a key too: the topmost wanted level need not be joined for its key
@@ -150,6 +150,7 @@ _SELECTIVE = {
     "study.accession_number",
     "series.series_instance_uid",
 }
+"""Columns of which a value has so few rows that pages need no driver."""
 _ORDERED = {
     "patient.name",
     "patient.patient_id",
@@ -157,6 +158,7 @@ _ORDERED = {
     "study.study_date",
     "study.accession_number",
 }
+"""Columns whose index may be the driver."""
 
 
 def _leads(narrow: Narrow) -> bool:
@@ -190,7 +192,7 @@ def _condition(level: Level, narrow: Narrow, driver: str) -> ColumnElement[bool]
         joins = [PARENT_KEYS[lower] == LEVEL_TABLES[upper].c.key for upper, lower in pairwise(below)]
         return rows.where(*joins).correlate(LEVEL_TABLES[level]).exists()
     if _leads(narrow) and narrow.column != driver:
-        column = column.concat("")  # keeps another index from being used, for which every page would have to be sorted
+        column = column.concat("")  # hides another index: by that, every page would have to be sorted
     return _holds(column, narrow)
 
 

@@ -1,4 +1,4 @@
-"""Queries that read the index, each in a transaction of its own, their joins, and the records made of their rows."""
+"""Helpers for queries of the index: transactions that read, joins, new keys, batches, and records made of rows."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Query = TypeVar("Query", bound=Select[Any])
 
 
 class IndexPart:
-    """Some tables of one index. Safe to share between threads and processes."""
+    """Base of the classes that read and write some tables of one index. Safe to share between threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
 
 def with_study(query: Query) -> Query:
-    """The query with ``series`` and ``study``."""
+    """The query, which reads ``instance``, joined with ``series`` and ``study``."""
     joined = query.join(series, instance.c.series_key == series.c.key)
     return joined.join(study, series.c.study_key == study.c.key)
 
 
 def with_patient(query: Query) -> Query:
-    """The query with ``series``, ``study`` and ``patient``."""
+    """The query, which reads ``instance``, joined with ``series``, ``study`` and ``patient``."""
     return with_study(query).join(patient, study.c.patient_key == patient.c.key)
 
 
 def rows_of(engine: Engine, query: Executable, values: dict[str, Any] | None = None) -> Sequence[Any]:
-    """All rows that a query finds. ``values``: of its bound parameters."""
+    """All rows that a query finds. ``values``: the values of its bound parameters."""
     with engine.connect() as connection:
         return connection.execute(query, values).all()
 
@@ -71,13 +71,13 @@ def next_key(connection: Connection, *columns: Column[int]) -> dict[str, int]:
 
 
 def batches(values: Iterable[Value], size: int = 500) -> Iterator[tuple[Value, ...]]:
-    """Values for one query each: SQLite takes 32,766 parameters by default."""
+    """The values in parts, for one query each: SQLite takes 32,766 parameters by default."""
     rest = iter(values)
     while some := tuple(islice(rest, size)):
         yield some
 
 
 def record_of(kind: type[Record], row: Row[Any], /, **converted: Any) -> Record:
-    """The record of a row: a field has the value of the column of its name, unless ``converted`` has another value."""
+    """The record of a row. Each field has its value in ``converted``, or else that of the column of the same name."""
     columns = {name: getattr(row, name) for name in kind.__dataclass_fields__ if name not in converted}
     return kind(**columns, **converted)

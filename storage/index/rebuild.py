@@ -1,7 +1,7 @@
 """Rebuilds the index from the change journal and the journal of the audit trail.
 
-The new index is written to ``index.sqlite.making``, and replaces the former one when it is complete and on disk. A
-rebuild that is killed changes nothing. The former index is kept.
+The new index is written to ``index.sqlite.making``, and replaces the former one when it is complete and on disk. If a
+rebuild is killed before that, the former index stays in place. It is kept under another name afterwards.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from storage.objects.trail_journal import TrailJournal
 class Rebuilt:
     """The result of a rebuild.
 
-    ``unlinked_rows``: rows that were dropped, since they refer to a row on a damaged line. ``from_objects``: objects
-    that no journal names, and that were recovered. ``decisions``: holds, labels, classes, amendments and deletions
-    that only the audit trail had. ``former``: path of the former index; empty if there was none.
+    ``unlinked_rows``: number of rows that were dropped, since they refer to a row on a damaged line. ``from_objects``:
+    number of recovered objects that no journal names. ``decisions``: number of holds, labels, classes, amendments and
+    deletions that only the audit trail had. ``former``: path of the former index; empty if there was none.
     """
 
     changes: int = 0
@@ -120,7 +120,7 @@ def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callabl
 
 
 def _drop_unlinked(connection: Connection) -> int:
-    """Delete rows whose parent row is missing, since its line was damaged; how many."""
+    """Delete rows whose parent row is missing, since its line was damaged, and return their number."""
     count = 0
     while found := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
         for table, rowid, *_ in found:
@@ -130,7 +130,7 @@ def _drop_unlinked(connection: Connection) -> int:
 
 
 def _forget_lost_renditions(connection: Connection) -> None:
-    """Let images whose current rendition has no row be encoded again: its key will be that of another rendition."""
+    """Set images whose current rendition has no row back to RECEIVED: another rendition will get its key."""
     own = select(1).where(rendition.c.key == instance.c.rendition_key, rendition.c.instance_key == instance.c.key)
     lost = (instance.c.rendition_key.is_not(None), ~own.exists())
     connection.execute(update(instance).where(*lost).values(rendition_key=None, **TO_ENCODE))
@@ -158,7 +158,7 @@ def _swap(making: Path, file: Path) -> str:
     give_to_owner(making)
     former = file.with_name(f"{file.name}.replaced-{time.time_ns()}")
     there = file.exists()
-    for end in ("", "-wal", "-shm"):  # SQLite would apply a log left behind to the new file
+    for end in ("", "-wal", "-shm"):  # SQLite would apply a leftover write-ahead log to the new file
         part = file.with_name(file.name + end)
         if part.exists():
             part.replace(former.with_name(former.name + end))

@@ -29,7 +29,7 @@ class FoundObject:
 
 
 def known_digests(engine: Engine) -> set[str]:
-    """Digests of all objects that rows expect, or that are garbage."""
+    """Digests of all expected objects, and of all garbage."""
     unlinked = set(values_of(engine, select(garbage.c.digest)))
     return unlinked | {one.digest for one in Integrity(engine).expected()}
 
@@ -51,10 +51,10 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missing: str = "") -> bool:
-    """Commit an instance for an original that was found in a store; if it has a row, commit only where the original is.
+    """Commit an instance for an original that was found in a store. If it has a row, commit only where the original is.
 
-    ``missing``: the digest of the object that its row names, if there is no such object. False if the UID is held by
-    another instance, or if the row of its original names another object.
+    ``missing``: the digest of the object that its row names, if no store holds that object. Returns False if the UID is
+    held with other content, deleted or issued here, or if the row of its original names another object.
     """
     added = index.add(new)
     if added not in (Added.NEW, Added.SAME_BYTES):
@@ -92,7 +92,10 @@ def adopt_purge(engine: Engine, held: StoredInstance, at: str) -> None:
 
 
 def adopt_rendition(engine: Engine, uid: str, new: NewRendition) -> bool:
-    """Commit a rendition in the store as the current one of the image of that UID; False if it cannot be."""
+    """Commit a stored rendition of the image of that UID, as its current one if it has none or waits to be encoded.
+
+    Returns False if there is no such image, or if one of the rendition's UIDs belongs to another object.
+    """
     with writing(engine) as connection:
         key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
         rendition_key = None if key is None else insert_rendition(connection, key, new)

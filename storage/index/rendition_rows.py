@@ -17,11 +17,11 @@ from storage.records import RENDITION_STATES, NewRendition, OperatingPoint, Stor
 _VERDICT = ("psnr_db", "fsim_mean", "fsim_p5", "tiles", "figures", "gated")
 """Columns that hold a field of the verdict. The verdict of a committed rendition has no failures."""
 _PLAIN = [one.name for one in fields(NewRendition) if one.name not in ("point", "verdict", "tried")]
-"""Columns that hold a field of a rendition as it is."""
+"""Columns that hold a field of a rendition unchanged."""
 
 
 def insert_rendition(connection: Connection, instance_key: int, new: NewRendition) -> int | None:
-    """Insert a rendition; its key, or None if a stored object or another rendition has one of its UIDs."""
+    """Insert a rendition, and return its key; None if a stored object or another rendition has one of its UIDs."""
     uids = [new.derived_uid, new.structure_uid]
     stored = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
     issued = select(rendition.c.key).where(is_known_by(uids))
@@ -55,7 +55,7 @@ def insert_rendition_or_reuse_row(
 
 
 def withdraw_in(connection: Connection, key: int, why: str) -> None:
-    """End that a rendition represents its image, and mark its objects as garbage, as part of a transaction."""
+    """Withdraw a rendition, and mark its objects as garbage, as part of a transaction."""
     mine = update(rendition).where(rendition.c.key == key).values(withdrawn=why)
     made = connection.execute(mine.returning(rendition.c.base_digest, rendition.c.rendition_digest)).one()
     mark_objects_as_garbage(connection, made)

@@ -37,7 +37,7 @@ class Replicas(IndexPart):
         return values_of(self._engine, query)
 
     def lacking(self, peer: str, instances: Sequence[StoredInstance]) -> list[StoredInstance]:
-        """Those of which the peer has not acknowledged the same bytes with the header as amended now."""
+        """Those of the instances whose present bytes and header amendments the peer has not acknowledged."""
         keys = [one.key for one in instances]
         query = select(replica).where(replica.c.peer == peer, replica.c.instance_key.in_(keys))
         rows = rows_of(self._engine, query)
@@ -45,7 +45,7 @@ class Replicas(IndexPart):
         return [one for one in instances if known.get(one.key) != (one.original_digest, version_of(one.amended))]
 
     def acknowledged(self, peer: str, sent: StoredInstance) -> None:
-        """Commit that the peer answered with success."""
+        """Commit that the peer answered the C-STORE of an instance with success."""
         row = {"original_digest": sent.original_digest, "version": version_of(sent.amended), "acknowledged_at": now()}
         this = and_(replica.c.instance_key == sent.key, replica.c.peer == peer)
         there = select(instance.c.key).where(instance.c.key == sent.key)

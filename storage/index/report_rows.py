@@ -1,4 +1,4 @@
-"""Reports of audits and validations as rows, in short. Times are seconds since the epoch."""
+"""Rows with the summaries of the reports of audits and validations. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from storage.index.tables import report
 
 @dataclass(frozen=True)
 class NewReport:
-    """One run's report. ``name``: of its files. ``verdict``: a sentence. ``summary``: figures as plain JSON, with which
-    later runs compare theirs. ``alarm``: a person has to look at it."""
+    """The report of one run. ``name``: that of its files. ``verdict``: a sentence. ``summary``: figures as plain JSON,
+    with which later runs compare theirs. ``alarm``: whether a person has to look at it."""
 
     kind: str
     name: str
@@ -58,7 +58,7 @@ class ReportRows(IndexPart):
     def summaries(self, kind: str) -> Iterator[tuple[float, Mapping[str, Any]]]:
         """When each report of a kind was finished, and its summary, in the order of their numbers.
 
-        They are read one by one: those of years take hundreds of megabytes.
+        They are read one by one, since the summaries of years take hundreds of megabytes.
         """
         query = select(report.c.finished_at, report.c.summary).where(report.c.kind == kind).order_by(report.c.key)
         with self._engine.connect() as connection:

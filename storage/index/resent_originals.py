@@ -1,7 +1,7 @@
-"""An original that is received again while its instance is held: it is dropped, or it replaces a lost one.
+"""An original that is received again while its instance is held: it is dropped, or it replaces a lost object.
 
-Whether the held object is whole is checked on disk, outside of any transaction. Each function commits only if the row
-of the original still names the object that was checked; otherwise the caller checks again.
+The caller checks on disk, outside of any transaction, whether the held object is whole. Each function commits only if
+the row of the original still names the object that was checked; otherwise the caller checks again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from storage.records import HeldOriginal, InstanceState, NewInstance, ReasonCode
 
 
 def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
-    """Drop a second verbatim copy, since the held object is whole. False if the row changed.
+    """Mark a second verbatim copy as garbage, since the held object is whole. Returns False if the row changed.
 
-    It may be whole since this arrival: a lost verbatim object is stored anew under the same digest.
+    The copy may be the held object itself: a lost verbatim object is stored again under the same digest.
     """
     with writing(engine) as connection:
         if not still_held(connection, held):

@@ -1,8 +1,8 @@
 """Re-verification in the index: attempts to replace the renditions of other models by the configured model's.
 
-Each attempt is a row per image, base and terms (model, recipe and gate, or numerics), claimed with a lease. Its
-outcome stays, so that the same model is not tried again on the same base under the same gate. Its reason is that of the
-outcome, or the derived UID that it led to.
+Each attempt has a row for its image, base and terms (model, recipe and gate, or numerics), claimed with a lease. The
+row keeps the outcome, so that the same model is not tried again on the same base under the same gate. The column
+``reason`` holds the reason of the outcome, or the derived UID of the rendition that was made.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from storage.records import RENDITION_STATES, InstanceState, NewRendition, Store
 class ReverificationTerms:
     """What images are re-verified with. ``digest`` covers all fields and the gate's thresholds.
 
-    ``gated``: whether a gate decides; without one, only images that were never verified are taken. ``numerics``: their
-    digests on this machine. If there are any, images are due that were verified with others, whatever their model.
+    ``gated``: whether a gate decides; without one, only MEASURED images are due. ``numerics``: digests of the numerics
+    of this machine. If there are any, images that were verified with other numerics are due, whatever their model.
     """
 
     upscaler: str
@@ -61,9 +61,9 @@ class ReverificationAttempt:
 class ReverificationOutcome(StrEnum):
     PASSED = "passed"
     SAME = "same"
-    """The rendition that the image has is made again."""
+    """The new rendition is the one that the image has already."""
     KEPT = "kept"
-    """It did not pass: the image keeps its rendition."""
+    """The new rendition did not pass, or its UID is taken: the image keeps its rendition."""
     UNTRIED = "untried"
     """Every attempt failed with an error."""
     MOVED = "moved"
@@ -88,20 +88,20 @@ class Reverifications(IndexPart):
             return lease.renew(connection, reverification, _owned(attempt), lease_seconds)
 
     def release(self, attempt: ReverificationAttempt, *, forgive: bool = False) -> bool:
-        """Give the image up unfinished; with ``forgive`` the attempt does not count, as after a shutdown."""
+        """Release an unfinished image. With ``forgive``, the attempt does not count, as at a shutdown."""
         with writing(self._engine) as connection:
             attempts = attempt.attempts - 1 if forgive else attempt.attempts
             return lease.change_and_release(connection, reverification, _owned(attempt), attempts=attempts)
 
     def settle(self, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str) -> bool:
-        """Commit the outcome; the image stays as it is. False if the lease was lost."""
+        """Commit the outcome, without a change to the image. Returns False if the lease was lost."""
         with writing(self._engine) as connection:
             return _settle(connection, attempt, outcome, reason)
 
     def adopt(
         self, attempt: ReverificationAttempt, new: NewRendition, present: Present = lambda _: True
     ) -> tuple[ReverificationOutcome, str]:
-        """Commit the new rendition beside the old ones, as the image's current one; the outcome, and its reason.
+        """Commit the new rendition beside the old ones, as the image's current one. Returns the outcome and its reason.
 
         ``present``: whether the store still holds an object. If one was unlinked meanwhile, the attempt does not count.
 
@@ -132,7 +132,8 @@ class Reverifications(IndexPart):
 def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     """Images with a rendition of another model or numerics, without an outcome under these terms, and not being tried.
 
-    A rendition that was adopted is an outcome while it is the image's own: another model may have replaced it since.
+    An adopted rendition counts as an outcome only while it is the image's current one, since another model may have
+    replaced it.
     """
     states = list(RENDITION_STATES) if terms.gated else [InstanceState.MEASURED]
     wanted: ColumnElement[bool]
@@ -153,7 +154,7 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .join(original, original.c.instance_key == instance.c.key)
-        # by the key and not by an index of states: all images due would be sorted to claim one
+        # concat hides the index of states, by which all due images would be sorted to claim one
         .where(instance.c.state.concat("").in_(states), wanted, ~done)
     )
 

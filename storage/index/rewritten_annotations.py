@@ -2,8 +2,8 @@
 
 An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
 these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
-the content of the copy. So has an annotation that references such an annotation: its copy names the other copy. Every
-UID that was announced is kept with its content.
+the content of the copy. An annotation that references such an annotation also has a copy, which names the other copy.
+Every UID that was announced is kept with its content.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def copies(
 ) -> dict[int, ReferencingCopy]:
     """The copies to show and send, by instance key; the UIDs of new copies are committed.
 
-    ``requested``: SOP Instance UIDs of a request: an older copy is used if its UID is among them, unless the current
-    copy or the annotation itself is too. ``draw``: whether the references name reconstructions with drawn noise.
+    ``requested``: SOP Instance UIDs that a request names. An older copy is used if its UID is among them, and neither
+    that of the current copy nor that of the annotation is. ``draw``: whether references name objects with drawn noise.
     """
     wanted = set(requested)
     with engine.connect() as connection:
@@ -122,9 +122,9 @@ def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> 
 
 
 def _ordered(references: Mapping[int, set[Any]]) -> Iterator[int]:
-    """The annotations, each after those that it references; without those in a cycle, and those that reference one.
+    """The annotations, each after those that it references. Those that lead to a cycle of references are left out.
 
-    The UID of a copy depends on the UIDs in it, so that copies in a cycle cannot name each other.
+    The UID of a copy depends on the UIDs in it, so copies in a cycle cannot name each other.
     """
     sorter = TopologicalSorter({key: targets & references.keys() for key, targets in references.items()})
     with suppress(CycleError):

@@ -44,7 +44,7 @@ class NamedObject:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``files``: copies by their path below the storage root. ``objects``: those that the index names.
+    """The copied state. ``files``: the copies by their path below the storage root. ``objects``: all that rows name.
 
     ``has_record``: whether the audit trail has a record of that number and digest. It reads the copy of the index.
     """
@@ -58,7 +58,10 @@ class Snapshot:
 
 @contextmanager
 def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
-    """Copy the state of the archive with the index ``file`` into ``spool``. Raises StoreFull."""
+    """Copy the state of the archive with the index ``file`` into ``spool``. Raises StoreFull, BackupRefused.
+
+    The caller moves or removes the copies.
+    """
     changes, trail = ChangeJournal(root / "journal"), TrailJournal(root / "journal")
     with ExitStack() as stack, full_disk_is_store_full():
         with changes.locked(), trail.locked():

@@ -1,8 +1,8 @@
 """Tombstones: the record of deliberate deletions, so that deleted instances are refused when they are sent again.
 
-``mark_deleted`` writes tombstones and trail in one commit, and takes every lease on the images away; the rules may
-refuse it. ``delete_rows`` deletes the rows in a second commit, which marks their objects as garbage. After a crash in
-between, ``delete_rows`` continues. A rebuilt index gets the tombstones from the journal.
+``mark_deleted`` writes tombstones and trail in one commit, and ends every lease on the images. It is refused if a hold
+or a pin protects an original. ``delete_rows`` deletes the rows in a second commit, which marks their objects as
+garbage. After a crash in between, ``delete_rows`` continues. A rebuilt index gets the tombstones from the journal.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from storage.index.trail_rows import append_in
 from storage.records import InstanceState, OriginalForm, ReasonCode, TrailEntry, TrailRecord
 
 _NAMED = 5
-"""Images that a refusal names."""
+"""Maximum number of images that a refusal names."""
 _SAME = timedelta(seconds=1)
-"""A tombstone that is younger than a record of the trail by more than this is of another deletion."""
+"""A tombstone that is younger than a record of the trail by more than this belongs to another deletion. Chosen, not
+measured."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,18 @@ class Tombstone:
 
 
 class Tombstones(IndexPart):
-    """Deletions in one index. Every one is in the audit trail, in the same transaction."""
+    """Deletions in one index. Every deletion is in the audit trail, in the same transaction."""
 
     def plan(self, level: str, uid: str) -> list[PlannedDeletion]:
-        """The images that a deletion would take. Raises UnknownUid."""
+        """The images that a deletion would remove. Raises UnknownUid."""
         with self._engine.connect() as connection:
             return _plan(connection, level, uid)
 
     def mark_deleted(self, level: str, uid: str, *, reason: str, who: str) -> list[PlannedDeletion]:
-        """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, ChangeRefused."""
+        """Write tombstones for all UIDs, original and derived, of an image, a series or a study.
+
+        Returns the images. Raises UnknownUid, ChangeRefused.
+        """
         with writing(self._engine) as connection:
             found = _plan(connection, level, uid)
             kept = [one for one in found if one.kept_because]
@@ -102,7 +106,7 @@ class Tombstones(IndexPart):
         return set(values_of(self._engine, select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))))
 
     def digests_to_delete(self) -> list[str]:
-        """Digests of all objects ever stored of instances that are marked deleted and still have rows."""
+        """Digests of all objects, present or former, of instances that are marked deleted and still have rows."""
         columns = (
             (instance.c.original_digest, instance.c.key),
             (original.c.object_digest, original.c.instance_key),
@@ -116,9 +120,9 @@ class Tombstones(IndexPart):
             return sorted({digest for digests in found for digest in digests if digest})
 
     def delete_rows(self) -> int:
-        """Delete the rows of all instances marked deleted, and mark their objects as garbage; how many images."""
+        """Delete the rows of all instances marked deleted, and mark their objects as garbage. Returns their number."""
         marks = select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)
-        if first_of(self._engine, marks) is None:  # usually there are none: look before taking the write lock
+        if first_of(self._engine, marks) is None:  # the usual case, which needs no write lock
             return 0
         with writing(self._engine) as connection:
             marked = instance.c.sop_instance_uid.in_(_WAITING)
@@ -135,7 +139,7 @@ class Tombstones(IndexPart):
         return None if row is None else record_of(Tombstone, row)
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Accept deleted instances again if they are sent; their UIDs, original ones first.
+        """Accept deleted instances again if they are sent. Returns their UIDs, original ones first.
 
         Raises UnknownUid, and ChangeRefused while another process deletes them.
         """
@@ -153,10 +157,10 @@ class Tombstones(IndexPart):
         return uids
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Bring tombstones that are missing, or older than the trail, to what its records say; how many UIDs.
+        """Write tombstones that are missing, or older than what the trail records. Returns the number of UIDs.
 
         The last record of each UID counts, whatever its time: a clock may have been set back. The trail may lack its
-        own last records: a tombstone that knows more than the trail stays as it is.
+        own last records, so a tombstone that is newer than the trail is not changed.
         """
         deleted: dict[str, list[TrailRecord]] = {}
         allowed: dict[str, TrailRecord] = {}
@@ -258,10 +262,10 @@ def _put_recorded(connection: Connection, uid: str, record: TrailRecord) -> None
 
 
 def _is_older(row: Row[Any, Any, Any] | None, deletions: Sequence[TrailRecord], *, returned: bool) -> bool:
-    """Whether the tombstone of a UID lacks what the trail records of it: a deletion, or that its return was allowed.
+    """Whether the tombstone of a UID lacks what the trail records: a deletion, or that its return was allowed.
 
-    A tombstone is of the deletion whose record is nearest to it in time. Its time is taken shortly before that of the
-    record, whose digits are fewer.
+    A tombstone belongs to the deletion whose record is nearest in time. Its time is taken shortly before that of the
+    record, which is rounded down to milliseconds.
     """
     if row is None:
         return True

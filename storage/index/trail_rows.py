@@ -20,6 +20,7 @@ from storage.index.tables import instance, reference_copy, rendition, series, st
 from storage.records import TrailEntry, TrailRecord
 
 NOTHING_BEFORE = "0" * 64
+"""The field ``previous`` of the first record."""
 _PAGE = 1000
 
 
@@ -35,9 +36,12 @@ class Trail(IndexPart):
             return _last(connection)
 
     def records(self, *, after: int = 0, since: str = "", uid: str = "", newest: int = 0) -> Iterator[TrailRecord]:
-        """Records in their order, read page by page: numbered above ``after``, dated ``since`` (ISO 8601) or later,
-        about ``uid`` and what it contains: the series and images of a study, and their reconstructions. ``newest``:
-        only that many of the newest ones."""
+        """Records in their order, read page by page.
+
+        ``after``: only those with a higher number. ``since``: only those of this time (ISO 8601) or later. ``uid``:
+        only those about it or what it contains, as a study contains series, images and their reconstructions.
+        ``newest``: only that many of the newest.
+        """
         narrowed = self._narrowed(since, uid)
         if newest:
             query = select(trail.c.number).where(*narrowed).order_by(trail.c.number.desc())
@@ -52,13 +56,13 @@ class Trail(IndexPart):
             after = rows[-1].number
 
     def newest_of(self, actions: Sequence[str], detail: str) -> TrailRecord | None:
-        """The newest record of these actions whose detail begins so."""
+        """The newest record of these actions whose detail begins with ``detail``; None if there is none."""
         wanted = (trail.c.action.in_(actions), trail.c.detail.startswith(detail, autoescape=True))
         row = first_of(self._engine, select(trail).where(*wanted).order_by(trail.c.number.desc()))
         return None if row is None else _record(row)
 
     def insert_unchanged(self, records: Sequence[TrailRecord]) -> None:
-        """Insert records from the journal that the index lacks."""
+        """Insert records from the journal that the index lacks, with their numbers and digests."""
         if records:
             with writing(self._engine) as connection:
                 connection.execute(insert(trail), [_row(record) for record in records])
@@ -88,13 +92,14 @@ def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
 
 
 def record_digest(record: TrailRecord) -> str:
+    """SHA-256, hex, of all fields of a record except its own digest, as canonical JSON."""
     content = [record.number, record.at, record.previous, asdict(record.entry)]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def first_break(records: Iterable[TrailRecord]) -> str:
-    """The first fault of a whole trail, from its first record on; empty if there is none."""
+    """The first fault of a trail, given all its records from the first one; empty if there is none."""
     number, previous = 0, NOTHING_BEFORE
     for record in records:
         if record.number != number + 1:

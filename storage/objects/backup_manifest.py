@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a backup. ``archive``: the identity of the archive. ``number``: the last change in the index.
+    """The contents of a backup. ``archive``: the identity of the archive. ``number``: that of the index's last change.
 
     ``made_at``: ISO 8601, UTC. ``missing``: digests of the objects that were missing or damaged in the archive itself,
     and are not in the backup.
@@ -102,7 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def damage_of_manifest(folder: Path) -> list[str]:
-    """A sentence for the manifest and for its copy, if it cannot be read. An earlier version wrote no copy."""
+    """One sentence for each of the manifest and its copy that cannot be read. A missing copy is not reported, because
+    an earlier version wrote none."""
     found = []
     for name in (NAME, COPY):
         try:
@@ -147,6 +148,6 @@ def _read(file: Path) -> Manifest:
 
 
 def _may_be_written(name: str) -> bool:
-    """Whether a restore may write a file of that name: others may have changed the backup."""
+    """Whether a restore may write a file of that name. Somebody may have changed the manifest, to write elsewhere."""
     parts = PurePosixPath(name).parts
     return name == INDEX or (len(parts) > 1 and parts[0] in _FOLDERS and ".." not in parts)

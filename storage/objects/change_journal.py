@@ -1,8 +1,8 @@
-"""The change journal: every committed row of the index, in files beside the objects, from which it can be rebuilt.
+"""The change journal: files beside the objects that hold every committed row, so that the index can be rebuilt.
 
 ``journal/changes-<number>.jsonl`` is a segment. Each line is a CRC-32 in hex, a space, and JSON. The first line of a
 segment names the archive; each further line holds the ``rows`` that some commits changed, and the ``number`` of the
-last of these commits. A segment whose first line says ``whole`` starts with every row of the index and replaces all
+last of these changes. A segment whose first line says ``whole`` starts with every row of the index and replaces all
 earlier segments. Lines are only appended, with fsync, by one process at a time. docs/FORMATS.md describes the rows.
 """
 
@@ -40,7 +40,7 @@ Change = list[Any]
 
 @dataclass(frozen=True)
 class Group:
-    """The changes in one line. ``number``: the number of the last commit among them."""
+    """The changes in one line. ``number``: the number of the last of these changes."""
 
     number: int
     rows: list[Change]
@@ -82,9 +82,10 @@ class ChangeJournal:
         return self._end[2]
 
     def settle(self) -> None:
-        """Sync what other processes appended, without a partial line of one that was killed meanwhile.
+        """Sync lines that other processes appended, and cut off a partial line that a killed process left.
 
-        The next line would become part of it. The index still marks these changes, and they are appended again.
+        Otherwise the next line would be appended to the partial one. The index still marks the changes of the partial
+        line, so that they are appended again.
         """
         segments = self._segments()
         if not segments or (self._end is not None and self._end[:2] == (segments[-1], segments[-1].stat().st_size)):
@@ -97,7 +98,7 @@ class ChangeJournal:
         fsync_folders(self.folder)
 
     def append(self, group: Group) -> None:
-        """Append a line; on return it is on disk. Raises StoreFull."""
+        """Append a line; on return it is on disk. ``begin`` has made the first segment. Raises StoreFull."""
         segment = self._segments()[-1]
         archive = None
         size = segment.stat().st_size
@@ -114,7 +115,7 @@ class ChangeJournal:
                     fsync_file(out)
                     end = out.tell()
                 give_to_owner(segment)
-            except OSError:  # the file is closed, which writes what is still in its buffer
+            except OSError:  # closing the file has written its buffer, so the line may be there in part
                 _shorten(segment, size)
                 raise
         if archive is not None:
@@ -209,8 +210,8 @@ class ChangeJournal:
         """The changes numbered above ``after``, in order, from the newest whole segment on.
 
         ``damaged`` is called with the name of each unreadable line, which is then skipped, and with the numbers of
-        the commits that a missing segment held; without it they raise JournalDamaged. ``progress(bytes)`` is called for
-        each line.
+        the changes that a missing segment held. Without ``damaged``, both raise JournalDamaged. ``progress(bytes)`` is
+        called for each line.
         """
 
         def report(what: str) -> None:
@@ -240,7 +241,7 @@ class ChangeJournal:
         return sum(segment.stat().st_size for segment in self._segments())
 
     def _segments(self) -> list[Path]:
-        """The segments in their order. Copies that a person made of one have other names."""
+        """The segments in their order. Copies that a person made are left out, since they have other names."""
         found = (path for path in self.folder.glob("changes-*.jsonl") if _NAME.fullmatch(path.name))
         return sorted(found, key=_place)
 

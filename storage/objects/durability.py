@@ -12,7 +12,7 @@ from typing import IO, Any
 from storage.errors import StoreFull
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Error codes for a full disk, an exhausted quota and a file above the file system's limit."""
+"""Values of errno for a full disk, an exhausted quota and a file above the file system's limit."""
 
 
 def fsync_file(file: IO[Any]) -> None:
@@ -32,7 +32,7 @@ def fsync_folders(*folders: Path) -> None:
 
 
 def replace_file(path: Path, content: Iterable[bytes]) -> None:
-    """Write a file in place of the one of that name, if any. On return it is complete and on disk. Raises StoreFull."""
+    """Create a file, or replace it by a rename. On return it is complete and on disk. Raises StoreFull."""
     making = path.with_name(f"{path.name}.making")
     with full_disk_is_store_full(), making.open("wb") as out:
         out.writelines(content)

@@ -27,9 +27,10 @@ def keep_private() -> None:
 
 
 def give_to_owner(*paths: Path, folder: Path | None = None) -> None:
-    """Give files and folders of root to the owner of ``folder``, or of the folder of each, if that is another user.
+    """Change the owner of files and folders that root created to the owner of ``folder``, by default of their parent.
 
-    A command of root on the archive of another user would leave files that the node cannot use.
+    Otherwise a command that root runs on another user's archive would leave files that the node cannot use. Does
+    nothing unless this process runs as root.
     """
     if os.geteuid() != 0:
         return

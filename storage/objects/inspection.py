@@ -24,7 +24,7 @@ from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 class Condition(StrEnum):
     WHOLE = "whole"
     DAMAGED = "damaged"
-    """Its bytes do not have its digest, or the disk fails to read them."""
+    """Its bytes do not have its digest, the disk fails to read them, or it is not a regular file."""
     MISSING = "missing"
     UNREADABLE = "unreadable"
     """The system refuses to open it (permissions, mounts). Its bytes may be sound, so it is not moved."""
@@ -67,7 +67,7 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
 
 
 def recover(store: ObjectStore, digest: str) -> bool:
-    """Put back a missing object if ``damaged/`` or ``orphans/`` holds it whole. Returns whether one did."""
+    """Put back a missing object if ``damaged/`` or ``orphans/`` holds it whole. Returns whether it was put back."""
     for aside in _copies_aside(store, digest):
         if _examine(aside, digest).whole:
             put_back(aside, store.path(digest))
@@ -76,8 +76,11 @@ def recover(store: ObjectStore, digest: str) -> bool:
 
 
 def is_back(store: ObjectStore, digest: str) -> bool:
-    """Whether an object that a reader did not find is there: a process that moved it aside and was killed may have
-    left it whole in ``damaged/`` or ``orphans/``, and it is put back now."""
+    """Whether an object that a reader did not find is in the store after all.
+
+    A process that was killed after it moved the object aside may have left it in ``damaged/`` or ``orphans/``. If it is
+    whole, it is put back.
+    """
     try:
         return store.has(digest) or recover(store, digest) or store.has(digest)
     except OSError:  # such as a read-only disk
@@ -85,7 +88,8 @@ def is_back(store: ObjectStore, digest: str) -> bool:
 
 
 def finish_moves(store: ObjectStore) -> None:
-    """Remove from ``damaged/`` and ``orphans/`` what a process that was killed had put back already, by a hard link."""
+    """Finish the moves of a killed process: remove each file in ``damaged/`` and ``orphans/`` that is a hard link to
+    the object, which was put back already."""
     for aside in [*(store.root / DAMAGED).glob("*"), *(store.root / ORPHANS).glob("*/*/*")]:
         with suppress(ObjectMissing, OSError):
             final = store.path(aside.name.partition(".")[0])

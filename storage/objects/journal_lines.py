@@ -16,7 +16,7 @@ from storage.printable import counted
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``lock``, and wait for it first if another thread or process holds it."""
+    """Hold an exclusive lock on the file ``lock``. Waits while another thread or process holds it."""
     with lock.open("wb") as file:
         give_to_owner(lock)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -36,7 +36,7 @@ def last_whole_line(segment: Path) -> bytes:
 
 
 def cut_torn_end(file: IO[bytes]) -> None:
-    """Cut off a last line without its newline, which a killed process left; the file is at its end then."""
+    """Cut off a last line without its newline, which a killed process left. On return the file is at its end."""
     size = file.seek(0, 2)
     file.seek(max(size - 1, 0))
     if file.read() not in (b"", b"\n"):
@@ -46,7 +46,10 @@ def cut_torn_end(file: IO[bytes]) -> None:
 
 
 def move_damaged_end(segment: Path, is_sound: Callable[[bytes], bool]) -> tuple[int, str]:
-    """Move what follows the last sound line to a file of its own. Returns the bytes left, and what was done."""
+    """Move what follows the last sound line to a file of its own.
+
+    Returns the number of bytes left in the segment, and a description of the move; it is empty if nothing was moved.
+    """
     data = segment.read_bytes()
     end = _sound_length(data, is_sound)
     if not data[end:]:

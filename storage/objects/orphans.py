@@ -18,14 +18,14 @@ from storage.objects.store import ORPHANS, ObjectStore
 
 
 def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
-    """Move an object that no row refers to away if it was written before ``older_than`` (epoch seconds).
+    """Move an object that no row refers to into ``orphans/`` if it was written before ``older_than`` (epoch seconds).
 
     Returns whether it was moved. Storing an existing object updates its time (``ObjectStore.adopt``), so the object is
     renamed first and its time is read afterwards: an earlier writer has updated the time, and a later one writes the
     object again.
     """
     final = store.path(digest)
-    if final.is_dir() and not final.is_symlink():  # it was not made here
+    if final.is_dir() and not final.is_symlink():  # this program did not make it
         return False
     folder = store.root / ORPHANS / f"{datetime.now(UTC):%Y-%m-%d}" / digest[:2]
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,10 +44,10 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
 
 
 def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool]) -> tuple[int, int]:
-    """Delete orphans that were moved more than ``keep`` seconds ago. Returns the numbers deleted and put back.
+    """Delete orphans that were moved more than ``keep`` seconds ago, by date. Returns the numbers deleted and put back.
 
-    ``needed(digest)``: whether a row refers to the object by now. Such an object is put back; it stays where it is if
-    the one that is stored is damaged, since a scrub may need it.
+    ``needed(digest)``: whether a row refers to the object by now. Such an object is put back. If a copy is stored that
+    is damaged or cannot be read, the orphan stays where it is, since a scrub may need it.
     """
     deleted = restored = 0
     last = (datetime.now(UTC) - timedelta(seconds=keep)).date()
@@ -70,7 +70,7 @@ def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool
 
 
 def _date_of(name: str) -> date:
-    """The date in a folder's name; the latest possible date if the name is none, or one by a wrong clock."""
+    """The date in a folder's name; ``date.max`` if the name is not a date, or a date before EARLIEST."""
     try:
         found = date.fromisoformat(name)
     except ValueError:

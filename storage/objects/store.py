@@ -3,7 +3,7 @@
 ``objects/ab/abcdef...`` holds an object. ``spool/`` holds files that are still arriving; it is emptied at start.
 ``lent/`` holds hard links to objects for readers, who can go on reading when an object is deleted meanwhile. A file
 appears under its final name only when it is complete and on disk: write, fsync, rename, fsync the folder. Storing an
-object that is already there succeeds and writes nothing.
+object that the store already holds whole writes no bytes, and updates its time. A damaged one is replaced.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from storage.objects.file_modes import close_to_others, give_to_owner
 
 _HOST = socket.gethostname().replace("+", "-")
 _DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
-"""The name of an object, and of a folder of objects."""
+"""Patterns of the name of an object, and of a folder of objects."""
 DAMAGED, ORPHANS = "damaged", "orphans"
 """Folders beside ``objects/`` to which damaged objects, and those without a row, are moved."""
 _KEEPING = "-keeping"
 """Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
 _LENT_FOR = 7 * 86400.0
-"""Seconds after which nobody uses a file in ``lent/`` any more. Chosen: an association lasts a day at most unless
-``node.max_association_time`` is raised, and a backup renews its file. Which processes of another host run, such as a
-container that was replaced, cannot be seen."""
+"""Seconds after which a file in ``lent/`` counts as unused. Chosen, not measured: an association lasts at most a day
+unless ``node.max_association_time`` is raised, and a backup renews its file. The limit is needed because nobody can see
+whether a process of another host, such as a container that was replaced, still runs."""
 
 
 class ObjectStore:
@@ -65,14 +65,18 @@ class ObjectStore:
                 entry.unlink(missing_ok=True)
 
     def sweep_lent(self) -> None:
-        """Remove the links of processes that have ended: those of another host count as such after ``_LENT_FOR``."""
+        """Remove the links that processes of this host left when they ended, and all links older than ``_LENT_FOR``.
+
+        Links with the id of this process are removed too: a restarted container may get the same host name and id.
+        Call this before the first ``lend``.
+        """
         for entry in self._lent.iterdir():
             host, pid = _process_of(entry)
             if host and ((host, pid) == (_HOST, os.getpid()) or not _in_use(entry)):
                 entry.unlink(missing_ok=True)
 
     def lend(self, digest: str) -> Path:
-        """Link an object to a name for one reader, who unlinks it afterwards. Raises ObjectMissing."""
+        """The path of a link to an object, or of a copy, for one reader, who unlinks it. Raises ObjectMissing."""
         lent = self._own_name()
         held = self.held(digest)
         try:
@@ -90,7 +94,7 @@ class ObjectStore:
     def take_copy(self, source: Path, digest: str) -> None:
         """Copy a file that holds an object. On return the copy is on disk and its digest is verified.
 
-        Raises ObjectDamaged, StoreFull.
+        Raises FileNotFoundError, ObjectDamaged, StoreFull.
         """
         self.check_room(source.stat().st_size)
         copied = self._own_name()
@@ -116,7 +120,7 @@ class ObjectStore:
     def adopt(self, file: Path) -> str:
         """Move a spooled file (on the same file system) into the store and return its digest, hex.
 
-        On return the bytes are on disk under their final name.
+        On return the bytes are on disk under their final name. Raises StoreFull; the file then stays.
         """
         with file.open("rb") as opened, full_disk_is_store_full():
             with ThreadPoolExecutor(1) as other:  # the disk works while the digest is computed
@@ -137,7 +141,7 @@ class ObjectStore:
         return digest
 
     def put(self, data: bytes) -> str:
-        """Store bytes durably and return their digest, hex."""
+        """Store bytes durably and return their digest, hex. Raises StoreFull."""
         with full_disk_is_store_full():
             handle, name = tempfile.mkstemp(dir=self.spool)
             spooled = Path(name)
@@ -149,7 +153,7 @@ class ObjectStore:
                 spooled.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
-        """The path of the object with that digest, whether it exists or not."""
+        """The path of the object with that digest, whether it exists or not. Raises ObjectMissing for another text."""
         if not _DIGEST.fullmatch(digest):
             raise ObjectMissing(f"{digest!r} is not a SHA-256 digest")
         return self._objects / digest[:2] / digest
@@ -178,7 +182,7 @@ class ObjectStore:
         return data
 
     def delete(self, digest: str) -> None:
-        """Delete an object if it exists. A backup in progress keeps a link to it (``keeping``)."""
+        """Delete an object if it exists. It is first linked for every backup in progress (``keeping``)."""
         for mark in self._lent.glob(f"*{_KEEPING}"):
             if _in_use(mark):
                 with suppress(OSError):  # no such object, a link exists already, or no hard links here
@@ -187,9 +191,9 @@ class ObjectStore:
 
     @contextmanager
     def keeping(self) -> Iterator[Callable[[str], Path]]:
-        """Keep a link to every object that is deleted while the block runs; the function gives its path by digest.
+        """Keep a link to every object that is deleted while the block runs. The function gives the link's path.
 
-        ``sweep_lent`` removes the links of a killed process.
+        The links are removed at the end of the block; ``sweep_lent`` removes those of a killed process.
         """
         mark = self._own_name()
         mark = mark.with_name(mark.name + _KEEPING)
@@ -208,7 +212,7 @@ class ObjectStore:
                 link.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """All digests in the store, in ascending order. Files that are no objects are left out."""
+        """All digests in the store, in ascending order. Files that are not objects are left out."""
         for folder in sorted(self._objects.iterdir()):
             if _FOLDER.fullmatch(folder.name) and folder.is_dir():
                 names = (entry.name for entry in folder.iterdir())
@@ -259,7 +263,8 @@ def _process_of(lent: Path) -> tuple[str, int]:
 def _in_use(lent: Path) -> bool:
     """Whether the process that made a file in ``lent/`` may still use it.
 
-    A hard link has the times of its object; the latest change of the inode is no earlier than the link.
+    A hard link shares the modification time of its object, so the time of the inode's last change is compared, which is
+    no earlier than the link.
     """
     host, pid = _process_of(lent)
     if not host or (host == _HOST and not _runs(pid)):
@@ -288,7 +293,7 @@ def _linked(held: Path, lent: Path) -> Path:
         raise
     except OSError:
         with suppress(OSError):
-            lent.unlink()  # a part of it, on a disk that is full
+            lent.unlink()  # a partial copy on a full disk
         handle, name = tempfile.mkstemp(prefix="latent-pacs-lent-")
         os.close(handle)
         return Path(shutil.copyfile(held, name, follow_symlinks=False))
@@ -312,13 +317,13 @@ def has_digest(path: Path, digest: str) -> bool:
     except FileNotFoundError:  # a scrub moved it away in the meantime
         return False
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EIO):  # a symbolic link is never an object; a medium that fails has none
+        if error.errno in (errno.ELOOP, errno.EIO):  # a symbolic link is never an object; EIO: the disk fails to read
             return False
         raise
 
 
 def _can_be_kept(path: Path, digest: str) -> bool:
-    """Whether an object is whole, and may be read, so that its bytes need not be written again."""
+    """Whether an object is whole and readable, so that its bytes need not be written again. Updates its time."""
     try:
         return has_digest(path, digest) and _renew(path)
     except PermissionError:  # it belongs to another user: the new file takes its place
@@ -332,7 +337,7 @@ def _not_a_link(path: str, flags: int) -> int:
 def _renew(path: Path) -> bool:
     """Update an object's time so that it is not removed as an orphan. Returns False if it no longer exists.
 
-    The file is looked for after its time was updated: a scrub may have moved it away and read its time in between.
+    It is looked for after the update, because a scrub may have moved it away and read its old time in between.
     """
     try:
         os.utime(path)

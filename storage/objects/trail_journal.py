@@ -1,7 +1,7 @@
 """A copy of the audit trail in files beside the objects, which outlives the index.
 
 ``journal/trail-000000000001.jsonl`` is a segment, named by the number of its first record. Each line is one record in
-JSON. Lines are only appended, with fsync, by one process at a time. A last line without a newline is left from a
+JSON. Lines are only appended, with fsync, by one process at a time. A last line without a newline was left by a
 process that was killed; ``append`` removes it.
 """
 
@@ -41,12 +41,12 @@ class TrailJournal:
         return exclusive(self.folder / "lock")
 
     def last(self) -> TrailRecord | None:
-        """The newest whole record. Raises JournalDamaged."""
+        """The newest whole record; None if there is none. Raises JournalDamaged, NewerFormat."""
         newest = (newest_record(segment) for segment in reversed(self._segments()))
         return next((record for record in newest if record is not None), None)
 
     def records(self) -> Iterator[TrailRecord]:
-        """Every whole record, in order. Raises JournalDamaged."""
+        """Every whole record, in order. Raises JournalDamaged, NewerFormat."""
         for segment in self._segments():
             for line in _whole_lines(segment):
                 yield _record(line, segment)
@@ -54,7 +54,7 @@ class TrailJournal:
     def repair(self) -> str:
         """Move lines at the end that are not records to a file of their own. Returns what was done; empty if nothing.
 
-        The index still holds these records and appends them again.
+        The index still holds these records and appends them again. Raises NewerFormat.
         """
         done: list[str] = []
         with self.locked():
@@ -86,7 +86,7 @@ class TrailJournal:
             fsync_folders(self.folder)
 
     def _segments(self) -> list[Path]:
-        """The segments in their order. Copies that a person made of one have other names."""
+        """The segments in their order. Copies that a person made are left out, since they have other names."""
         return sorted(path for path in self.folder.glob("trail-*.jsonl") if _NAME.fullmatch(path.name))
 
 
@@ -97,7 +97,7 @@ def is_trail_segment(name: str) -> bool:
 
 
 def newest_record(segment: Path) -> TrailRecord | None:
-    """The last whole record of a segment; None if there is none. Raises JournalDamaged."""
+    """The last whole record of a segment; None if there is none. Raises JournalDamaged, NewerFormat."""
     line = last_whole_line(segment)
     return _record(line, segment) if line else None
 

@@ -43,7 +43,7 @@ class ClassLabel:
 
 @dataclass(frozen=True)
 class LabelledView:
-    """An image with the attributes that give its laterality and view (DICOM JSON), its own and its series'."""
+    """An image, with the attributes of its instance and series (DICOM JSON) that give its laterality and view."""
 
     sop_instance_uid: str
     instance: DicomJson

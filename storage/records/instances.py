@@ -57,11 +57,11 @@ class Applied:
 
 @dataclass(frozen=True)
 class StoredInstance:
-    """An instance row, with its current rendition if it has one. An image that is encoded again keeps its rendition
-    until there is a new one, but peers get the ``served_rendition``.
+    """An instance row, with its current rendition if it has one.
 
-    ``held``: None only if its row was lost on a damaged line of the change journal. ``amended``: the amendments that
-    apply to its header.
+    An image that waits to be encoded again keeps its ``rendition`` until a new one is committed, but peers do not get
+    it (``served_rendition``). ``held``: None only if its row was lost on a damaged line of the change journal.
+    ``amended``: the amendments that apply to its header.
     """
 
     key: int
@@ -105,8 +105,8 @@ class StoredInstance:
 
 @dataclass(frozen=True)
 class ReferencingCopy:
-    """A copy of an annotation under its own UID. ``pairs``: each UID referenced in the annotation, and its substitute
-    in the copy."""
+    """A copy of an annotation, with a UID of its own. ``pairs``: UIDs that the annotation references, each with its
+    substitute in the copy."""
 
     uid: str
     instance_key: int
@@ -127,7 +127,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An object that arrived under a UID that is held already, with other content."""
+    """An object that arrived under a UID that is held with other content, that was deleted or that was issued here."""
 
     digest: str
     sop_instance_uid: str
@@ -140,8 +140,8 @@ class Quarantined:
 class HoldingCounts:
     """The figures of ``latent-pacs status``. Bytes are of objects on disk; pixel bytes are uncompressed.
 
-    ``damaged``: objects found damaged or missing, and not whole again. ``left_out``: EXACT instances by the sentence of
-    their ReasonCode, most first; ``other``: those without one.
+    ``damaged``: objects that were found damaged or missing, and are not whole again. ``left_out``: numbers of EXACT
+    instances by the sentence of their ReasonCode, largest first; ``other`` counts those whose code has no sentence.
     """
 
     by_state: dict[str, int]

@@ -1,4 +1,4 @@
-"""Originals: in which form and store each is held."""
+"""Originals: the form in which each is held, and the store."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class OriginalClaim:
 
 @dataclass(frozen=True)
 class Purgeable:
-    """An original that the rules allow to remove: verified, old enough, not pinned, not on hold."""
+    """An original that retention may remove: its image is verified, and it is old enough, not pinned, not on hold."""
 
     original: HeldOriginal
     sop_instance_uid: str
@@ -73,7 +73,7 @@ class Purgeable:
 class OriginalTotals:
     """Originals for ``latent-pacs status``, in counts and bytes on disk.
 
-    ``cold``: those of the verbatim and packed ones that are in the cold store.
+    ``cold``: the verbatim and packed originals that are in the cold store.
     """
 
     verbatim: int

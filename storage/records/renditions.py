@@ -32,10 +32,10 @@ class OperatingPoint:
 class Verdict:
     """The gate's measurements of one reconstruction against its original.
 
-    ``psnr_db``, ``fsim_mean``, ``fsim_p5``: measured on the served image to compare with the paper; they gate nothing.
-    PSNR covers the tiles with breast, its peak is the display window's width; FSIM covers 256 x 256 tiles with breast.
-    ``figures``: every further measure by name (docs/METRICS.md). ``failures``: one sentence per threshold missed;
-    empty means passed.
+    ``psnr_db``, ``fsim_mean``, ``fsim_p5``: measured on the served image for comparison with the paper; the gate does
+    not use them. Both cover the tiles of 256 x 256 pixels with breast. The peak of PSNR is the width of the display
+    window. ``figures``: every further measure by name (docs/METRICS.md). ``failures``: one sentence for each limit that
+    was missed.
     """
 
     psnr_db: float
@@ -97,7 +97,7 @@ class Thresholds:
 class Trial:
     """One operating point that was tried on one image.
 
-    ``sample``: it was tried on a sample of the image only, and ``payload_bytes`` is an estimate.
+    ``sample``: whether only a sample of the image was encoded, so that ``payload_bytes`` is an estimate.
     """
 
     point: str
@@ -112,9 +112,9 @@ class Trial:
 class NewRendition:
     """A rendition to be committed, with its base.
 
-    It represents two objects: with drawn noise, ``derived_uid`` and ``output_digest``; without, ``structure_uid`` and
-    ``structure_digest``. ``recipe``: the sampling steps that the model was used with. ``numerics_digest``: of what
-    can change a grey level, apart from the model.
+    It represents two derived objects. The one with drawn noise has ``derived_uid`` and ``output_digest``, and the one
+    without has ``structure_uid`` and ``structure_digest``. ``recipe``: the sampling steps that the model was used with.
+    ``numerics_digest``: SHA-256 of the numerics, which can change a grey level as the model can.
     """
 
     derived_uid: str

@@ -9,7 +9,7 @@ class InstanceState(StrEnum):
     """The state of one instance. The archivist works on RECEIVED instances. Other states last until an audit, a scrub,
     a marked region or a person changes them.
 
-    In VERIFIED and MEASURED peers get what ``rendition`` in config.yaml says for them. In the others they get the
+    In VERIFIED and MEASURED, a peer gets what its ``rendition`` in config.yaml says. In the other states, it gets the
     original.
     """
 
@@ -20,7 +20,7 @@ class InstanceState(StrEnum):
     MEASURED = "measured"
     """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
     EXACT = "exact"
-    """Not eligible, or nothing passed the gate. ``reason`` says why."""
+    """The image is not eligible, or no operating point passed the gate. ``reason`` says why."""
     WITHDRAWN = "withdrawn"
     """An audit failed its rendition (``reason`` says how) and withdrew it. ``latent-pacs retry`` encodes it again."""
     FAILED = "failed"

@@ -21,7 +21,7 @@ PLAIN = ["jpegls", "png16"]
 
 
 def point(coder: str, distance: float = 0.0) -> OperatingPoint:
-    """Lossless, unless a distance is given."""
+    """A lossless operating point, unless a distance is given."""
     return OperatingPoint(2, coder, distance, effort=1)
 
 
@@ -94,7 +94,7 @@ def test_the_layout_in_memory_does_not_matter(step: OperatingPoint) -> None:
 
 @pytest.mark.parametrize("step", [*map(point, EVERY), OperatingPoint(2, "jpegxl", 1.0)], ids=str)
 def test_the_number_of_threads_does_not_matter(step: OperatingPoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost base is rebuilt from its original on any machine, and must be the same object."""
+    """A lost base is encoded again from its original on any machine, and must be the same object."""
     samples = breast(300, 280)
     first = coders.encode(samples, step)
     coded, decoded = set(), set()
@@ -196,7 +196,7 @@ def test_an_invalid_codestream_is_a_payload_error(coder: str, damage: str) -> No
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, 100_000), piece=st.binary(min_size=1, max_size=8))
 def test_a_damaged_codestream_decodes_to_its_shape_or_is_a_payload_error(coder: str, at: int, piece: bytes) -> None:
-    """The payload's checksum detects wrong samples; a coder must only raise no other error."""
+    """The payload's checksum detects wrong samples. A coder must only not raise another error."""
     shape = (24, 20)
     coded = bytearray(coders.encode(noise(*shape), point(coder)))
     start = at % len(coded)

@@ -41,7 +41,7 @@ def settings(name: str, weights: Path) -> ReconstructSettings:
 
 @pytest.fixture(scope="module", params=["bicubic", "mammo", "sd_x2"])
 def fresh(request: pytest.FixtureRequest, weights: Path) -> Callable[[], Upscaler]:
-    """Builds the upscaler anew, as a new process would."""
+    """A function that builds the upscaler again, as a new process would."""
     return lambda: Catalogue(settings(request.param, weights)).configured()
 
 
@@ -55,14 +55,14 @@ def noise_of(rows: int, columns: int) -> NoiseModel:
 
 
 def task(upscaler: Upscaler, scale: int = 2, rows: int = ROWS, columns: int = COLUMNS, seed: int = 3) -> UpscaleTask:
-    """Of a corner of the phantom, lossy."""
+    """A task for a corner of the phantom with a lossy base."""
     pixels = phantom()[200 : 200 + rows, :columns]
     decoded = Decoded.of(make_base(source_alone(pixels), OperatingPoint(scale, "jpegxl", 0.5, 3)))
     return decoded.task(noise_of(rows, columns), seed, upscaler.steps)
 
 
 def made(upscaler: Upscaler, given: UpscaleTask) -> tuple[Float, Float]:
-    """Structure and grain."""
+    """The structure and the grain."""
     structure = upscaler.structure(given)
     rows, columns = structure.shape
     return structure, upscaler.grain(given, structure, noise_of(rows, columns).draw(structure, given.seed))
@@ -93,12 +93,13 @@ def test_shape_and_type(upscaler: Upscaler, scale: int) -> None:
 
 @pytest.mark.slow
 def test_a_pure_function(fresh: Callable[[], Upscaler]) -> None:
-    """Again, after another image, and in a fresh process: the same bits. The task is not written to."""
+    """The result has the same bits when it is repeated, after another image, and in a new process. The task is not
+    changed."""
     upscaler = fresh()
     given = task(upscaler)
     before = {name: getattr(given, name).copy() for name in ("samples", "upsampled", "deviation")}
     first = made(upscaler, given)
-    first[0][:] += 0.0  # it is the caller's own
+    first[0][:] += 0.0  # the caller may write to it
     assert all(np.array_equal(getattr(given, name), array) for name, array in before.items())
     made(upscaler, task(upscaler, rows=140, columns=160, seed=9))
     assert same(made(upscaler, given), first)
@@ -115,7 +116,7 @@ def test_a_structure_may_be_written_to(upscaler: Upscaler) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("point", [OperatingPoint(2, "png16"), OperatingPoint(4, "jpegxl", 0.6)], ids=str)
 def test_a_structure_is_consistent_with_its_base(upscaler: Upscaler, point: OperatingPoint) -> None:
-    """Downsampled it is the base, to within what a coder changes and the noise that the base does not hold."""
+    """Downsampled, the structure is the base, except for what the coder changes and the noise that the base lacks."""
     pixels = phantom()[200 : 200 + ROWS, :COLUMNS]
     base = make_base(source_alone(pixels), point)
     image = Rendering(base, upscaler, SideInformation(), seed=5, steps=upscaler.steps).pixels(draw=True)
@@ -133,7 +134,7 @@ def test_grain_has_the_strength_of_the_noise(upscaler: Upscaler) -> None:
 
 @pytest.mark.slow
 def test_what_draws_says_so(upscaler: Upscaler) -> None:
-    """A structure that depends on the seed holds what a model drew."""
+    """If the structure depends on the seed, a model has drawn a part of it, and must say so."""
     one, other = (upscaler.structure(task(upscaler, seed=seed)) for seed in (1, 2))
     assert np.array_equal(one, other) is (upscaler.name != "sd_x2")
     assert upscaler.generative or np.array_equal(one, other)
@@ -150,7 +151,7 @@ def test_the_deviation_is_not_looked_at_where_it_is_not_needed(upscaler: Upscale
 
 
 def test_missing_model_names_the_digest(weights: Path) -> None:
-    """A rendition whose weights are not the installed ones is not rendered with others."""
+    """A rendition whose weights are not installed is not rendered with other weights."""
     rendition = Rendition(
         base_digest="0" * 64,
         original_uid="1.2",

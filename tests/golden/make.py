@@ -1,7 +1,7 @@
 """Makes the golden files: two bases, a rendition, two packed originals.
 
-``python -m tests.golden.make`` writes those that are missing. The files that are here stay as they are: every release
-must read what any release before it wrote.
+``python -m tests.golden.make`` writes files that are missing. Existing files are never changed, because every release
+must read what any earlier release wrote.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def golden_base() -> Base:
 
 
 def golden_base_of_a_region() -> Base:
-    """The same image: x2, lossy JPEG XL of 129 x 114 of its 150 x 140 samples, inverted and companded; beyond them all
-    are 0."""
+    """The same image: x2, lossy JPEG XL of 129 x 114 of its 150 x 140 samples, inverted and companded. All other
+    samples are 0."""
     point = OperatingPoint(2, "jpegxl", distance=0.5, effort=7, companded=True)
     curve = np.rint(65535 * np.linspace(0, 1, CURVE_KNOTS) ** 0.8).astype("<u2").tobytes()
     return base_of(point, offset=2973.0, gain=-20.0, region=CodedRegion(11, 0, 129, 114, beyond=0), curve=curve)
@@ -175,7 +175,7 @@ def golden_originals() -> dict[str, bytes]:
 
 
 def golden_files() -> dict[str, bytes]:
-    """All of them by name."""
+    """All golden files by name."""
     base = encode_base(golden_base())
     return {
         **{f"original-{name}-v1.lpacs": packed for name, packed in golden_originals().items()},

@@ -1,8 +1,8 @@
 """Proves that dciodvfy finds no error in a reconstructed object that the original does not have, and that the object
 says it is derived.
 
-Mammograms of many kinds are stored, verified, and got back as derived objects over real associations. What dciodvfy
-of 2022 does not know is asserted here against DICOM_RULES: PS3.3 C.7.6.1.1.2, C.7.6.1.1.5 and C.12.4.
+Mammograms of many kinds are stored, verified, and retrieved as derived objects over real associations. Rules that
+dciodvfy of 2022 does not know are checked here: PS3.3 C.7.6.1.1.2, C.7.6.1.1.5 and C.12.4.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _padding_range() -> Dataset:
 
 
 def _padding_above() -> Dataset:
-    """MONOCHROME1, its background the largest value, which is padding."""
+    """A MONOCHROME1 image whose background is padding, and has the largest value."""
     return samples.mammogram(
         4095 - _pixels(),
         PhotometricInterpretation="MONOCHROME1",
@@ -70,7 +70,7 @@ def _padding_above() -> Dataset:
 
 
 def _padding_within() -> Dataset:
-    """Padding of a value that tissue also may have on its way through the upscaler."""
+    """An image whose padding has a value that tissue may also get in the upscaler."""
     pixels = _pixels()
     pixels[pixels == 1800] = 1801
     pixels[:, -40:] = 1800
@@ -82,7 +82,7 @@ def _monochrome1() -> Dataset:
 
 
 def _derived_before() -> Dataset:
-    """An image that was derived already, and says so."""
+    """An image that is a derived image already, and says so."""
     ds = samples.mammogram(_pixels(), ImageType=["DERIVED", "PRIMARY", "", "CAD"])
     ds.DerivationDescription = "Flat fielding"
     ds.DerivationCodeSequence = Sequence([_code("113062", "Pixel by pixel mask")])
@@ -109,7 +109,7 @@ def _extremes() -> Dataset:
 
 
 def _private() -> Dataset:
-    """Private blocks of the modality, one of them in the group of ours."""
+    """Private blocks of the modality. One of them is in the group of our block."""
     ds = _plain()
     block = ds.private_block(0x0009, "MAKER 1.0", create=True)
     block.add_new(0x01, "LO", "Wert")
@@ -190,7 +190,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Made:
-    """An original as it was sent, and what a peer of policy ``reconstructed`` got for it."""
+    """An original as it was sent, and the object that a peer of policy ``reconstructed`` got for it."""
 
     original_file: Path
     derived_file: Path
@@ -279,7 +279,7 @@ def test_dciodvfy_finds_no_error_at_all_in_a_clean_one(all_made: dict[str, Made]
 
 
 def test_dciodvfy_would_find_one(all_made: dict[str, Made], tmp_path: Path) -> None:
-    """So that silence means something."""
+    """Without this check, the lack of findings in other tests would prove nothing."""
     broken = all_made["plain"].derived
     broken.LossyImageCompression = "MAYBE"
     del broken.ImageType
@@ -291,7 +291,7 @@ def test_dciodvfy_would_find_one(all_made: dict[str, Made], tmp_path: Path) -> N
 
 
 def entity_errors(*files: Path) -> set[str]:
-    """What dcentvfy finds that differs between instances of one patient, study, series or frame of reference."""
+    """Attributes that, by dcentvfy, differ between instances of one patient, study, series or frame of reference."""
     ran = run("dcentvfy", *files)
     return {line for line in ran.output.splitlines() if line.startswith("Error")}
 
@@ -301,7 +301,7 @@ def test_a_reconstruction_belongs_beside_its_original(made: Made) -> None:
 
 
 def test_dcentvfy_would_find_one(all_made: dict[str, Made], tmp_path: Path) -> None:
-    """So that silence means something."""
+    """Without this check, the lack of findings in other tests would prove nothing."""
     stranger = all_made["plain"].derived
     stranger.PatientSex, stranger.StudyDate = "M", "19990101"
     stranger.save_as(tmp_path / "stranger.dcm")
@@ -367,7 +367,7 @@ def test_contributing_equipment(made: Made) -> None:
 
 
 def test_private_block(made: Made) -> None:
-    """Every value, from what was sent, what was received and what lies in the store."""
+    """Every value is compared with what was sent, what was received and what the store holds."""
     derived, rendition = made.derived, made.rendition
     block = derived.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
     expected = {
@@ -420,7 +420,7 @@ NEVER_ADDED = {"SmallestImagePixelValue", "LargestImagePixelValue", "DataSetTrai
 
 
 def test_everything_else_is_unchanged(made: Made) -> None:
-    """Element by element: the same tags, representations and value bytes."""
+    """Elements are compared one by one: tags, VRs and value bytes."""
     original, derived = made.original, made.derived
     own = {element.tag for element in _own_block(derived)} | {_own_creator(derived).tag}
     for tag in sorted({*original.keys(), *derived.keys()} - own):
@@ -470,7 +470,7 @@ def test_pixels(made: Made) -> None:
 
 
 def test_variants_have_padding(all_made: dict[str, Made]) -> None:
-    """So that the test above means something."""
+    """Without padding, the test above would prove nothing."""
     for name, one in all_made.items():
         original = one.original
         assert _padded(original, _stored_values(original)).any() == name.startswith("padding")
@@ -488,7 +488,7 @@ def _stored_values(ds: Dataset) -> NDArray[np.uint16]:
 
 
 def _padded(ds: Dataset, values: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Which of the values mean padding by what the data set says (PS3.3 C.7.5.1.1.2)."""
+    """The values that are padding by the header (PS3.3 C.7.5.1.1.2), as a mask."""
     if "PixelPaddingValue" not in ds:
         return np.zeros(values.shape, np.bool_)
     low, high = sorted((ds.PixelPaddingValue, ds.get("PixelPaddingRangeLimit", ds.PixelPaddingValue)))

@@ -1,7 +1,7 @@
 """Proves that DCMTK's tools can store, find, move and get, and that each side survives the faults of the other.
 
-One node with its archivist serves most tests; those that look at an empty store, or at unusual timeouts, have their
-own. Byte-for-byte is meant literally: the data set as it lies after the file meta information.
+One node with its archivist serves most tests. Tests that need an empty store or unusual timeouts have a node of their
+own. "Byte for byte" means all bytes of the data set after the file meta information.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:py
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Where the move destinations VIEWER, EXACTVIEW and AUTOVIEW listen, in the tests that start a storescp."""
+    """The port of the move destinations VIEWER, EXACTVIEW and AUTOVIEW, in the tests that start a storescp."""
     return free_port()
 
 
@@ -87,7 +87,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Archiv
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    """A node without an archivist, for tests of what lies in spool, store and index; each looks at its own images."""
+    """A node without an archivist, for tests of spool, store and index. Each test uses images of its own."""
     folder = tmp_path_factory.mktemp("quiet")
     (folder / "received").mkdir()
     settings = settings_for(folder / "archive", peers=_peers(1, 1), archivist={"enabled": False})
@@ -118,7 +118,7 @@ def _peers(port: int, dead: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A mammogram that was sent and is at rest, with a rendition."""
+    """A mammogram that was sent and encoded, with a rendition."""
 
     file: Path
     dataset: Dataset
@@ -163,12 +163,12 @@ def _sent(node: Archive, folder: Path, syntax: UID, patient: str) -> Stored:
 
 
 def small(**changes: Any) -> Dataset:
-    """An image too small to be reconstructed: at rest, exact, within milliseconds."""
+    """An image that is too small to be reconstructed. It becomes EXACT within milliseconds."""
     return samples.mammogram(samples.breast(64, 48), **changes)
 
 
 def assert_reconstruction(path: Path, image: Stored) -> None:
-    """The file is the derived object with the very pixels that were verified."""
+    """Check that the file is the derived object with exactly the verified pixels."""
     ds = dcmread(path)
     assert ds.SOPInstanceUID == image.rendition.derived_uid
     assert (ds.StudyInstanceUID, ds.SeriesInstanceUID) == (
@@ -434,7 +434,8 @@ def test_find_without_the_right_gets_no_answer(
 
 
 def test_a_series_uid_in_two_studies_hides_no_image(quiet: Archive, tmp_path: Path) -> None:
-    """As after a study was split without new series UIDs: each image is found under the study that it names."""
+    """This happens if a study was split without new Series Instance UIDs. Each image is found under the study that it
+    names."""
     series = generate_uid()
     images = [small(SeriesInstanceUID=series) for _ in range(2)]
     files = [samples.write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate(images)]
@@ -498,7 +499,7 @@ def test_move_to_an_auto_peer(
 
 
 def test_the_destination_decides_the_rendition(node: Archive, image: Stored, port: int, tmp_path: Path) -> None:
-    """MOVER may have originals; what it moves to VIEWER is the reconstruction all the same."""
+    """MOVER may get originals, but when it moves an image to VIEWER, the reconstruction is sent."""
     with storescp(tmp_path / "scp", port) as scp:
         keys = image.keys("STUDY", "", "S")
         ran = movescu(node.address, "-S", "STUDY", *keys, calling="MOVER", destination="VIEWER")
@@ -523,7 +524,8 @@ def test_get_by_a_reconstructed_peer(
 def test_get_by_an_original_peer(
     node: Archive, image: Stored, tmp_path: Path, root: str, level: str, which: str
 ) -> None:
-    """getscu proposes explicit VR, big endian and implicit VR in one presentation context: explicit is taken."""
+    """getscu proposes explicit VR, big endian and implicit VR in one presentation context, and explicit VR is
+    accepted."""
     keys = image.keys(level, which, root)
     ran = getscu(node.address, tmp_path / "got", MODEL[root], level, *keys, calling="EXACTVIEW")
     assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.said
@@ -532,7 +534,7 @@ def test_get_by_an_original_peer(
 
 
 def test_get_of_an_implicit_original(node: Archive, implicit_image: Stored, tmp_path: Path) -> None:
-    """It comes in explicit VR, with every element and pixel the same."""
+    """The image arrives in explicit VR, with the same elements and pixels."""
     keys = implicit_image.keys("STUDY", "", "S")
     ran = getscu(node.address, tmp_path / "got", "-S", "STUDY", *keys, calling="EXACTVIEW")
     assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.said
@@ -578,7 +580,7 @@ COMPRESSED = {
 
 @pytest.fixture(scope="module")
 def compressed(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files of pydicom's in other transfer syntaxes, sent as their bytes are."""
+    """Files of pydicom in other transfer syntaxes, sent with their bytes unchanged."""
     files = {name: pydicom_file(file) for name, file in COMPRESSED.items()}
     # with that byte it is sent verbatim; without it DCMTK aborts
     padded = tmp_path_factory.mktemp("deflated") / ODD_LENGTH
@@ -612,7 +614,8 @@ def test_move_of_other_syntaxes_is_verbatim(
 def test_move_to_a_peer_that_takes_only_implicit(
     node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
 ) -> None:
-    """Decompressed, and every element and pixel the same; reversible colour is RGB again (PS3.5 section 8.2.4)."""
+    """The images are decompressed, with the same elements and pixels. Reversible colour becomes RGB again (PS3.5
+    section 8.2.4)."""
     sent = dcmread(compressed[name])
     with storescp(tmp_path / "scp", port, "+xi") as scp:
         ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={sent.StudyInstanceUID}", calling="EXACTVIEW")
@@ -626,7 +629,7 @@ def test_move_to_a_peer_that_takes_only_implicit(
 
 
 def _texts(ds: Dataset) -> dict[Any, str]:
-    """Elements as text, but for pixel data, padding and group lengths (true of one encoding only)."""
+    """Elements as text, without pixel data, padding and group lengths, which belong to one encoding only."""
     left_out = {0x7FE00010, 0xFFFCFFFC}
     return {element.tag: str(element.value) for element in ds if element.tag.element and element.tag not in left_out}
 
@@ -678,7 +681,7 @@ def test_store_without_the_right(node: Archive, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def study(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One study of three small mammograms and a secondary capture: SOP Instance UID to file."""
+    """The files of a study of three small mammograms and a secondary capture, by SOP Instance UID."""
     folder = tmp_path_factory.mktemp("study")
     uid = generate_uid()
     images = [small(StudyInstanceUID=uid, InstanceNumber=number) for number in (1, 2, 3)]
@@ -710,13 +713,13 @@ def test_move_to_a_dead_destination(node: Archive, study: dict[str, Path]) -> No
 def test_move_to_a_destination_that_fails(
     node: Archive, study: dict[str, Path], port: int, tmp_path: Path, fault: str
 ) -> None:
-    """Every image is counted as failed, at once, and the next move to a destination that works does work."""
+    """Every image is counted as failed at once, and the next move to a working destination succeeds."""
     with storescp(tmp_path / "broken", port, fault) as scp:
         ran = _move_study(node, study)
         _assert_all_failed(ran, study)
         assert "Peer aborted" not in ran.said
         assert scp.files() == []
-    with storescp(tmp_path / "sound", port, "--reject") as scp:  # rejects who has no implementation class UID
+    with storescp(tmp_path / "sound", port, "--reject") as scp:  # rejects callers without an implementation class UID
         ran = _move_study(node, study)
         assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (4, 0, 0)), ran.said
         assert len(scp.files()) == 4
@@ -780,7 +783,7 @@ def test_sender_that_dies_in_the_middle_leaves_nothing(quiet: Archive, tmp_path:
 
 
 def test_sender_that_aborts_after_its_image_has_it_stored(quiet: Archive, tmp_path: Path) -> None:
-    """What was answered with success stays, whatever happens to the association."""
+    """An image that was answered with success stays, whatever happens to the association."""
     ds = small()
     ran = storescu([samples.write(ds, tmp_path / "image.dcm")], quiet.address, "--abort")
     assert ran.statuses == [0x0000]
@@ -793,7 +796,7 @@ def test_sender_that_aborts_after_its_image_has_it_stored(quiet: Archive, tmp_pa
 
 @pytest.mark.slow
 def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path, receiver: Receiver) -> None:
-    """An association on which we work is not idle: it is still there after the final response."""
+    """While we work for an association, it is not idle, and it is still open after the final response."""
     settings = settings_for(
         tmp_path / "archive",
         peers=_peers(receiver.port, 1),
@@ -850,7 +853,7 @@ def pydicom_file(name: str) -> Path:
 
 @dataclass(frozen=True)
 class TestFile:
-    """A file of pydicom's that says where it belongs."""
+    """A file of pydicom that names its instance, series and study."""
 
     path: Path
     sop_class: str
@@ -862,9 +865,9 @@ class TestFile:
     __test__ = False
 
     def as_sent(self, folder: Path) -> Path:
-        """The data set bytes as they are, under file meta information that agrees with them.
+        """The unchanged bytes of the data set, under file meta information that agrees with them.
 
-        In some of pydicom's files it does not, and what is announced with C-STORE comes from it.
+        In some files of pydicom it does not agree, and C-STORE announces the UIDs of the file meta information.
         """
         path = folder / f"{self.uid}.dcm"
         body = data_set_bytes(self.path)
@@ -872,7 +875,7 @@ class TestFile:
 
 
 def _waves() -> list[list[TestFile]]:
-    """All files that the node keeps, such that no SOP Instance UID comes twice in one wave."""
+    """All files that the node stores, in waves in which no SOP Instance UID occurs twice."""
     waves: list[list[TestFile]] = []
     seen: Counter[str] = Counter()
     for path in sorted(PYDICOM_FILES.rglob("*")):
@@ -896,7 +899,7 @@ IDENTITY = ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstance
 
 
 def _round_trip(archive: Archive, files: list[TestFile], folder: Path) -> None:
-    """Store files as they are and get them back as EXACTVIEW, each in its own transfer syntax."""
+    """Store the unchanged files, and retrieve them as EXACTVIEW, each in its own transfer syntax."""
     folder.mkdir()
     sent = {file.as_sent(folder): file for file in files}
     answered: dict[str, int] = {}
@@ -929,7 +932,7 @@ def _round_trip(archive: Archive, files: list[TestFile], folder: Path) -> None:
 
 
 def _associated(calling: str, address: Address, contexts: list[Any], **options: Any) -> Any:
-    """An association of pynetdicom's own; one that a failed test leaves open goes with the node."""
+    """An association of pynetdicom. If a failed test leaves it open, it ends with the node."""
     assoc = AE(calling).associate(address.host, address.port, contexts=contexts, ae_title=address.ae_title, **options)
     assert assoc.is_established
     return assoc
@@ -946,7 +949,7 @@ def test_pydicom_files_come_back_byte_for_byte(quiet: Archive, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Expected .*plicit VR:UserWarning")
 def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -> None:
-    """Each wave in a node of its own: most of these files are one image in several encodings."""
+    """Each wave has a node of its own, since most of these files are one image in several encodings."""
     waves = _waves()[1:]
     assert sum(map(len, waves)) > 20
     for number, files in enumerate(waves):
@@ -959,7 +962,7 @@ def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_pydicom_files_that_are_refused(quiet: Archive, tmp_path: Path) -> None:
-    """What cannot be parsed to its end, or does not say where it belongs, is refused and leaves nothing."""
+    """A file that cannot be parsed to its end, or that lacks a UID, is refused and leaves nothing behind."""
     pynetdicom_patches.install()  # send_c_store sends the file's bytes as they are
     files, pairs = {}, set()
     for name in REFUSED:

@@ -1,7 +1,7 @@
 """Proves that gdcmscu, which has a DIMSE implementation of its own, can store and move.
 
-Debian's gdcmscu 3.0.21 aborts when an association has been released, whoever its peer is, before it
-prints the answers to a C-FIND; what it did before that is what counts.
+With any peer, Debian's gdcmscu 3.0.21 aborts when an association has been released, before it prints the answers to a
+C-FIND. The tests check what it did before that.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_a_store_that_is_refused(node: Archive, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_it_moves_arrives(node: Archive, study: list[Dataset], tmp_path: Path) -> None:
-    """GDCM's title leads to a receiver of ours: as a receiver this gdcmscu aborts at the first data set."""
+    """GDCM's AE title leads to a receiver of ours, because gdcmscu aborts as a receiver at the first data set."""
     study_key = f"20,d={study[0].StudyInstanceUID}"
     options = ("--move", "--studyroot", "--study", "--key", study_key, "--port-scp", free_port(), "-o", tmp_path)
     received = node.receiver.received

@@ -1,7 +1,7 @@
 """Proves that Orthanc can send to the node, receive from it, and query and retrieve from it.
 
-One Orthanc and one node for all tests. Orthanc calls us under three AE titles: SENDER may store, ORTHEXACT gets
-originals and ORTHRECON gets reconstructions; moved images go to the last two, which both are this Orthanc.
+All tests share one Orthanc and one node. Orthanc calls the node under three AE titles: SENDER may store, ORTHEXACT gets
+originals and ORTHRECON gets reconstructions. Moved images go to the last two, which are both this Orthanc.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 @pytest.fixture(autouse=True)
 def empty(orthanc: Orthanc) -> None:
-    """Each test begins with an Orthanc that holds nothing."""
+    """Empty Orthanc before each test."""
     orthanc.clear()
 
 
@@ -80,7 +80,7 @@ def address(node: Node) -> Address:
 
 @dataclass(frozen=True)
 class Stored:
-    """A mammogram that Orthanc sent and that is at rest, with a rendition."""
+    """A mammogram that Orthanc sent and that was encoded, with a rendition."""
 
     dataset: Dataset
     instance: StoredInstance
@@ -114,7 +114,7 @@ def received(orthanc: Orthanc, uid: str) -> Dataset:
 
 
 def elements(ds: Dataset) -> dict[Any, Any]:
-    """Tag to value representation and value, but for group lengths, which DCMTK drops."""
+    """VR and value by tag, without group lengths, which DCMTK drops."""
     return {element.tag: (element.VR, element.value) for element in ds if element.tag.element}
 
 
@@ -184,7 +184,7 @@ def test_orthanc_hears_that_a_store_was_refused(orthanc: Orthanc, node: Node, tm
 
 
 def test_orthanc_hears_that_a_uid_is_taken(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
-    """The same UID with other content fails; the same once more succeeds."""
+    """The same UID with other content fails, and the same instance sent again succeeds."""
     ds = samples.mammogram(samples.breast(64, 48))
     first = samples.write(ds, tmp_path / "1.dcm")
     send(orthanc, [first])
@@ -254,7 +254,8 @@ def test_a_study_of_several_kinds_goes_to_orthanc(orthanc: Orthanc, node: Node, 
 
 @pytest.mark.slow
 def test_own_reconstruction_that_comes_back_is_known(orthanc: Orthanc, node: Node, image: Stored) -> None:
-    """Orthanc re-encodes what we send and may send it on to us: it is no new image, and nothing is kept twice."""
+    """Orthanc re-encodes objects that we send, and may send them back to us. They are not new images, and nothing is
+    stored twice."""
     move(image_identifier(image.dataset.StudyInstanceUID), address(node), calling="MOVER", destination="ORTHRECON")
     before = set(node.store.digests())
     quarantined = node.index.quarantine.all()
@@ -283,7 +284,7 @@ def study_of(node: Node, folder: Path, sizes: list[tuple[int, int]]) -> list[Dat
 
 
 def test_an_orthanc_that_is_full_refuses_and_is_counted(node: Node, tmp_path: Path) -> None:
-    """MaximumStorageSize 1 MB: an image of 2 MB is refused, those before and after it are not."""
+    """MaximumStorageSize is 1 MB. An image of 2 MB is refused, and the images before and after it are accepted."""
     (tmp_path / "files").mkdir()
     made = study_of(node, tmp_path / "files", [(64, 48), (1024, 1024), (64, 48)])
     wanted = image_identifier(made[0].StudyInstanceUID)
@@ -306,7 +307,7 @@ def moved(wanted: Dataset, node: Node, destination: str) -> list[tuple[Dataset, 
 
 @pytest.mark.slow
 def test_a_study_that_orthanc_deletes_while_we_send_it(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
-    """Every image is counted once, and moved again the study is whole."""
+    """Every image is counted once. When the study is moved again, Orthanc has all of it."""
     made = study_of(node, tmp_path, [(64, 48)] * 40)
     wanted = image_identifier(made[0].StudyInstanceUID)
     ended = threading.Event()
@@ -336,7 +337,7 @@ def test_a_study_that_orthanc_deletes_while_we_send_it(orthanc: Orthanc, node: N
 
 
 def ask(orthanc: Orthanc, caller: str, level: str, **query: str) -> tuple[str, list[dict[str, Any]]]:
-    """C-FIND by Orthanc: the query's path in its REST interface, and the answers."""
+    """A C-FIND that Orthanc sends. Returns the path of the query in its REST interface, and the answers."""
     path = orthanc.post(f"/modalities/{caller}/query", {"Level": level, "Query": query})["Path"]
     numbers = orthanc.get(f"{path}/answers")
     return path, [orthanc.get(f"{path}/answers/{number}/content?simplify") for number in numbers]
@@ -364,7 +365,7 @@ def test_orthanc_finds_at_every_level(orthanc: Orthanc, node: Node, image: Store
 
 @pytest.mark.slow
 def test_orthanc_and_we_find_a_patient_of_two_names_alike(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
-    """A patient who married: at every level below PATIENT, each study is found by the attributes that it came with."""
+    """A patient has married. At every level below PATIENT, each study is found by the attributes that it came with."""
     first, second = (
         samples.mammogram(samples.breast(64, 48), PatientID="ORTHANC-2", PatientName=name, PatientBirthDate=born)
         for name, born in (("Doe^Jane", "19600101"), ("Smith^Jane", "19600102"))

@@ -56,14 +56,14 @@ def index(url: str) -> Iterator[Index]:
 
 @pytest.fixture
 def archive(url: str, tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node whose index is on the server, its archivist working."""
+    """A node with its index on the server, and a running archivist."""
     changes = {"storage": {"database": url}, "originals": {"retain_for": "0d"}}
     with Node(settings_for(tmp_path / "archive", receiver.port, **changes)) as node:
         yield Archive(node, receiver)
 
 
 def small(**changes: Any) -> Dataset:
-    """An image of 32 by 32 pixels, which is kept and not encoded."""
+    """An image of 32 by 32 pixels, which is stored and not encoded."""
     ds = mammogram(**changes)
     ds.Rows = ds.Columns = 32
     ds.PixelData = ds.PixelData[: 2 * 32 * 32]
@@ -77,7 +77,7 @@ def statuses(archive: Archive, *files: Path) -> list[int]:
 
 
 def found(archive: Archive, level: str, **keys: str) -> list[str]:
-    """Study Instance UIDs of a C-FIND."""
+    """The Study Instance UIDs that a C-FIND returns."""
     query = Dataset()
     query.SpecificCharacterSet, query.QueryRetrieveLevel = "ISO_IR 192", level
     query.StudyInstanceUID = ""
@@ -107,7 +107,7 @@ def together(count: int, act: Callable[[int], Any]) -> list[Any]:
 
 @pytest.mark.slow
 def test_the_life_of_an_image(archive: Archive, tmp_path: Path) -> None:
-    """Received, encoded, found, retrieved in both renditions, purged, amended, held and deleted."""
+    """It is received, encoded, found, retrieved in both renditions, purged, amended, held and deleted."""
     index, ds = archive.node.index, mammogram(PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 192")
     (held,) = send_and_settle(archive, tmp_path, ds)
     assert held.state is InstanceState.VERIFIED
@@ -172,7 +172,7 @@ def test_queries_compare_text_by_code_point(archive: Archive, tmp_path: Path) ->
 def test_a_running_node_outlives_a_restart_of_the_server(
     archive: Archive, server: PostgreSql, tmp_path: Path, mode: str
 ) -> None:
-    """While the server is down, an image is refused; it is never lost, and nothing has to be started again."""
+    """While the server is down, images are refused. No image is lost, and nothing has to be restarted."""
     one, two = small(SOPInstanceUID="1.2.3.1"), small(SOPInstanceUID="1.2.3.2")
     files = [write(ds, tmp_path / f"{ds.SOPInstanceUID}.dcm") for ds in (one, two)]
     assert statuses(archive, files[0]) == [0]
@@ -219,7 +219,7 @@ def test_a_reader_sees_one_state_and_keeps_no_writer_waiting(index: Index) -> No
 
 
 def test_the_defaults_of_a_server_do_not_change_what_a_writer_sees(server: PostgreSql, url: str) -> None:
-    """A snapshot from before the wait for the lock would lack what the writer before committed."""
+    """A snapshot that was taken before waiting for the lock would lack the commit of the previous writer."""
     server.sql(f"ALTER DATABASE {name_of(url)} SET default_transaction_isolation = 'serializable'")
     with closing(Index.open(f"{url}&connect_timeout=20")) as index:
         assert together(8, lambda number: index.add(new_instance(f"1.2.3.{number}"))) == [Added.NEW] * 8
@@ -232,7 +232,7 @@ def test_a_reader_cannot_write(index: Index) -> None:
 
 
 def test_a_writer_waits_for_another_for_a_limited_time(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As behind a node that was stopped by a debugger: the lock would be held for ever."""
+    """If a debugger stops a node, it would hold the lock for ever."""
     monkeypatch.setattr(connection, "_WRITE_LOCK", connection._WRITE_LOCK.replace("'60s'", "'50ms'"))
     with writing(index.engine), pytest.raises(IndexFault, match="lock timeout"):
         index.add(new_instance())
@@ -269,7 +269,7 @@ def test_foreign_keys_are_checked_and_a_failed_write_leaves_nothing(index: Index
 def test_decisions_of_the_trail_are_replayed_and_their_numbers_are_not_given_again(
     server: PostgreSql, index: Index
 ) -> None:
-    """As after the restore of an older dump of the database."""
+    """This happens after an older dump of the database was restored."""
     index.add(new_instance())
     index.holds.add(HoldKind.STUDY, "1.2.1", **WHO)
     index.holds.put_label("teaching", "1.2.1", who="user:me")

@@ -41,7 +41,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def layer_of(module: str) -> str | None:
-    """The longest layer that holds the module."""
+    """The layer with the longest name that holds the module."""
     found = [layer for layer in LAYERS if module == layer or module.startswith(layer + ".")]
     return max(found, key=len, default=None)
 
@@ -78,14 +78,14 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_no_file_name_occurs_twice() -> None:
-    """A command's module is named after its command, whatever else has that name."""
+    """The module of a command is named after its command, even if another module has that name."""
     names = Counter(path.name for path in modules() if "commands" not in path.parts and "versions" not in path.parts)
     assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
 
 
 @pytest.mark.slow
 def test_no_test_module_imports_another() -> None:
-    """What several tests use lives in tests/support."""
+    """Helpers for several tests are in tests/support."""
     for path in sorted((ROOT / "tests").rglob("*.py")):
         modules_of_tests = [one for one in imports_of(path) if one.rpartition(".")[2].startswith("test_")]
         assert modules_of_tests == [], f"{path.relative_to(ROOT)} imports from a test module"
@@ -101,7 +101,7 @@ def test_every_test_file_says_what_it_proves() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["node.cli.main", "node.app", "node.config", "node.dimse.server"])
 def test_torch_is_not_imported(module: str) -> None:
-    """Torch lives in the workers: neither ``--help`` nor the DIMSE process loads it."""
+    """Only workers load torch: neither ``--help`` nor the DIMSE process does."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 0

@@ -40,7 +40,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def lines(page: Path) -> list[list[str]]:
-    """The words of each line of the ``sh`` blocks, comments left out."""
+    """The words of each line of the ``sh`` blocks, without comments."""
     text = "".join(block.replace("\\\n", " ") for language, block in blocks(page) if language == "sh")
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
@@ -51,14 +51,14 @@ def whole() -> list[list[str]]:
 
 
 def mentioned() -> list[list[str]]:
-    """The arguments of each ``latent-pacs`` in running text, where arguments may be left out."""
+    """The arguments of each ``latent-pacs`` in running text, which may leave arguments out."""
     texts = [re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S) for page in PAGES]
     found = {command for text in texts for command in re.findall(r"`latent-pacs ([^`]+)`", text)}
     return [shlex.split(command) for command in sorted(found)]
 
 
 def resolved(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
-    """The command that arguments name, its words, and the arguments that are left for it."""
+    """The command that arguments name, its words, and the remaining arguments."""
     command, name, rest = PROGRAM, [], arguments
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"{' '.join(arguments)}: no command {rest[0]}"
@@ -68,7 +68,7 @@ def resolved(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
 
 
 def test_no_command_escapes() -> None:
-    """A block with a command of ours says that it is for the shell."""
+    """A block with a command of ours must be marked as ``sh``."""
     for page in PAGES:
         for language, block in blocks(page):
             assert language == "sh" or not re.search(r"^latent-pacs ", block, re.M), f"{page.name}: {block}"
@@ -82,7 +82,7 @@ def test_whole_commands_parse(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", mentioned(), ids=" ".join)
 def test_mentioned_commands_parse(arguments: list[str]) -> None:
-    """Required arguments may be missing; options and the number of arguments must be right."""
+    """Required arguments may be missing, but options and the number of arguments must be right."""
     command, name, rest = resolved(arguments)
     options = {"--help"} | {
         option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
@@ -117,7 +117,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def runnable() -> list[list[str]]:
-    """The documented commands that need no image; those in running text too, where they have all their arguments."""
+    """The documented commands that need no image, also those in running text that have all their arguments."""
     found = [one for one in (*whole(), *mentioned()) if " ".join(resolved(one)[1]) in HARMLESS]
     return [list(one) for one in dict.fromkeys(map(tuple, found))]
 

@@ -1,6 +1,6 @@
 """docs/CONFORMANCE.md says what the code does: SOP classes, transfer syntaxes, statuses, private attributes, terms.
 
-And in the order of PS3.2 Annex A, whose headings are found by their titles here.
+It also has the order of PS3.2 Annex A. Headings are found here by their titles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEXT = (ROOT / "docs" / "CONFORMANCE.md").read_text(encoding="utf-8")
 
 
 def section(title: str) -> str:
-    """The text below a heading, its number left out, up to the next heading of its level or above."""
+    """The text below a heading, given without its number, up to the next heading of the same or a higher level."""
     heading = re.search(rf"^(#+) [\d.]+ {re.escape(title)}\n", TEXT, re.M)
     assert heading, title
     return re.split(rf"^#{{1,{len(heading[1])}}} ", TEXT[heading.end() :], maxsplit=1, flags=re.M)[0]
@@ -86,7 +86,7 @@ def test_every_uid_is_listed_by_its_name(title: str, uids: tuple[str, ...]) -> N
 
 
 def test_what_is_listed_is_what_is_offered(tmp_path: Path) -> None:
-    """Asked of the server itself, before it listens."""
+    """The server itself is asked, before it listens."""
     node = Node(settings_for(tmp_path))
     offered = {str(one.abstract_syntax): one.transfer_syntax for one in node.server.entity.supported_contexts}
     node.stop()
@@ -102,7 +102,7 @@ def test_services() -> None:
 
 
 def test_retrieve_lists_no_other_status() -> None:
-    """Those of node/dimse/handlers/c_move_c_get.py, and no status that nothing answers."""
+    """The statuses are those of node/dimse/handlers/c_move_c_get.py, without any that is never sent."""
     listed = {int(code, 16) for code in re.findall(r"^\| ([0-9A-F]{4}) \|", section("Retrieve"), re.M)}
     known = {meaning.code for meaning in (*QUERY_ERRORS.values(), OTHER_ERROR)}
     of_retrieve = (dimse_status.SUBOPERATIONS_FAILED, dimse_status.CANNOT_COUNT, dimse_status.ALL_SUBOPERATIONS_FAILED)

@@ -48,7 +48,7 @@ MODULES = (
 
 
 def constants_in(module: str) -> Iterator[tuple[str, Any]]:
-    """Name and value of each module-level constant in whose definition there is a number."""
+    """Name and value of each module-level constant whose definition has a number."""
     loaded = import_module(module.removesuffix(".py").replace("/", "."))
     for statement in ast.parse((ROOT / module).read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign):
@@ -70,7 +70,7 @@ def _is_number(node: ast.AST) -> bool:
 
 
 def documented_for(module: str) -> dict[str, tuple[Any, list[str]]]:
-    """Value and further cells of each row of the table under a module's heading, by name."""
+    """Value and further cells of each row of the table under a module's heading, by the name in the row."""
     part = ENCODER.split(f"\n### {module}\n")[1].split("\n### ")[0]
     rows = [line.strip("|").split(" | ") for line in part.splitlines() if line.startswith("| `")]
     return {cells[0].strip(" `*"): (ast.literal_eval(cells[1].strip(" `")), cells[2:]) for cells in rows}
@@ -128,7 +128,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def definitions_in(file: Path) -> set[str]:
-    """The names that a module defines; those of a class with the class before them."""
+    """The names that a module defines. Names in a class are preceded by that of the class."""
     found = set()
     for statement in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
@@ -139,7 +139,7 @@ def definitions_in(file: Path) -> set[str]:
 
 
 def keys_of(section: type[BaseModel]) -> set[str]:
-    """The keys of a section of config.yaml, those of its own sections with a dot."""
+    """The keys of a section of config.yaml. Keys of a nested section have its name and a dot in front."""
     found = set()
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -209,7 +209,7 @@ def loggers() -> set[str]:
 
 
 def test_every_logger_is_explained() -> None:
-    """By a row of its own, or by that of a package that holds it."""
+    """A logger has a row of its own, or one of a package that contains it."""
     part = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8").split("\n## What each log line asks for\n")[1]
     rows = re.findall(r"^\| (`[^|]+`) \|", part.split("\n## ")[0], re.M)
     explained = set(re.findall(r"`([^`]+)`", " ".join(rows)))

@@ -13,7 +13,7 @@ from tests.support.samples import MAMMOGRAPHY
 
 
 def item(**attributes: Any) -> Dataset:
-    """A data set of those attributes; lists of data sets become sequences."""
+    """A data set with these attributes. A list of data sets becomes a sequence."""
     made = Dataset()
     for keyword, value in attributes.items():
         many = isinstance(value, list) and (not value or isinstance(value[0], Dataset))
@@ -30,7 +30,7 @@ def references(*uids: str) -> list[Dataset]:
 
 
 def annotating(sop_class: str, modality: str, study: str) -> Dataset:
-    """What both have in common."""
+    """The attributes that reports and presentation states have in common."""
     return item(
         SOPClassUID=UID(sop_class),
         SOPInstanceUID=generate_uid(),
@@ -57,12 +57,12 @@ def scoord(shape: str, data: list[float], *children: Dataset) -> Dataset:
 
 
 def selected_from(uid: str) -> Dataset:
-    """The image of a coordinate, by value."""
+    """Select the image of a coordinate by value."""
     return item(RelationshipType="SELECTED FROM", ValueType="IMAGE", ReferencedSOPSequence=references(uid))
 
 
 def selected_by(*place: int) -> Dataset:
-    """The image of a coordinate, by reference to a content item."""
+    """Select the image of a coordinate by reference to a content item."""
     return item(RelationshipType="SELECTED FROM", ReferencedContentItemIdentifier=list(place))
 
 
@@ -78,7 +78,7 @@ def finding(value: str, *children: Dataset) -> Dataset:
 
 
 def cad_report(study: str, images: list[str], *findings: Dataset) -> Dataset:
-    """A Mammography CAD SR: its image library is content item 1.1, its findings are below 1.2."""
+    """A Mammography CAD SR. Its image library is content item 1.1, and its findings are below 1.2."""
     report = annotating(MAMMOGRAPHY_CAD_SR, "SR", study)
     library = [
         item(RelationshipType="CONTAINS", ValueType="IMAGE", ReferencedSOPSequence=references(uid)) for uid in images
@@ -115,7 +115,7 @@ def presentation_state(study: str, images: list[str], *annotations: Dataset, **a
 
 
 def area(top_left: list[int], bottom_right: list[int], *images: str) -> Dataset:
-    """A displayed area: column and row of its corner pixels, from 1."""
+    """A displayed area by column and row of its corner pixels, from 1."""
     made = item(DisplayedAreaTopLeftHandCorner=top_left, DisplayedAreaBottomRightHandCorner=bottom_right)
     if images:
         made.ReferencedImageSequence = Sequence(references(*images))

@@ -31,11 +31,11 @@ from tests.support.samples import breast, mammogram, write
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process."""
 
 
 class InlineWorkers:
-    """The worker's part done at once."""
+    """Workers that answer each request at once, in this process."""
 
     catalogue = Catalogue(parse({}, "test").reconstruct)
     size = 1
@@ -50,7 +50,7 @@ class InlineWorkers:
 
 
 class RestlessPacker(Packer):
-    """Looks for originals to move at each step, however long the last look took."""
+    """A packer that looks for originals to move at each step, however long the last search took."""
 
     def step(self) -> bool:
         self._look_again = 0.0
@@ -58,7 +58,7 @@ class RestlessPacker(Packer):
 
 
 class ArchiveParts:
-    """One archive without its doors, made anew on the same folder as often as a test likes."""
+    """The parts of one archive, without network. A test can create them repeatedly on the same folder."""
 
     def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
         self.root = root
@@ -84,7 +84,7 @@ class ArchiveParts:
     def receive(
         self, uid: str, *, state: InstanceState = InstanceState.VERIFIED, pixels: NDArray[np.uint16] | None = None
     ) -> bytes:
-        """An instance at rest; what was received."""
+        """Store an instance and set its state. Returns the received bytes."""
         pixels = breast(300, 280) if pixels is None else pixels
         path = write(mammogram(pixels, SOPInstanceUID=uid), self.root / f"{uid}.dcm")
         data = path.read_bytes()
@@ -109,14 +109,14 @@ class ArchiveParts:
             return path.read_bytes()
 
     def work(self) -> int:
-        """Everything the custodian has to do; how many steps that were."""
+        """Run the packer until nothing is left to do. Returns the number of steps."""
         steps = 0
         while self.custodian.step():
             steps += 1
         return steps
 
     def check_promises(self) -> None:
-        """Every original that a row names is there, and gives the received bytes back."""
+        """Check that every original that a row names is there, and gives the received bytes."""
         with self.index.engine.connect() as connection:
             for row in connection.execute(
                 text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")
@@ -131,7 +131,7 @@ class ArchiveParts:
 
 
 def in_the_cold_store(folder: Path, uid: str) -> ArchiveParts:
-    """An archive whose only original, of that UID, is in the cold store."""
+    """An archive whose only original, with that UID, is in the cold store."""
     parts = ArchiveParts(folder / "archive", coder="none", path=str(folder / "cold"))
     parts.receive(uid)
     assert parts.work() == 1

@@ -18,7 +18,7 @@ class Signed:
 
 
 class Authority:
-    """A certificate authority in a folder; ``sign`` makes certificates for names."""
+    """A certificate authority in a folder. ``sign`` makes certificates for names."""
 
     def __init__(self, folder: Path, name: str = "Test authority") -> None:
         need("openssl")
@@ -31,7 +31,7 @@ class Authority:
         )
 
     def sign(self, name: str, *, days: int = 2) -> Signed:
-        """For ``name`` as common name and alternative name, and for this machine's own address."""
+        """Sign a certificate for ``name`` as common name and alternative name, and for this machine's own address."""
         made = Signed(self._folder / f"{name}.pem", self._folder / f"{name}-key.pem")
         request, extensions = self._folder / f"{name}.csr", self._folder / f"{name}.ext"
         extensions.write_text(f"subjectAltName=DNS:{name},IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")

@@ -21,7 +21,8 @@ _ITS_OWN = "not an origin"
 
 @dataclass(frozen=True)
 class Seen:
-    """``dom``: the page after it was loaded; ``requests``: URLs other than its own and data; ``console``: lines."""
+    """What Chromium saw. ``dom``: the loaded page. ``requests``: URLs other than its own and data URLs. ``console``:
+    lines."""
 
     dom: str
     requests: list[str]
@@ -29,7 +30,7 @@ class Seen:
 
 
 def open_page(page: Path, folder: Path, *more: str) -> Seen:
-    """Open a page in Chromium; the test is skipped where there is none."""
+    """Open a page in Chromium. The test is skipped if Chromium is missing."""
     need("chromium")
     log = folder / "net.json"
     profile = f"--user-data-dir={folder / 'profile'}"
@@ -40,7 +41,7 @@ def open_page(page: Path, folder: Path, *more: str) -> Seen:
 
 
 def screenshot(page: Path, picture: Path, folder: Path, *more: str) -> None:
-    """The page as a PNG, 1200 pixels wide."""
+    """The page as a PNG of 1200 pixels width."""
     need("chromium")
     profile = f"--user-data-dir={folder / 'profile'}"
     command = ["chromium", *_QUIET, profile, f"--screenshot={picture}", "--window-size=1200,3000", *more]

@@ -37,7 +37,7 @@ POINT = OperatingPoint(2, "jpegls")
 
 
 class FailingDecoders(InlineWorkers):
-    """Decoders that crash on whatever they are asked, or fail with another error."""
+    """Decoders that crash on every request, or fail with another error."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error or WorkerDied("killed by signal 11")
@@ -52,7 +52,8 @@ class FailingDecoders(InlineWorkers):
 
 
 class InlinePool(InlineWorkers):
-    """Every kind of worker's part done at once. ``first`` is called with each request, and may raise an error."""
+    """A pool that answers every kind of request at once. ``first`` is called with each request, and may raise an
+    error."""
 
     def __init__(self, first: Callable[[object], object] = lambda request: None) -> None:
         self.first = first
@@ -95,7 +96,7 @@ def small(uid: str, **changes: Any) -> Dataset:
 
 
 def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = True, patches: bytes = b"") -> Pair:
-    """A black base of an image, and a bicubic reconstruction with the digests of its true pixels."""
+    """A black base of an image, and a bicubic reconstruction with the digests of its actual pixels."""
     header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
     coded = coders.encode(np.zeros((-(-ds.Rows // 2), -(-ds.Columns // 2)), np.uint16), POINT)
     digest = hashlib.sha256(received).hexdigest()
@@ -126,7 +127,7 @@ def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = Tr
 
 
 def encoded(request: EncodeRequest | ReverifyRequest) -> EncodeResult:
-    """As from an encoder that always finds a black base good enough: the same answer to the same request."""
+    """The answer of an encoder that accepts a black base for every image. The same request gets the same answer."""
     received, ds = request.original.read_bytes(), dcmread(request.original)
     patches = b""
     if request.regions:
@@ -142,7 +143,7 @@ def encoded(request: EncodeRequest | ReverifyRequest) -> EncodeResult:
 
 
 def hold_image(bench: ArchiveParts, ds: Dataset, derived_uid: str, *, passed: bool = True) -> bytes:
-    """Receive an image of 12 bits and give it a rendition; what was received."""
+    """Receive an image of 12 bits and give it a rendition. Returns the received bytes."""
     received = write(ds, bench.root / "received.dcm").read_bytes()
     receive(bench, received, ds)
     claim = bench.index.claim("test", 60)
@@ -175,7 +176,8 @@ def derived_object(bench: ArchiveParts, made: StoredRendition, target: Path, ame
 def just_before(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, do: Callable[[], Any], *, times: int = 1
 ) -> None:
-    """Let another thread's ``do`` come in right before the next calls of a method, which then goes its usual way."""
+    """Call ``do`` right before each of the next calls of a method, as another thread might act. The method then
+    runs."""
     method, left = getattr(owner, name), [times]
 
     def beaten(*args: Any, **named: Any) -> Any:

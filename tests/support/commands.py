@@ -19,7 +19,8 @@ from tests.support.paths import ROOT
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in this process: exit code, standard output and standard error as the console script has them."""
+    """Run a command in this process. Returns exit code, standard output and standard error as the console script has
+    them."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -42,7 +43,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def run_process(
     *arguments: str, cwd: Path | None = None, stdout: int | IO[str] = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, for tests of what only a process shows."""
+    """Run a command in a process of its own, for tests of what only a process shows."""
     command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(
@@ -51,5 +52,5 @@ def run_process(
 
 
 def invoke(*arguments: str, input: str = "") -> Result:
-    """A command in this process that is given answers; an error of ours is the result's ``exception``."""
+    """Run a command in this process with answers as its input. An error of ours is the ``exception`` of the result."""
     return CliRunner().invoke(main.app, arguments, input=input)

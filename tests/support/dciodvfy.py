@@ -8,7 +8,7 @@ from tests.support.peers import run
 
 
 def error_lines(file: Path) -> set[str]:
-    """What dciodvfy calls an error; its exit code says nothing."""
+    """The lines that dciodvfy reports as errors. Its exit code says nothing."""
     ran = run("dciodvfy", file)
     assert "Image" in ran.output, f"dciodvfy did not recognise the object: {ran.output}"
     newer = "not a recognized standard attribute - (0x0008,0x001c)"  # Synthetic Data, younger than this dciodvfy

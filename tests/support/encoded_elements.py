@@ -10,7 +10,7 @@ from pydicom.uid import (
 
 
 def element(tag: int, vr: str, value: bytes, syntax: UID, *, undefined: bool = False) -> bytes:
-    """One encoded element; the value of an undefined length brings its own delimiter."""
+    """One encoded element. The value of an undefined length must contain its delimiter."""
     order = "<" if syntax.is_little_endian else ">"
     head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
     length = 0xFFFFFFFF if undefined else len(value)

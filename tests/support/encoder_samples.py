@@ -32,12 +32,12 @@ FULL = np.uint8(192)
 
 
 def level_code(deviation: float) -> int:
-    """The code of a standard deviation as docs/FORMATS.md has it."""
+    """The code of a standard deviation by docs/FORMATS.md."""
     return round(128 + 8 * np.log2(deviation))
 
 
 def soft(cutoff: float = 0.18) -> NDArray[np.uint8]:
-    """A spectrum that falls off as a detector's does, the same in all directions: a Gaussian of that width."""
+    """A spectrum that falls off like a detector's in all directions: a Gaussian of that width."""
     down, across = np.linspace(-0.5, 0.5, SPECTRUM[0])[:, None], np.linspace(0, 0.5, SPECTRUM[1])[None]
     power = np.exp(-(down**2 + across**2) / (2 * cutoff**2))
     return np.rint(255 + np.log2(power) / 0.25).clip(1).astype(np.uint8)
@@ -75,8 +75,8 @@ def phantom(rows: int = 640, columns: int = 544, bits: int = 12) -> Pixels:
 
 
 def with_implant(noise: float = 0.0) -> Pixels:
-    """The phantom with an implant that is clipped at 4,095. ``noise``: standard deviation that the tissue has besides,
-    in grey levels."""
+    """The phantom with an implant that is clipped at 4,095. ``noise``: standard deviation of additional noise in the
+    tissue, in grey levels."""
     pixels = phantom().astype(np.float64)
     pixels += np.where(pixels > 0, noise * np.random.default_rng(1).standard_normal(pixels.shape), 0)
     row, column = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
@@ -86,13 +86,13 @@ def with_implant(noise: float = 0.0) -> Pixels:
 
 
 def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:
-    """An image of 256 pixels a side at least."""
+    """The source and the reference of an image of at least 256 pixels a side."""
     source, ds = _source_and_header(pixels, bits, changes)
     return source, Reference(pixels, ds, source.padding_pixels)
 
 
 def source_alone(pixels: Pixels) -> Source:
-    """An image of any size, of which nothing is measured."""
+    """The source of an image of any size, of which nothing is measured."""
     return _source_and_header(pixels, 12, {})[0]
 
 

@@ -31,7 +31,7 @@ from tests.support.samples import breast, mammogram, write
 
 
 def fill(node: Node, folder: Path) -> dict[str, str]:
-    """Put something of every kind into a node; the SOP Instance UIDs by what they are."""
+    """Put something of every kind into a node. Returns the SOP Instance UIDs by name."""
     archive, index = Archive(node, None), node.index  # type: ignore[arg-type]
     sent = {"verified": mammogram(), "small": mammogram(breast(200, 200)), "deleted": mammogram(breast(180, 200))}
     sent["held"] = mammogram(breast(190, 200), PatientID="P0009")
@@ -115,7 +115,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
 
 
 def tables_of(file: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table that is promised to come back, as SQLite has it; leases left out."""
+    """The rows of every table that a rebuild must restore, without leases, as SQLite has them."""
     connection = sqlite3.connect(file)
     found = {}
     for name in [*TABLES, "trail", "archive"]:

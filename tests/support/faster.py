@@ -5,15 +5,15 @@ processor time until it has encoded its first image, nearly all of it imports. H
 per test session (multiprocessing's "forkserver"), which has imported the libraries and computed nothing. The tests of
 ``latent-pacs serve`` run in processes of their own and start workers as a node does.
 
-``stop_servers_at_once``: a server of the standard library looks every half second whether it is to stop. Here it waits
-for connections only, and one from ourselves ends the wait.
+``stop_servers_at_once``: a server of the standard library checks every half second whether it should stop. Here it only
+waits for connections, and a connection from this process ends the wait.
 
 ``copy_new_indexes``: the schema of an empty index takes 50 ms to create, and a copy of one does not.
 
 ``build_commands_once``: the tree of all commands takes 80 ms to build, which the console script does once.
 
-``measure_fsim_of_two_tiles``: FSIM decides nothing, and measuring it takes half the time to encode a small image. Tests
-of FSIM itself measure all tiles (``tests/unit/node/fidelity/test_fidelity.py``).
+``measure_fsim_of_two_tiles``: the gate does not use FSIM, and measuring it takes half the time to encode a small image.
+Tests of FSIM itself measure all tiles (``tests/unit/node/fidelity/test_fidelity.py``).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from storage.index import connect, holdings, migrate
 
 
 def fork_workers_from_a_warm_process() -> None:
-    """From now on, worker pools of this process start their workers that way."""
+    """From now on, fork the workers of this process's pools from a process that has loaded the libraries."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.support.preloaded"])
     forkserver.ensure_running()
     pool.START_METHOD = "forkserver"
 
 
 def stop_servers_at_once() -> None:
-    """From now on, servers of this process are woken to be stopped, and sleep otherwise."""
+    """From now on, servers of this process only wait for connections, and a connection from this process stops them."""
 
     def shutdown(server: Any) -> None:
         server._BaseServer__shutdown_request = True
@@ -58,7 +58,7 @@ def stop_servers_at_once() -> None:
 
 
 def build_commands_once() -> None:
-    """From now on, commands that run in this process share their tree."""
+    """From now on, all commands that run in this process use the same tree."""
     typer.main.get_command = typer.testing._get_command = lru_cache(typer.main.get_command)
 
 

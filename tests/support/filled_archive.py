@@ -1,4 +1,4 @@
-"""A stopped archive with a row of every kind, which tests copy, damage and rebuild."""
+"""Makes a stopped archive with a row of every kind, which tests copy, damage and rebuild."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def configured(folder: Path) -> Path:
 
 @dataclasses.dataclass
 class FilledArchive:
-    """An archive with everything in it, stopped."""
+    """A stopped archive with a row of every kind."""
 
     config: Path
     uids: dict[str, str]
@@ -56,12 +56,12 @@ class FilledArchive:
 
     @property
     def quiet(self) -> Settings:
-        """As ``settings``, with an archivist that leaves everything as it is."""
+        """``settings`` with the archivist switched off."""
         off = self.settings.archivist.model_copy(update={"enabled": False})
         return self.settings.model_copy(update={"archivist": off})
 
     def twin(self, folder: Path) -> FilledArchive:
-        """A copy of it as it is now."""
+        """A copy of the archive in ``folder``."""
         shutil.copytree(self.root, folder / "archive")
         return FilledArchive(configured(folder), self.uids)
 
@@ -71,7 +71,7 @@ class FilledArchive:
 
 
 def answers(made: FilledArchive) -> dict[str, Any]:
-    """What C-FIND, status and the lists of the command line say."""
+    """The answers of C-FIND, status and the lists of the command line."""
     with Node(made.quiet) as node:
         to, index, found = Archive(node, None).address, node.index, []  # type: ignore[arg-type]
         for study in (made.uids["study"], made.uids["other study"]):

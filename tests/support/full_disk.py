@@ -1,7 +1,6 @@
-"""A node that starts on a full disk; run by tests/journeys/archive/test_disk.py where it may mount, with a folder to
-work in.
+"""Starts a node on a full disk, and prints the results as JSON.
 
-It prints what came of it as JSON.
+tests/journeys/archive/test_disk.py runs it in a process that may mount, with a folder to work in.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def stored(node: Node, path: Path) -> int:
 
 
 def fill(file: Path) -> None:
-    """Take all the room there is."""
+    """Use up all free room of the disk."""
     for size in (1 << 16, 1 << 12, 1):
         try:
             with file.open("ab", buffering=0) as out:

@@ -25,7 +25,7 @@ POINT = "x2 jpegxl d0.3"
 
 @dataclass
 class Holdings:
-    """A store and an index that agree. ``objects``: the bytes of every object, by digest."""
+    """A consistent store and index. ``objects``: the bytes of every object, by digest."""
 
     root: Path
     index: Index
@@ -36,7 +36,7 @@ class Holdings:
     renditions: list[str] = field(default_factory=list)
 
     def put(self, data: bytes) -> str:
-        """An object without a row, written as long ago as orphans are."""
+        """Write an object without a row, whose time is as old as that of orphans. Returns its digest."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.store.path(digest)
         path.parent.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ class Holdings:
         return digest
 
     def restore(self, digest: str) -> None:
-        """Put the bytes of an object back, whatever is in its place."""
+        """Write the original bytes of an object again, whatever is in its place."""
         path = self.store.path(digest)
         if path.is_dir():
             path.rmdir()
@@ -66,7 +66,7 @@ def uid_of(number: int) -> str:
 
 
 def filled(root: Path, images: int, *, seed: int = 0) -> Holdings:
-    """``images`` verified instances: three objects each, of 1 to 3000 random bytes."""
+    """An archive of ``images`` verified instances, with three objects each, of 1 to 3000 random bytes."""
     chance = random.Random(seed)
     made = Holdings(root, Index.open(f"sqlite:///{root / 'index.sqlite'}"), ObjectStore(root))
     now = datetime.now(UTC).replace(tzinfo=None)

@@ -1,4 +1,4 @@
-"""Instances and renditions as services hand them to the index, without files."""
+"""Makes instances and renditions as services pass them to the index, without files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def url_of(folder: Path) -> str:
 def new_instance(
     uid: str = "1.2.3.1", *, patient_id: str = "P1", study_uid: str = "1.2.1", **changes: Any
 ) -> NewInstance:
-    """What ingest would hand over for a mammogram of four by four pixels."""
+    """The instance that ingest would commit for a mammogram of four by four pixels."""
     series_uid = changes.pop("series_uid", f"{study_uid}.7")
     ds = mammogram(
         PIXELS, SOPInstanceUID=uid, PatientID=patient_id, StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid
@@ -88,7 +88,7 @@ def claimed(index: Index, owner: str = "worker", lease: float = 60.0) -> Claim:
 
 
 def between_look_and_write(monkeypatch: pytest.MonkeyPatch, engine: Engine, act: Callable[[], object]) -> None:
-    """Let somebody act between the first connection of the next call, which reads, and its second, which writes."""
+    """Call ``act`` between the first connection of the next operation, which reads, and its second, which writes."""
     real = engine.connect
 
     def look() -> object:

@@ -29,7 +29,7 @@ class InlineArchivist:
         self.archivist = Archivist(*parts, when_idle=self._idle)
 
     def run(self) -> StoredInstance | None:
-        """Work until nothing is left; the image of ``UID`` afterwards."""
+        """Work until nothing is left to do. Returns the image with ``UID``."""
         self.archivist.run()
         self.bench.index.garbage.collect(self.bench.stores)
         return self.bench.index.by_uid(UID)
@@ -41,7 +41,7 @@ class InlineArchivist:
 
 
 def arrive(bench: ArchiveParts, ds: Dataset | None = None) -> bytes:
-    """Receive a data set, by default an image of the smallest size that is encoded; what was received."""
+    """Receive a data set, by default an image of the smallest size that is encoded. Returns the received bytes."""
     ds = mammogram(breast(256, 256), SOPInstanceUID=UID) if ds is None else ds
     data = write(ds, bench.root / "arriving.dcm").read_bytes()
     receive(bench, data, ds)
@@ -49,7 +49,7 @@ def arrive(bench: ArchiveParts, ds: Dataset | None = None) -> bytes:
 
 
 def once(kind: type, do: Callable[[], object]) -> Callable[[object], None]:
-    """For ``InlinePool``: do something when a worker gets its first request of a kind."""
+    """For ``InlinePool``: a function that calls ``do`` at the first request of a kind."""
     left = [1]
 
     def first(request: object) -> None:

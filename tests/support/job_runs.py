@@ -1,4 +1,4 @@
-"""A job run without the job runner, a scrub without a node, and the job reverify as a node runs it."""
+"""Runs a job without the job runner, a scrub without a node, and the job reverify as a node runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage.objects.store import ObjectStore
 
 
 class CountedRun:
-    """Runs a job's work once, and can cancel it after so many steps."""
+    """Runs a job's work once, and can cancel it after a number of steps."""
 
     def __init__(self, steps: int = 10**9) -> None:
         self.steps, self.last = steps, (0, 0, "")
@@ -32,7 +32,7 @@ class CountedRun:
 
 
 def scrub_in(index: Index, stores: Mapping[str, ObjectStore], plan: ScrubPlan) -> Scrub:
-    """A scrub that does not doubt the index, and to which a rebuild would bring nothing back."""
+    """A scrub that does not doubt the index, and that takes no object for one that a rebuild would recover."""
     rows = JobRows(index.engine)
     rows.ensure(["scrub"])
     sound = Mock(IndexStanding, doubt=lambda: "", damage=list)

@@ -1,4 +1,4 @@
-"""A limit on the size of files, which is met in the middle of a write as a full disk is."""
+"""Limits the size of files, so that a write fails in the middle, as on a full disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond that many bytes; what fits of a write is written."""
+    """Let no file of this process grow beyond ``size`` bytes. The part of a write that fits is written."""
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
 
 
 class NodeProcess:
-    """A node in a process of its own, on a fixed port and folder, so that it can be started again."""
+    """A node in a process of its own, with a fixed port and folder, so that it can be restarted."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.config, self.port = folder / "archive", folder / "config.yaml", free_port()

@@ -46,7 +46,7 @@ def dead_port() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A tool that has ended: its exit code and its output (with -d, every DIMSE message)."""
+    """A finished run of a tool: its exit code and its output (with -d, every DIMSE message)."""
 
     code: int
     output: str
@@ -70,7 +70,7 @@ class Ran:
 
     @property
     def failed_uids(self) -> set[str]:
-        """Failed SOP Instance UID List (0008,0058) of the last response with one."""
+        """The Failed SOP Instance UID List (0008,0058) of the last response that has one."""
         return set(_last(r"\(0008,0058\) UI \[([0-9.\\]+)\]", self.output).split("\\"))
 
     @property
@@ -99,7 +99,7 @@ def run(tool: str, *arguments: object, timeout: float = 300) -> Ran:
 
 @contextmanager
 def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
-    """A tool that runs inside the block; killed at its end."""
+    """A tool that runs inside the block, and is killed at its end."""
     need(str(command[0]))
     process = subprocess.Popen(
         list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -125,7 +125,7 @@ def storescu(files: Sequence[Path], to: Address, *options: object, calling: str 
 def findscu(
     to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, check: bool = True
 ) -> tuple[Ran, list[Dataset]]:
-    """C-FIND with ``root`` -P, -S or -O, and the matches that findscu wrote to ``folder``."""
+    """C-FIND with ``root`` -P, -S or -O. Returns the matches that findscu wrote to ``folder``."""
     folder.mkdir(exist_ok=True)
     ran = run(
         *("findscu", "-d", root, "-aet", calling, "-aec", to.ae_title, "-X", "-od", folder),
@@ -151,7 +151,7 @@ def movescu(
     options: str = "",
     timeout: float = 300,
 ) -> Ran:
-    """C-MOVE to one of our peers; ``destination``: if it is not the caller."""
+    """C-MOVE to one of our peers. ``destination``: needed if it is not the caller."""
     return run(
         *("movescu", "-d", "-dhl", root, *options.split(), "-aet", calling, "-aem", destination or calling),
         *("-aec", to.ae_title, *_keys(level, keys), to.host, to.port),
@@ -160,7 +160,7 @@ def movescu(
 
 
 def getscu(to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, options: str = "+B") -> Ran:
-    """C-GET into ``folder``; +B writes data sets as they were received."""
+    """C-GET into ``folder``. With +B, data sets are written as they were received."""
     folder.mkdir(exist_ok=True)
     return run(*getscu_command(to, folder, root, level, *keys, calling=calling, options=options))
 
@@ -181,7 +181,7 @@ def _keys(level: str, keys: Sequence[str]) -> list[str]:
 
 @dataclass
 class StoreScp:
-    """DCMTK's storescp while it runs, and the folder that it writes to."""
+    """A running storescp of DCMTK, and the folder to which it writes."""
 
     folder: Path
     process: subprocess.Popen[bytes]
@@ -199,7 +199,7 @@ class StoreScp:
 
 @contextmanager
 def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
-    """DCMTK's storescp on a port, in its bit-preserving mode unless ``options`` say otherwise."""
+    """Run DCMTK's storescp on a port, in its bit-preserving mode unless ``options`` say otherwise."""
     need("storescp")
     folder.mkdir(exist_ok=True)
     log = folder.with_suffix(".log")
@@ -221,7 +221,7 @@ def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
 
 
 def listens(port: int) -> bool:
-    """True when a TCP connection to the port is accepted."""
+    """Whether the port accepts a TCP connection."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
         return True
     return False
@@ -244,7 +244,7 @@ def _last(pattern: str, text: str) -> str:
 
 
 class Orthanc:
-    """An Orthanc of its own: temporary storage, REST for this machine only, no plugins."""
+    """An Orthanc for tests: temporary storage, REST for this machine only, no plugins."""
 
     ae_title = "ORTHANC"
 
@@ -316,7 +316,7 @@ class Orthanc:
         return json.loads(content) if is_json else content
 
     def instances(self) -> dict[str, str]:
-        """SOP Instance UID to Orthanc's own identifier, for all its instances."""
+        """Orthanc's own identifiers of all its instances, by SOP Instance UID."""
         found = self.get("/instances?expand")
         return {one["MainDicomTags"]["SOPInstanceUID"]: one["ID"] for one in found}
 

@@ -33,7 +33,7 @@ class PostgreSql:
         self.run("pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w", "-o", options, "start")
 
     def stop(self, mode: str = "fast") -> None:
-        """``mode``: ``fast`` ends the sessions, and ``immediate`` is a crash."""
+        """Stop the server. ``mode``: ``fast`` ends the sessions, and ``immediate`` is a crash."""
         self.run("pg_ctl", "-D", self.folder / "data", "-w", "-m", mode, "stop")
 
     def database(self) -> str:
@@ -46,7 +46,7 @@ class PostgreSql:
         return f"postgresql+psycopg://{user}@/{name}?host={self.folder}"
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """What psql prints for a statement."""
+        """The output of psql for a statement."""
         return self.run("psql", "-h", self.folder, "-U", _USER, "-d", database, "-Atqc", statement).strip()
 
     def run(self, tool: str, *arguments: object) -> str:

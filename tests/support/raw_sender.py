@@ -43,7 +43,7 @@ class RawSender:
         sop_class: str = MAMMOGRAPHY,
         syntax: str = ExplicitVRLittleEndian,
     ) -> Dataset:
-        """The status of a C-STORE; without a ``body`` the request announces no data set."""
+        """Send a C-STORE and return its status. Without a ``body``, the request announces no data set."""
         context = next(c for c in self.assoc.accepted_contexts if c.transfer_syntax[0] == syntax)
         request: Any = C_STORE()
         request.MessageID, request.Priority = 1, 2

@@ -10,9 +10,9 @@ from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_fro
 
 
 def keep_responses_of_all_requestors() -> None:
-    """From now on, ``AE.associate`` makes associations whose responses go to the ``send_*`` method that waits.
+    """From now on, ``AE.associate`` makes associations whose responses go to the waiting ``send_*`` method.
 
-    Associations that handle N-EVENT-REPORT stay as they are, since only the reactor thread takes that request.
+    Associations that handle N-EVENT-REPORT are not changed, since only the reactor thread receives that request.
     """
     associate = AE.associate
 

@@ -19,7 +19,7 @@ __all__ = ["MAMMOGRAPHY", "breast", "byte_planes", "mammogram", "rle_file", "wri
 
 
 def mammogram(pixels: NDArray[np.uint16] | None = None, *, bits: int = 12, **changes: Any) -> Dataset:
-    """As of benchmarks/samples.py; by default of 320 x 288 pixels, which a node encodes in a second."""
+    """A mammogram of benchmarks/samples.py, by default of 320 x 288 pixels, which a node encodes in a second."""
     return samples.mammogram(breast(320, 288, bits=bits) if pixels is None else pixels, bits=bits, **changes)
 
 

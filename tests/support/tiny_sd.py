@@ -14,7 +14,7 @@ _CLIP_WIDTH = 32
 
 
 def build(folder: Path, seed: int = 0) -> Path:
-    """Save the tiny pipeline (4 MB) below ``folder`` and return where; the same weights for the same seed."""
+    """Save the tiny pipeline (4 MB) below ``folder`` and return its path. The same seed gives the same weights."""
     import torch
     from diffusers import StableDiffusionLatentUpscalePipeline
 
@@ -32,7 +32,8 @@ def build(folder: Path, seed: int = 0) -> Path:
 
 
 def _unet() -> Any:
-    """The k-diffusion UNet: in 4 noisy + 4 image latents, out 4 latents + 1 variance that nobody uses."""
+    """The k-diffusion UNet. Inputs: 4 noisy latents and 4 of the image. Outputs: 4 latents and 1 variance that is not
+    used."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -76,7 +77,7 @@ def _vae() -> Any:
 
 
 def _scheduler() -> Any:
-    """Stable Diffusion's betas; log-linear sigmas, so that the loop ends at 0.029 as the real one's does."""
+    """Stable Diffusion's betas, with log-linear sigmas, so that the loop ends at 0.029 as with the real model."""
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(

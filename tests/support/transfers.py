@@ -27,7 +27,7 @@ def stored(archive: Archive, folder: Path) -> StoredInstance:
 
 
 def got(archive: Archive, held: StoredInstance, calling: str) -> tuple[int, list[str]]:
-    """Final status of a C-GET, and the UIDs that it says failed."""
+    """The final status of a C-GET, and the UIDs that it reports as failed."""
     archive.receiver.received.clear()
     identifier = client.image_identifier(held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
     response = client.get(
@@ -52,7 +52,7 @@ def send_and_settle(archive: Archive, folder: Path, *images: Dataset) -> list[St
 
 
 def moved(archive: Archive, ds: Dataset, *uids: str, to: str = "VIEWER") -> dict[str, str]:
-    """Digests of the pixels that a move of those UIDs brings, by the UIDs that they come under."""
+    """Digests of the pixels that a move of those UIDs delivers, by the UIDs of the received objects."""
     archive.receiver.received.clear()
     identifier = client.image_identifier(ds.StudyInstanceUID)
     if uids:

@@ -1,7 +1,7 @@
 """Makes mammograms as the large vendors send them for presentation: synthetic pixels under their kind of header.
 
-All values are of our own making. What is taken from life is what makes a reader stumble: matrix, bits, photometric
-interpretation, what is in the air, padding, windows and lookup tables.
+All values are made up. Taken from real images are the properties that are hard for a reader: matrix, bits, photometric
+interpretation, values in the air, padding, windows and lookup tables.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ LARGEST = (5355, 4915)
 
 
 def vendor_mammogram(vendor: str, rows: int = ROWS, columns: int = COLUMNS, seed: int = 0) -> Dataset:
-    """A mammogram as ``vendor``, one of ``VENDORS``, sends it; ``rows`` x ``columns`` pixels."""
+    """A mammogram of ``rows`` x ``columns`` pixels as ``vendor``, one of ``VENDORS``, sends it."""
     tissue, inside = breast_tissue(rows, columns, seed)
     return VENDORS[vendor](tissue, inside, np.random.default_rng(seed + 1))
 
 
 def breast_tissue(rows: int, columns: int, seed: int = 0) -> tuple[Image, Mask]:
-    """Tissue from 0 to 1, float32, dense being bright, dimmer towards the skin; and where the breast is, bool."""
+    """Tissue from 0 to 1, float32: dense tissue is bright, and it is dimmer towards the skin. Also the mask of the
+    breast, bool."""
     from scipy import fft
 
     random = np.random.default_rng(seed)
@@ -50,8 +51,8 @@ def breast_tissue(rows: int, columns: int, seed: int = 0) -> tuple[Image, Mask]:
 
 
 def _stored(tissue: Image, inside: Mask, bits: int, air: Any, low: int = 0, *, dark: bool = False) -> Pixels:
-    """Stored values of ``bits`` bits: tissue from ``low`` up, and around it ``air``, a value or values. ``dark``: dense
-    tissue is small, air is not turned over."""
+    """Stored values of ``bits`` bits: tissue from ``low`` up, and ``air``, one value or an array, around it. ``dark``:
+    dense tissue has small values; air is not inverted."""
     top = (1 << bits) - 1
     values = np.clip(np.rint(tissue * top), low, top)
     return np.where(inside, top - values if dark else values, air).astype(np.uint16)
@@ -101,7 +102,7 @@ def siemens(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset
 
 
 def siemens_inverse(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset:
-    """Siemens Novation: MONOCHROME1, the air one high value that no attribute names."""
+    """Siemens Novation: MONOCHROME1. The air has one high value, and no attribute names it."""
     ds = _inverse(mammogram(_stored(tissue, inside, 12, 4095, dark=True), bits=12))
     ds.WindowCenter, ds.WindowWidth = 2047, 2800
     return _made_by(ds, "SIEMENS", "MAMMOMAT Novation DR")
@@ -116,7 +117,7 @@ def fuji(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset:
 
 
 def microdose(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset:
-    """Philips (Sectra) MicroDose: 5355 x 4915 in life; padding 0 around, a sigmoid window."""
+    """Philips (Sectra) MicroDose: real images have 5355 x 4915 pixels. Padding 0 around, a sigmoid window."""
     ds = mammogram(_stored(tissue, inside, 12, 0, low=1), bits=12, PixelPaddingValue=0, VOILUTFunction="SIGMOID")
     ds.WindowCenter, ds.WindowWidth = 2000, 2600
     return _made_by(ds, "Philips Digital Mammography Sweden AB", "L30")
@@ -131,7 +132,7 @@ def planmed(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset
 
 
 def ims(tissue: Image, inside: Mask, random: np.random.Generator) -> Dataset:
-    """IMS Giotto: 13 bits; the first of its windows is of no use."""
+    """IMS Giotto: 13 bits; the first of its windows is useless."""
     air = np.clip(120 + random.normal(0, 8, inside.shape), 0, None)
     ds = mammogram(_stored(tissue, inside, 13, air), bits=13)
     ds.WindowCenter, ds.WindowWidth = [0, 4100], [1, 5200]

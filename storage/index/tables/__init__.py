@@ -1,10 +1,10 @@
-"""The tables of the index, as SQLAlchemy Core. A new index gets exactly these; storage/migrations
-upgrades an older one to them.
+"""The tables of the index, as SQLAlchemy Core. A new index gets exactly these; storage/migrations upgrades an older
+index to them.
 
-patient ─< study ─< series ─< instance ─< rendition. Each level has the columns that queries narrow by and, in
-``attributes``, its attributes in the DICOM JSON model, which C-FIND matches exactly and answers from. Key columns hold
-values as SQL compares them: person names folded (storage.dicom.levels.fold_name), times padded to HHMMSS.FFFFFF,
-everything else as DICOM writes it. All are compared by code point, on every database.
+patient ─< study ─< series ─< instance ─< rendition. Each level has the columns that queries narrow by. Its column
+``attributes`` holds its attributes in the DICOM JSON model, which C-FIND matches exactly and answers from. The other
+columns hold values as SQL compares them: person names folded (storage.dicom.levels.fold_name), times padded to
+HHMMSS.FFFFFF, everything else as DICOM writes it. Text is compared by code point, on every database.
 """
 
 from storage.index.tables.columns import metadata

@@ -1,4 +1,4 @@
-"""What the tables share: their metadata, and types of columns."""
+"""The metadata of all tables, and functions that make tables and columns."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def table(name: str, *parts: SchemaItem, sqlite_autoincrement: bool = False) -> 
 
 
 def column(name: str, kind: Any, *, nullable: bool = False, **options: Any) -> Column[Any]:
-    """A column. ``kind``: its type or the key that it refers to. Text is compared by code point, as ranges and prefixes
-    need it; PostgreSQL would compare by locale."""
+    """A column. ``kind``: its type, or the key that it refers to. Text is compared by code point, which ranges and
+    prefixes need; PostgreSQL would compare by locale."""
     if isinstance(kind, String):
         kind = kind.with_variant(String(kind.length, collation="C"), "postgresql")
     return Column(name, kind, nullable=nullable, **options)

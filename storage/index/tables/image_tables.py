@@ -180,7 +180,7 @@ former_patient = table(
     column("study_key", ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
     column("patient_id", String(64), primary_key=True),
 )
-"""Patient IDs of a study before it was amended, and others that its images state: legal holds on them cover it too."""
+"""Patient IDs that a study had before it was amended, or that its images state. Legal holds on them cover it too."""
 
 archive = table("archive", column("identity", String(36), primary_key=True))
 """One row: the identity of the archive. The change journal beside the objects has the same identity."""
@@ -190,7 +190,7 @@ change = table(
     column("number", Integer, primary_key=True, autoincrement=True),
     column("name", String(32)),
     column("key", Text),
-    # 0: only columns changed that are journalled without the rest of the row
+    # 0 if only columns changed that are journalled without the rest of the row
     column("whole", Integer),
     sqlite_autoincrement=True,
 )

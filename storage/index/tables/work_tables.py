@@ -90,7 +90,7 @@ report = table(
     "report",
     column("key", Key, primary_key=True),
     column("kind", String(32)),
-    # of its files in the reports folder, without their extensions
+    # name of its files in the reports folder, without their extensions
     column("name", String(64), unique=True),
     column("started_at", Float),
     column("finished_at", Float),
@@ -125,7 +125,7 @@ pin = table(
     column("commitment_key", ForeignKey("commitment.key")),
     column("until", Float, nullable=True),
 )
-"""Originals that a commitment protects from a purge, until a time in seconds since the epoch; NULL: for ever."""
+"""Originals that a commitment protects from a purge. ``until``: seconds since the epoch; NULL means for ever."""
 
 replica = table(
     "replica",
@@ -145,4 +145,4 @@ garbage = table(
     column("tier", String(8)),
     UniqueConstraint("digest", "tier"),
 )
-"""Objects to unlink since no row needs them: rows change first, files are unlinked after the commit."""
+"""Objects that a row no longer needs. The rows change first, and files are unlinked after the commit."""

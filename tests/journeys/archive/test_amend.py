@@ -77,7 +77,8 @@ def pixel_element(path: Path) -> bytes:
 
 @pytest.mark.slow
 def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
-    """A study of the wrong patient: moved, found, retrieved as original and as reconstruction, undone."""
+    """A study has the wrong patient. It is moved, found, retrieved as original and as reconstruction, and the amendment
+    is undone."""
     port = free_port()
     (tmp_path / "unused").mkdir()
     with Receiver(tmp_path / "unused") as receiver, Node(settings_for(tmp_path / "archive", port)) as node:
@@ -95,7 +96,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
             (path,) = (tmp_path / folder).iterdir()
             return path, dcmread(path)
 
-        _, before = retrieved("VIEWER", "before")  # renders it, and keeps it in the cache
+        _, before = retrieved("VIEWER", "before")  # renders the image, and puts it into the cache
         assert before.PatientID == "P0001"
         amendments = node.index.amendments
         amendments.make(STUDY, ds.StudyInstanceUID, changes_of({"AccessionNumber": "ACC9"}), **WHY)
@@ -111,7 +112,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
         )
         assert (ran.status, answers) == (0, [])
 
-        # the original by movescu: corrected, and nothing else touched
+        # movescu gets the original with corrected values, and nothing else has changed
         with storescp(tmp_path / "moved", port) as scp:
             ran = movescu(archive.address, "-S", "STUDY", study, calling="EXACTVIEW")
             assert ran.counts == (1, 0, 0), ran.said
@@ -131,18 +132,18 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
         assert copy == ds
         assert copy.SOPInstanceUID == ds.SOPInstanceUID
 
-        # the reconstruction too, though it was in the cache with its former header
+        # the reconstruction is corrected too, though it was in the cache with its former header
         _, derived = retrieved("VIEWER", "after")
         assert (derived.PatientID, derived.PatientName, derived.AccessionNumber) == ("P0002", "Roe^Jane", "ACC9")
         assert (derived.PixelData, derived.SOPInstanceUID) == (before.PixelData, before.SOPInstanceUID)
         assert len(derived.OriginalAttributesSequence) == 2
 
-        # sent again, as it was and as it is: both are known here
+        # sent again with the former and with the corrected header, it is recognised
         for path in (sent, amended):
             assert storescu([path], archive.address).statuses == [0]
         assert node.index.quarantine.all() == []
 
-        # what arrives later with the same wrong values is corrected; undone, all is as it was
+        # an image that arrives later with the same wrong values is corrected; undoing restores all values
         late = small(StudyInstanceUID=ds.StudyInstanceUID, SeriesInstanceUID=ds.SeriesInstanceUID)
         send(archive, late, tmp_path / "late.dcm")
         ran = getscu(
@@ -167,7 +168,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
 
 
 def written(ds: Dataset, path: Path, syntax: UID) -> Path:
-    """A Part 10 file in any of the syntaxes tried here."""
+    """A Part 10 file in one of the transfer syntaxes of these tests."""
     if syntax != DeflatedExplicitVRLittleEndian:
         return write(ds, path, syntax)
     engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -258,7 +259,8 @@ def test_what_cannot_be_amended(values: dict[str, str], why: str) -> None:
 
 
 def test_amendments_are_laid_over_in_their_order() -> None:
-    """A merge applies to who has that ID by then, and the next one to who has the next."""
+    """A merge applies to the patient that has this ID at that point, and the next merge to the patient with the next
+    ID."""
     levels = levels_of(small(StudyInstanceUID="1.2", PatientID="A"))
 
     def made(number: int, kind: AmendmentKind, target: str, **values: str) -> Amendment:
@@ -365,7 +367,7 @@ def test_a_hold_on_either_patient_holds_after_a_merge(index: Index, undone: bool
 
 
 def test_amendments_outlive_the_index(tmp_path: Path) -> None:
-    """From journal and instances as they were received, in either order, a new index is what the old one was."""
+    """From the journal and the instances as received, in either order, a new index gets the content of the old one."""
 
     def archive(name: str) -> tuple[Index, AuditTrail]:
         index = Index.open(f"sqlite:///{tmp_path / name}.sqlite")
@@ -446,7 +448,8 @@ def raw(tag: int, vr: str, value: bytes) -> bytes:
 
 
 def amended(folder: Path, declared: bytes | None, institution: bytes, **changes: str) -> Dataset:
-    """A data set with that Institution Name, in an item too, and Study Description; as amended, read by pydicom."""
+    """An amended data set, read by pydicom. Its Institution Name, also in an item, and Study Description had the given
+    bytes."""
     inner = raw(0x00080080, "LO", institution)
     items = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
     body = b"" if declared is None else raw(0x00080005, "CS", declared)
@@ -483,7 +486,7 @@ GB = b"\x1b$)A\xd5\xc5"
 def test_other_text_keeps_its_characters(
     tmp_path: Path, declared: bytes | None, institution: bytes, text: str, news: str, becomes: str
 ) -> None:
-    """An amendment that the character set cannot write changes the set, and no other attribute."""
+    """If the character set cannot write an amendment, the set is changed, and no other attribute."""
     ds = amended(tmp_path, declared, institution, StudyDescription=news)
     assert (ds.SpecificCharacterSet, ds.StudyDescription) == (becomes, news)
     assert (ds.InstitutionName, ds[0x00081250].value[0].InstitutionName) == (text, text)
@@ -494,7 +497,7 @@ def test_other_text_keeps_its_characters(
 @pytest.mark.parametrize("institution", ["Köln".encode(), "Köln".encode("latin-1"), b"\xff\xfe\x80", GB])
 @pytest.mark.parametrize("declared", [None, b"ISO_IR 100", b"ISO_IR 192", b"\\ISO 2022 IR 58"])
 def test_text_is_not_touched_where_it_need_not_be(tmp_path: Path, declared: bytes | None, institution: bytes) -> None:
-    """Nor are former values."""
+    """Former values are not converted either."""
     ds = amended(tmp_path, declared, institution, StudyDescription="Clinic", PatientID="P2")
     held = institution + b" " * (len(institution) % 2)
     assert ds[0x00081250].value[0].get_item(0x00080080).value == held
@@ -516,7 +519,7 @@ UNREADABLE: list[Any] = [
 @pytest.mark.parametrize("name", ["Gruen^Eva", "Yamada^Tarou=山田^太郎"], ids=["ascii", "utf-8"])
 @pytest.mark.parametrize("odd", UNREADABLE)
 def test_a_header_that_cannot_be_read_is_amended_too(tmp_path: Path, odd: bytes, name: str) -> None:
-    """Otherwise an image could not be retrieved any more once its study is amended."""
+    """Otherwise an image could no longer be retrieved after its study was amended."""
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     body = raw(0x00080016, "UI", SECONDARY_CAPTURE.encode() + b"\0") + raw(0x00080018, "UI", b"1.2.3\0")
     body += struct.pack("<HH2sHI", 0x0008, 0x1250, b"SQ", 0, len(item)) + item + raw(0x00100020, "LO", b"P1")

@@ -51,7 +51,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> FilledArchive:
 
 @pytest.fixture
 def made(original: FilledArchive, tmp_path: Path) -> FilledArchive:
-    """A copy of it, for one test."""
+    """A copy of the archive ``original``, for one test."""
     return original.twin(tmp_path)
 
 
@@ -75,7 +75,7 @@ def contents(made: FilledArchive) -> dict[str, bytes]:
 
 @contextmanager
 def stores_going_on(node: Node, folder: Path) -> Iterator[list[str]]:
-    """Images are stored and labels put, while the archivist encodes and packs; the UIDs that were acknowledged."""
+    """Store images and put labels while the archivist encodes and packs. Returns the acknowledged UIDs."""
     acknowledged: list[str] = []
     ended = threading.Event()
 
@@ -101,10 +101,11 @@ def lose_everything(made: FilledArchive) -> None:
 
 @pytest.mark.slow
 def test_the_whole_drill(made: FilledArchive, tmp_path: Path) -> None:
-    """Back up by the commands, lose the root, restore: every row, every object and every answer comes back."""
+    """Make a backup by the commands, lose the root, and restore: every row, every object and every answer comes
+    back."""
     rows = tables_of(made.file)
     empty = {name for name, found in rows.items() if not found}
-    assert empty <= {"garbage"}, "a table without a row proves nothing"  # a node that was started has emptied that one
+    assert empty <= {"garbage"}, "a table without a row proves nothing"  # the node has emptied this table at its start
     dest, config = tmp_path / "backup", ("-c", str(made.config))
     with Node(made.settings) as node, stores_going_on(node, tmp_path):
         done = run("backup", "create", str(dest), *config, "--json")
@@ -132,7 +133,7 @@ def test_the_whole_drill(made: FilledArchive, tmp_path: Path) -> None:
 
 
 def test_a_restore_says_that_later_deletions_are_not_in_the_backup(made: FilledArchive, tmp_path: Path) -> None:
-    """Images that were deleted after the backup came back without a word."""
+    """Formerly, images that were deleted after the backup came back without a message."""
     dest, config = tmp_path / "backup", ("-c", str(made.config))
     back_up(made, dest)
     newest = TrailJournal(made.root / "journal").last()
@@ -153,7 +154,7 @@ def test_a_restore_says_that_later_deletions_are_not_in_the_backup(made: FilledA
 
 @pytest.mark.slow
 def test_while_stores_and_packing_go_on(tmp_path: Path) -> None:
-    """Whatever was acknowledged before a backup began is in it, and it is sound by itself."""
+    """A backup holds everything that was acknowledged before it began, and is consistent."""
     config = configured(tmp_path)
     with Node(load(config)) as node, stores_going_on(node, tmp_path) as acknowledged:
         wait_for(lambda: acknowledged, what="a first image")
@@ -209,7 +210,7 @@ def killed(what: str, made: FilledArchive, dest: Path, steps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 2, -1, -2, -3])
 def test_killed_backup_leaves_the_former_valid_and_goes_on(made: FilledArchive, tmp_path: Path, steps: int) -> None:
-    """SIGKILL while objects are copied, before the manifest is written, and before old files are removed."""
+    """SIGKILL arrives while objects are copied, before the manifest is written, and before old files are removed."""
     dest = tmp_path / "backup"
     back_up(made, dest)
     former = read_manifest(dest)
@@ -304,7 +305,7 @@ def test_damage_in_the_archive_is_told_and_an_earlier_copy_is_kept(made: FilledA
 
 @pytest.mark.slow
 def test_both_stores(tmp_path: Path) -> None:
-    """Originals in originals.path are in the backup, and go back there."""
+    """Originals in originals.path are in the backup, and are restored to that folder."""
     config = configured(tmp_path)
     raw = yaml.safe_load(config.read_text()) | {"originals": {"path": str(tmp_path / "cold")}}
     config.write_text(yaml.safe_dump(raw))
@@ -345,7 +346,7 @@ def test_a_scrub_copies_what_is_damaged_from_the_replica(made: FilledArchive, tm
 
 
 def test_an_object_that_goes_meanwhile_is_in_the_backup(made: FilledArchive, tmp_path: Path) -> None:
-    """As when an original is packed after the state was copied, and before its object is."""
+    """An original is packed after the state was copied, and before its object is."""
     index = open_for_command(made.settings)
     stores = stores_of(made.settings, index, ObjectStore(made.root))
     gone: dict[str, bytes] = {}

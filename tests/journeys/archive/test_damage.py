@@ -1,4 +1,4 @@
-"""Proves that no damaged byte is served: every object is compared with its digest when it is read."""
+"""Proves that no damaged object is served: every object is compared with its digest when it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.transfers import got, stored
 
 
 def flip(path: Path, at: int = -1000) -> None:
-    """One bit of a file, as a medium may do it."""
+    """Flip one bit of a file, as a medium may do."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.chmod(0o600)
@@ -54,7 +54,7 @@ def test_auto_gets_the_reconstruction_of_an_original_that_was_damaged(archive: A
     settled = archive.settled(held.sop_instance_uid)
     assert settled.rendition is not None
     flip(archive.node.store.path(held.original_digest))
-    assert got(archive, held, "AUTOVIEW")[0] == 0xA702  # what was chosen is gone; from now on
+    assert got(archive, held, "AUTOVIEW")[0] == 0xA702  # its choice was made before the damage was found
     derived = settled.rendition.derived_uid
     identifier = client.image_identifier(held.study_instance_uid)
     archive.receiver.received.clear()
@@ -76,7 +76,7 @@ def test_a_damaged_packed_original_fails(tmp_path: Path, receiver: Receiver) -> 
 
         digest = wait_for(packed, what="a packed original")
         assert got(archive, held, "EXACTVIEW") == (0, [held.sop_instance_uid])
-        for entry in (node.store.root / "rendered").glob("*.dcm"):  # a flip in the cache costs nothing but time
+        for entry in (node.store.root / "rendered").glob("*.dcm"):  # a damaged cache entry is made again
             flip(entry)
         assert got(archive, held, "EXACTVIEW") == (0, [held.sop_instance_uid])
         for entry in (node.store.root / "rendered").glob("*.dcm"):

@@ -181,7 +181,7 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: ArchiveParts) -> None:
 
 
 def test_objects_that_another_image_needs_stay(bench: ArchiveParts) -> None:
-    """Two images whose originals are one object, as objects named by their content may be."""
+    """Two images may share one object for their originals, since objects are named by their content."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     held = bench.index.by_uid("1.2.3.1")
     assert held is not None
@@ -195,7 +195,7 @@ def test_objects_that_another_image_needs_stay(bench: ArchiveParts) -> None:
 
 
 def test_a_key_is_never_given_again(bench: ArchiveParts) -> None:
-    """A reader that looked up keys must not find another patient's image under them."""
+    """A reader that has looked up keys must not find another patient's image under them."""
     bench.receive("1.2.3.1")
     first = bench.index.by_uid("1.2.3.1")
     deletion_of(bench).delete("image", "1.2.3.1", **WHY)
@@ -247,7 +247,7 @@ def test_tombstones_outlive_the_index(bench: ArchiveParts) -> None:
 
 @pytest.mark.slow
 def test_an_upload_beside_deletions(bench: ArchiveParts) -> None:
-    """One thread sends images of a study, another deletes that study over and over: rows and files always agree."""
+    """One thread sends images of a study, and another deletes this study repeatedly. Rows and files always agree."""
     deletion, failures, sent = deletion_of(bench), [], threading.Event()
 
     def upload() -> None:
@@ -336,7 +336,7 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_deleted_while_the_archivist_works_on_it(node: Archive, tmp_path: Path) -> None:
-    """Its claim is lost: what it made of the image is unlinked, not kept."""
+    """The archivist loses its claim, and the objects that it made of the image are unlinked."""
     ds = mammogram(breast())
     assert storescu([write(ds, tmp_path / "x.dcm")], node.address).statuses == [0]
     wait_for(lambda: not node.node.pool.idle, what="a worker encodes it")

@@ -41,7 +41,7 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 
 def send(archive: Archive, assoc: Any = None) -> int | None:
-    """The status of one small C-STORE; None where none came."""
+    """The status of one small C-STORE; None if there was none."""
     entity = AE("MODALITY")
     entity.add_requested_context(MAMMOGRAPHY, ExplicitVRLittleEndian)
     own = assoc is None
@@ -89,7 +89,8 @@ def test_objects_that_cannot_be_written_are_a_status(quiet_archive: Archive, mon
 
 
 def test_a_read_only_disk_still_serves(quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither links nor files can be made in the archive; an original goes by way of the system's own folder."""
+    """Neither links nor files can be made in the archive. A copy of the original in the system's temporary folder is
+    served."""
     held = stored(quiet_archive, tmp_path)
     root, make, copy = quiet_archive.node.store.root, tempfile.mkstemp, shutil.copyfile
 
@@ -109,7 +110,8 @@ def test_a_read_only_disk_still_serves(quiet_archive: Archive, tmp_path: Path, m
 
 @pytest.fixture(scope="module")
 def mounts() -> list[str]:
-    """How a command is run that may mount; tests that need it are skipped where nothing may."""
+    """The command line in front of a command that may mount. Tests that need it are skipped where mounting is
+    impossible."""
     prefix = ["unshare", "--map-root-user", "--mount"]
     probe = ["sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
     if not shutil.which("unshare") or subprocess.run([*prefix, *probe], capture_output=True, check=False).returncode:
@@ -120,7 +122,7 @@ def mounts() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["room", "nothing"])
 def test_a_node_starts_on_a_full_disk(tmp_path: Path, mounts: list[str], kept: str) -> None:
-    """It serves what is held and refuses stores; without room that was kept back it says what is the matter."""
+    """The node serves images and refuses stores. Without a reserve file, it reports that the disk is full."""
     script = [sys.executable, "-W", "ignore", "-m", "tests.support.full_disk", str(tmp_path), kept]
     done = subprocess.run([*mounts, *script], capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -165,7 +167,8 @@ def test_a_cache_that_cannot_be_written_gives_what_is_made(tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_a_stop_under_load_finishes_or_refuses(tmp_path: Path) -> None:
-    """Every store that was begun before the stop has a status, and what was answered with success is there."""
+    """Every store that began before the stop has a status, and the store holds every image that was answered with
+    success."""
     node = Node(settings_for(tmp_path / "archive", archivist={"enabled": False}, node={"shutdown_timeout": 20}))
     node.start()
     archive = Archive(node, None)  # type: ignore[arg-type]

@@ -69,7 +69,8 @@ def test_images_are_named_by_either_uid(holdings: Holdings, tmp_path: Path) -> N
 
 
 def test_images_are_named_by_patient_and_view(holdings: Holdings, tmp_path: Path) -> None:
-    """View Position or the code of the view, and the laterality of the image or of its series (PS3.3 C.8.11.7)."""
+    """The view is View Position or the code of the view, and the laterality is that of the image or of its series
+    (PS3.3 C.8.11.7)."""
     lines = ("P,R,CC,a", "P,L,cc,b", "P,r,MLO,c", "P,L,MLO,d", "Q,L,MLO,d", "P,L,ML,d")
     found = read_labels(csv(tmp_path, "patient_id,laterality,view,class", *lines), holdings.index)
     assert found.classes == {uid_of(number): name for number, name in enumerate("abcd", 1)}
@@ -97,7 +98,7 @@ def test_a_malformed_file_is_refused_whole(
 
 
 def test_labelled_originals_are_held_until_they_are_released(holdings: Holdings) -> None:
-    """Holds cover studies: one is let go with the last of its labelled images."""
+    """A hold covers a study, and ends when the last labelled image of the study is released."""
     index = holdings.index
 
     def free() -> set[str]:

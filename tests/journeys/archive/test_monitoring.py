@@ -106,7 +106,7 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
 def test_connections_to_the_metrics_page_take_no_files_of_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The page has no password. Whoever asks for nothing only delays those that wait for the page."""
+    """The page has no password. A caller that sends no request only delays others that wait for the page."""
     monkeypatch.setattr(exposition._Request, "timeout", 0.2)
     port, callers = free_port(), 5
     settings = settings_for(tmp_path / "archive", metrics={"port": port}, archivist={"enabled": False})
@@ -180,7 +180,8 @@ def test_json_lines_keep_foreign_errors_to_themselves() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["text", "json"])
 def test_no_patient_in_the_log(tmp_path: Path, how: str) -> None:
-    """Stored well and badly, queried by name, retrieved: the log of the node, verbose, names nobody."""
+    """Images are stored with and without errors, queried by name and retrieved. The node's log at its most verbose
+    names no patient."""
     accept_odd_values()
     served = NodeProcess(tmp_path)
     raw = yaml.safe_load(served.config.read_text())

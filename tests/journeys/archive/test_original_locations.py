@@ -1,5 +1,5 @@
-"""Where originals are, when processes are killed and when several work at once: no row ever names a file that is
-gone, and no rule is passed by. Real index, real files; only the worker's answers are made here."""
+"""Proves that no row ever names a missing file, and that no rule of a purge is broken, when processes are killed or
+work at once. Index and files are real; only the answers of workers are made here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> Non
 
 @pytest.mark.parametrize("step", ["adopt", "commit_packed", "collect", "delete"])
 def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """At any step: the row names an object that is there, and the next run ends with one object."""
+    """The process is killed at any step. The row names an object that is there, and after the next run there is one
+    object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     owners = {"commit_packed": bench.index.originals, "collect": bench.index.garbage}
     owner: Any = owners.get(step, bench.hot)
@@ -94,7 +95,8 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
 
 
 def test_a_reader_who_comes_while_it_is_packed(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row was read, then the object went: the reader looks again. A file in hand stays readable."""
+    """The object is removed after the reader has read the row. The reader looks it up again, and a file that was lent
+    before stays readable."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     in_hand = bench.originals.lend(hashlib.sha256(data).hexdigest())
     lend = bench.hot.lend
@@ -112,7 +114,8 @@ def test_a_reader_who_comes_while_it_is_packed(bench: ArchiveParts, monkeypatch:
 
 
 def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts) -> None:
-    """Purged, and its file just going: what arrives is either spared or refused, never promised and gone."""
+    """The original is purged, and its file is being unlinked. An image that arrives is preserved or refused, and never
+    acknowledged and lost."""
     data = bench.receive("1.2.3.1")
     digest = hashlib.sha256(data).hexdigest()
     bench.retention.purge()
@@ -130,7 +133,7 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts)
 
 
 def pinned(bench: ArchiveParts, uid: str) -> None:
-    """Promise an original, as storage commitment does (PS3.4 Annex J)."""
+    """Pin an original, as storage commitment does (PS3.4 Annex J)."""
     held = bench.index.by_uid(uid)
     assert held is not None
     with writing(bench.index.engine) as connection:
@@ -142,7 +145,7 @@ def pinned(bench: ArchiveParts, uid: str) -> None:
 
 
 def test_only_what_may_go_goes(bench: ArchiveParts) -> None:
-    """Verified, aged, unpinned, unheld: everything else stays, each for its own reason."""
+    """Only originals that are verified, old enough and not pinned are purged."""
     states = {
         "1.2.3.1": InstanceState.VERIFIED,
         "1.2.3.2": InstanceState.MEASURED,
@@ -167,7 +170,8 @@ def test_only_what_may_go_goes(bench: ArchiveParts) -> None:
 
 @pytest.mark.slow
 def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
-    """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
+    """The reserve is drawn by the digest of each original. Originals below the bound stay, and the dry run reports
+    them."""
     uids = [f"1.2.3.{number}" for number in range(1, 30)]
     digests = {uid: hashlib.sha256(bench.receive(uid)).hexdigest() for uid in uids}
     half = ArchiveParts(bench.root, reserve="50%")
@@ -188,7 +192,7 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
 
 @pytest.mark.parametrize("step", ["commit_purge", "write_down", "collect", "delete"])
 def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
+    """Before the commit nothing has changed. After it, the next run unlinks the file, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
     owners = {"commit_purge": bench.index.originals, "write_down": bench.trail, "collect": bench.index.garbage}
     owner: Any = owners.get(step, bench.hot)
@@ -447,7 +451,7 @@ def test_mqsa_keeps_for_ever() -> None:
 
 
 def test_reports_are_plain(bench: ArchiveParts) -> None:
-    """What the scheduler keeps of a run can be written as JSON."""
+    """The report that the scheduler stores of a run can be written as JSON."""
     import json
     from dataclasses import asdict
 

@@ -21,7 +21,7 @@ from tests.support.samples import breast, mammogram
 
 
 def listed(made: FilledArchive, name: str) -> list[tuple[str, str]]:
-    """Accession number and name of the studies that ``latent-pacs study list`` finds by a name."""
+    """Accession number and patient name of the studies that ``latent-pacs study list`` finds by a name."""
     done = run("study", "list", "--name", name, "-c", str(made.config), "--json")
     assert done.returncode == 0, done.stderr
     return sorted((one["AccessionNumber"], one["PatientName"]) for one in json.loads(done.stdout))
@@ -58,7 +58,7 @@ def test_the_names_of_a_patient_outlive_the_index(tmp_path: Path) -> None:
 
 
 def test_the_last_name_is_that_of_the_newest_study_without_a_journal(tmp_path: Path) -> None:
-    """Objects whose rows are lost are recovered in the order in which they came."""
+    """Objects without rows are recovered in the order in which they were received."""
     made = FilledArchive(configured(tmp_path), {})
     with Node(made.quiet) as node:
         for number, name in enumerate(("Doe^Jane", "Roe^Jane", "Smith^Jane"), 1):

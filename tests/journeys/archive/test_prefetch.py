@@ -27,7 +27,7 @@ from tests.support import samples
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    """A node that renders none by itself, so that a test's own prefetch is the only one."""
+    """A node that does not prefetch, so that there is no prefetch but that of the test."""
     folder = tmp_path_factory.mktemp("priors")
     with Node(settings_for(folder / "archive", codec={"profile": "paper"})) as node:
         yield Archive(node, Receiver(folder))
@@ -44,7 +44,7 @@ def stored(archive: Archive, folder: Path, size: tuple[int, int] = (300, 280), *
 
 
 def rendered(archive: Archive) -> set[str]:
-    """Digests of the renditions that lie in the cache."""
+    """Digests of the renditions in the rendered cache."""
     return {entry.name.split(".")[0] for entry in (archive.node.settings.storage.root / "rendered").glob("*.dcm")}
 
 
@@ -59,8 +59,8 @@ def rendition_digest(archive: Archive, ds: Dataset) -> str:
 def test_a_study_that_arrives_has_its_priors_rendered(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest first, as many as configured; of the same ID at the same issuer, whatever the name, and of earlier
-    studies only."""
+    """The newest priors are rendered, as many as configured. They have the same ID and issuer, whatever the name, and
+    belong to earlier studies."""
     changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
     prepared, prepare = [], Prefetch.prepare
     monkeypatch.setattr(Prefetch, "prepare", lambda self, study: (prepared.append(study), prepare(self, study)))
@@ -135,7 +135,7 @@ def test_where_nobody_would_get_them_none_are_rendered(
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [RenditionPolicy.ORIGINAL, RenditionPolicy.AUTO])
 def test_originals_that_a_peer_gets_are_unpacked_ahead(tmp_path: Path, policy: RenditionPolicy) -> None:
-    """Packed ones; one that lies there as it was received is left alone."""
+    """Otherwise a viewer would wait until the original is unpacked."""
     settings = settings_for(tmp_path / "archive", codec={"profile": "paper"}, originals={"coder": "jpegls"})
     with Node(settings) as node:
         archive = Archive(node, Receiver(tmp_path))

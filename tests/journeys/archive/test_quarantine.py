@@ -132,7 +132,7 @@ def raise_if_asked(path: Path, calling_aet: str) -> Any:
 
 @pytest.mark.slow
 def test_what_was_deleted_comes_back_where_it_is_allowed(sent: Sent) -> None:
-    """The one in quarantine outlives the deletion of the other, and may take its place."""
+    """The instance in quarantine outlives the deletion of the held one, and may take its place."""
     desk, index = sent.here.quarantine, sent.here.index
     sent.here.deletion.delete("image", sent.ds.SOPInstanceUID, **WHY)
     assert desk.compare(sent.one().digest).deleted

@@ -25,7 +25,7 @@ from tests.support.transfers import asked, data_set_bytes
 
 @pytest.fixture
 def archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node that packs originals, and whose originals are old enough to go at once."""
+    """A node that packs originals, and whose originals are old enough to be purged at once."""
     with Node(purging(tmp_path, receiver)) as node:
         yield Archive(node, receiver)
 
@@ -60,7 +60,7 @@ def moved(archive: Archive, identifier: Dataset, to: str) -> tuple[Dataset, dict
 
 
 def found(archive: Archive, ds: Dataset, title: str) -> list[tuple[str, str]]:
-    """(SOP Instance UID, availability) of the study's images, as that peer sees them."""
+    """(SOP Instance UID, availability) of the study's images, as that peer finds them."""
     query = client.image_identifier(ds.StudyInstanceUID, ds.SeriesInstanceUID, "")
     query.SOPInstanceUID = ""
     answers = client.find(query, archive.address, calling=title)
@@ -147,7 +147,7 @@ def identity(ds: Dataset) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_reconstruction_is_proved_before_the_original_goes(archive: Archive, tmp_path: Path) -> None:
-    """A base that rotted: the original is all there is, and stays."""
+    """The base is damaged, so that the original is all there is. The original stays."""
     ds = mammogram()
     send(archive, write(ds, tmp_path / "x.dcm"))
     instance = packed(archive, ds)
@@ -165,7 +165,7 @@ def test_the_reconstruction_is_proved_before_the_original_goes(archive: Archive,
 
 @pytest.mark.slow
 def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
-    """Originals a rendition stands for move there, are served from there, and come back when asked for."""
+    """Originals of images with a rendition are moved there, are served from there, and are restored on request."""
     cold = tmp_path / "cold"
     config = tmp_path / "config.yaml"
     good, small = mammogram(StudyInstanceUID=generate_uid()), mammogram(breast(200, 200))
@@ -203,7 +203,7 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
 
 @pytest.mark.slow
 def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
-    """Holds, labels, a dry run, a purge and the trail, on an archive whose node is not running."""
+    """The commands for holds, labels, dry run, purge and trail, on an archive whose node does not run."""
     config = tmp_path / "config.yaml"
     settings = purging(tmp_path, receiver)
     raw = settings.model_dump(mode="json", by_alias=True)

@@ -90,7 +90,8 @@ def test_original_peers_get_the_bytes_that_were_sent(archive: Archive, tmp_path:
 
 @pytest.mark.slow
 def test_get_converts_only_the_transfer_syntax(archive: Archive, tmp_path: Path) -> None:
-    """The requester took explicit little endian only: implicit comes re-encoded, every element and pixel equal."""
+    """The requester accepts only explicit little endian. An original in implicit VR is re-encoded, with the same
+    elements and pixels."""
     ds = mammogram()
     stored(archive, tmp_path, ds, syntax=ImplicitVRLittleEndian)
     archive.settled(ds.SOPInstanceUID)
@@ -120,7 +121,7 @@ def test_a_study_of_several_kinds(receiver: Receiver, tmp_path: Path) -> None:
 
 
 def several_kinds(archive: Archive, tmp_path: Path) -> None:
-    """Reconstructable, ineligible and failing images of one study: every one arrives once, in its encoding."""
+    """Images of one study that are reconstructed, not eligible or fail the gate. Each arrives once, in its encoding."""
     study = generate_uid()
     good = mammogram(phantom(), StudyInstanceUID=study)
     small = mammogram(breast(200, 200), StudyInstanceUID=study)
@@ -150,7 +151,7 @@ def several_kinds(archive: Archive, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> None:
-    """The objects of a verified image: base and rendition, and what was tried for it."""
+    """A verified image has a base and a rendition, and the list of the operating points that were tried."""
     ds = mammogram()
     stored(archive, tmp_path, ds)
     rendition = archive.settled(ds.SOPInstanceUID).rendition
@@ -171,7 +172,8 @@ def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_own_reconstruction_that_comes_back(archive: Archive, tmp_path: Path) -> None:
-    """It is recognised: success, nothing stored, nothing encoded again. With other pixels it is an impostor."""
+    """It is recognised: the answer is success, and nothing is stored or encoded again. With other pixels it is
+    refused."""
     ds = mammogram()
     stored(archive, tmp_path, ds)
     rendition = archive.settled(ds.SOPInstanceUID).rendition
@@ -196,7 +198,7 @@ def test_own_reconstruction_that_comes_back(archive: Archive, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_pixels_that_are_not_the_verified_ones_never_leave(archive: Archive, tmp_path: Path) -> None:
-    """A damaged base: the original goes out in its stead, under its own UID."""
+    """The base is damaged. The original is sent instead, under its own UID."""
     ds = mammogram()
     (sent,) = stored(archive, tmp_path, ds)
     rendition = archive.settled(ds.SOPInstanceUID).rendition

@@ -186,7 +186,7 @@ def test_a_spool_file_counts_what_the_peer_sends(tmp_path: Path) -> None:
 
 
 def test_a_spool_file_that_is_dropped_is_closed(tmp_path: Path) -> None:
-    """An association that is ended while its message is decoded drops its file. The warning would fail this test."""
+    """An association that ends while its message is decoded drops its file. A ResourceWarning would fail this test."""
     arriving = SpoolFile(tmp_path, Allowance(10_000, lambda: None))
     arriving.write(b"half of a data set")
     name = Path(arriving.name)
@@ -199,7 +199,7 @@ def test_a_spool_file_that_is_dropped_is_closed(tmp_path: Path) -> None:
 
 
 def ended(connection: socket.socket) -> bool:
-    """Reads until the node closes."""
+    """Read until the node closes the connection."""
     connection.settimeout(300)
     try:
         while connection.recv(65536):
@@ -220,7 +220,7 @@ def test_a_pdu_of_four_gigabytes_is_not_awaited(tmp_path: Path, kind: int) -> No
 
 @pytest.mark.slow
 def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
-    """The rest never comes: pynetdicom alone would wait for ever."""
+    """The rest of the PDU never arrives. pynetdicom alone would wait for ever."""
     with node(tmp_path, node={"network_timeout": 1, "max_associations_per_peer": 1}) as running:
         assoc = associate(running, "MODALITY")
         assoc.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, 5000) + bytes(100))
@@ -259,7 +259,8 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
 def test_connections_that_ask_for_nothing_keep_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are no associations, and the oldest gives way. Those of three addresses kept every peer out for 30 s."""
+    """They are not associations, and the oldest is closed. Formerly, such connections of three addresses kept every
+    peer out for 30 s."""
     monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits.WAITING", 2)
     with node(tmp_path, node={"max_associations": 2}) as running:
         idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(4)]
@@ -288,7 +289,7 @@ def test_connections_that_ask_for_nothing_keep_nobody_out(
 def test_more_connections_at_one_moment_than_can_give_way_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of threads has a limit however fast they come."""
+    """The number of threads is limited, however fast connections arrive."""
     monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits.WAITING", 2)
     monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits._one_gives_way", lambda _: False)
     with node(tmp_path, node={"max_associations": 2, "network_timeout": 2}) as running:
@@ -306,7 +307,8 @@ def test_more_connections_at_one_moment_than_can_give_way_are_closed(
     "sent", [b"", b"\x01\x00" + bytes(100), b"GET / HTTP/1.0\r\n\r\n" + bytes(40), b"\x07\0\0\0\0\4\0\0\0\0"]
 )
 def test_connections_that_were_closed_do_not_count(tmp_path: Path, sent: bytes) -> None:
-    """As port scans and load balancers make them, whatever they have sent: gone at once, long before a timeout."""
+    """Port scans and load balancers make such connections. They end at once, whatever they have sent, long before a
+    timeout."""
     began = time.monotonic()
     with node(tmp_path) as running:
         for _ in range(10):
@@ -332,7 +334,8 @@ def test_one_address_does_not_lock_out_others(tmp_path: Path) -> None:
 
 
 def test_connections_count_before_they_have_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many at one moment: each was accepted, as long as the associations of the former ones had not begun."""
+    """Formerly, if many arrived at one moment, each was accepted until the associations of the earlier ones had
+    begun."""
     go_on, create = threading.Event(), listener._Handler._create_association
 
     def late(self: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Proves that all that a peer sends gets a status, and is kept verbatim with a warning or leaves nothing behind."""
+"""Proves that everything that a peer sends gets a status, and is stored verbatim with a warning or leaves nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def sender(quiet_archive: Archive) -> Iterator[RawSender]:
 
 
 def nothing_left(archive: Archive) -> None:
-    """No object, no row, no spooled byte."""
+    """Check that there is no object, no row and no spooled file."""
     node = archive.node
     assert list(node.store.digests()) == []
     assert sum(node.index.counts().by_state.values()) == 0
@@ -133,7 +133,7 @@ def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender,
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [65, 128])
 def test_a_uid_that_is_too_long(quiet_archive: Archive, sender: RawSender, length: int) -> None:
-    """It is refused like other invalid UIDs, and the association goes on."""
+    """The UID is refused like other invalid UIDs, and the association continues."""
     uid = "1." + "2" * (length - 2)
     for whole in (encode(sample(SOPInstanceUID=uid), ExplicitVRLittleEndian), b"no data set"):
         assert sender.send(whole, sop_instance=uid).Status == 0x0117
@@ -144,7 +144,7 @@ def test_a_uid_that_is_too_long(quiet_archive: Archive, sender: RawSender, lengt
 
 
 def test_abort_in_the_middle(quiet_archive: Archive) -> None:
-    """A peer that dies inside a data set: the association ends, and so does what it had spooled."""
+    """A peer ends inside a data set. The association ends, and its spooled file is removed."""
     sender = RawSender(quiet_archive)
     ds = mammogram(breast(1200, 1000))
     body = encode(ds, ExplicitVRLittleEndian)
@@ -171,7 +171,8 @@ def test_abort_in_the_middle(quiet_archive: Archive) -> None:
 
 
 def kept_with_warning(archive: Archive, body: bytes, uid: str, status: Dataset, tmp_path: Path) -> None:
-    """B007 with a comment; the bytes are held verbatim, and no archivist will touch them."""
+    """Check that the status is B007 with a comment, that the bytes are stored verbatim, and that the archivist will not
+    encode them."""
     assert status.Status == 0xB007, hex(status.Status)
     assert status.ErrorComment
     held = archive.node.index.by_uid(uid)
@@ -234,7 +235,7 @@ def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: RawSende
 
 
 def test_a_codestream_that_crashes_its_decoder(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
-    """GDCM aborts its process on a JPEG-LS codestream of another size: that process is not the node's."""
+    """GDCM aborts its process on a JPEG-LS codestream of another size. That process must not be the node's."""
     ds = sample()
     ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(breast(150, 280)))])
     ds["PixelData"].VR = "OB"
@@ -273,7 +274,7 @@ def test_full_disk_is_out_of_resources(
 
 
 def test_duplicates(quiet_archive: Archive, sender: RawSender) -> None:
-    """Same content is success and stored once, also in other bytes; other content goes to quarantine."""
+    """The same content is answered with success and stored once, even in other bytes. Other content is quarantined."""
     ds = sample()
     uid = str(ds.SOPInstanceUID)
     explicit = encode(ds, ExplicitVRLittleEndian)

@@ -145,7 +145,8 @@ def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, f
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("header", [64, HUGE])
 def test_no_decoder_sees_what_announces_too_many_pixels(name: str, header: int, tmp_path: Path) -> None:
-    """Every way to a decoder, whether the header lies or only the codestream: one sentence, and no memory."""
+    """This holds for every way to a decoder, and whether the header or only the codestream is wrong. There is one
+    sentence, and no memory is used."""
     syntax, codestream = BOMBS[name]
     path = image(header, header, codestream, syntax, tmp_path / "bomb.dcm")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -219,7 +220,7 @@ def test_a_base_is_not_decoded_to_more_than_its_size(coder: str) -> None:
 
 @pytest.mark.slow
 def test_what_needs_more_memory_than_a_worker_may_take_fails_alone() -> None:
-    """In a process of its own, as a worker is: the limit stays with the process."""
+    """The test runs in a process of its own, as a worker does, since the process keeps its memory limit."""
     ran = subprocess.run([sys.executable, "-c", _GREEDY], capture_output=True, text=True, timeout=300, check=False)
     assert ran.stdout.split("\n")[0] == "OutOfMemory", ran.stdout + ran.stderr
     assert "small: fine" in ran.stdout
@@ -245,7 +246,8 @@ print("small: fine", worker.answer(Greedy(1_000_000)))
 
 
 def deflated(path: Path, size: int, *, tag: int = 0x00291010, noise: int = 0) -> Path:
-    """A data set with one private element of ``size`` zeros, deflated; ``noise``: bytes before them that do not."""
+    """A deflated data set with one private element of ``size`` zeros. ``noise``: bytes before them that do not
+    deflate."""
     ds = mammogram(breast(64, 64))
     random = np.random.default_rng(1).bytes(noise)
     head, behind = encode(ds[:0x00290010], ExplicitVRLittleEndian), encode(ds[0x00290010:], ExplicitVRLittleEndian)
@@ -285,7 +287,8 @@ def test_a_data_set_inflates_within_the_limits_only(large_deflated: Path) -> Non
 
 @pytest.mark.slow
 def test_a_large_data_set_is_inflated_into_a_file_and_outlined_without_its_bulk(large_deflated: Path) -> None:
-    """200 MB take a few MB of memory of their own: in a process of its own, whose peak is this alone."""
+    """200 MB take only a few MB of memory. The test runs in a process of its own, so that the peak is that of this data
+    set."""
     ran = subprocess.run(
         [sys.executable, "-c", _OUTLINED, str(large_deflated)], capture_output=True, text=True, timeout=300, check=True
     )
@@ -335,7 +338,8 @@ def test_packing_leaves_a_bomb_as_it_is(tmp_path: Path) -> None:
 
 
 def test_peers_are_told(quiet_archive: Archive, large_deflated: Path, tmp_path: Path) -> None:
-    """What inflates too far is refused and leaves nothing; what announces too much is kept, with a warning."""
+    """A data set that inflates too far is refused and leaves nothing. One that announces too many pixels is stored,
+    with a warning."""
     code = image(64, 64, siz(HUGE, HUGE), JPEG2000Lossless, tmp_path / "code.dcm")
     sender = RawSender(quiet_archive, syntaxes=(DeflatedExplicitVRLittleEndian, JPEG2000Lossless))
     for path, syntax, status in (
@@ -354,7 +358,7 @@ def test_peers_are_told(quiet_archive: Archive, large_deflated: Path, tmp_path: 
 
 
 def test_a_jpeg_of_many_scans_is_stopped(tmp_path: Path, receiver: Receiver) -> None:
-    """Each scan has 30 bytes and a progressive decoder works on all pixels for it: 70 KB here are half a minute."""
+    """A scan has 30 bytes, and a progressive decoder processes all pixels for it. 70 KB take half a minute here."""
     side, out = 4000, BytesIO()
     Image.fromarray(np.zeros((side, side), np.uint8)).save(out, "JPEG", progressive=True, quality=50)
     code = out.getvalue()

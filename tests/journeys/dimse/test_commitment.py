@@ -43,7 +43,8 @@ SUCCEEDED, FAILED = 1, 2
 
 @dataclass
 class Modality:
-    """A storage commitment SCU that listens for reports; ``answers``: the statuses it gives, the last for ever."""
+    """A storage commitment SCU that listens for reports. ``answers``: the statuses that it returns in turn; the last is
+    repeated."""
 
     port: int = field(default_factory=free_port)
     answers: list[int] = field(default_factory=lambda: [0])
@@ -128,7 +129,7 @@ def associate(running: Node, calling: str, handlers: list[Any] | None = None) ->
 
 
 def ask(running: Node, information: Dataset, *, calling: str = "MODALITY", action: int = 1, instance: str = "") -> int:
-    """N-ACTION on an association that is released at once; the status."""
+    """Send an N-ACTION on an association that is released at once. Returns the status."""
     assoc = associate(running, calling)
     assert assoc.is_established
     about = STORAGE_COMMITMENT, instance or STORAGE_COMMITMENT_INSTANCE
@@ -228,7 +229,7 @@ def test_requests_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
-    """First nobody listens, then the peer refuses, then it takes it; and then it is not told again."""
+    """At first nobody listens, then the peer refuses the report, and then it accepts it. It is not sent again."""
     modality, files = Modality(answers=[0x0110, 0]), tmp_path / "files"
     files.mkdir()
     with node(tmp_path, modality) as running:
@@ -274,7 +275,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
 def test_an_index_that_cannot_be_written_for_a_while_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread had ended, and no report was sent until the node was started again."""
+    """Formerly, the thread ended, and no report was sent until the node was restarted."""
     modality, files, refused = Modality(), tmp_path / "files", []
     files.mkdir()
 
@@ -323,7 +324,7 @@ def test_a_transaction_uid_in_use(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> None:
-    """It keeps its association open, and asks other things meanwhile."""
+    """The peer keeps its association open, and sends other requests meanwhile."""
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
     with node(tmp_path, modality) as running:
@@ -383,7 +384,8 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Path) -> None:
-    """The purge and the pin meet in the database: what changed since it was read is failed."""
+    """Purge and pin are serialised by the database. An original that changed since it was read is reported as
+    failed."""
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
     with node(tmp_path, modality) as running:
@@ -425,7 +427,7 @@ def test_more_instances_than_one_query_takes_are_committed(tmp_path: Path, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["purged", "deleted"])
 def test_an_original_that_is_purged_or_deleted_after_it_was_read_is_not_committed(tmp_path: Path, how: str) -> None:
-    """Between the reading of the first original of a request and its pins there may be minutes."""
+    """Minutes may pass between the reading of the first original of a request and the pins."""
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()
     with node(tmp_path, modality) as running:
@@ -459,7 +461,7 @@ def test_mistakes(raw: dict[str, object]) -> None:
 
 @pytest.mark.slow
 def test_orthanc_asks_and_hears(tmp_path: Path) -> None:
-    """Its REST interface tells what it was told: success for what we hold, failure for what we do not."""
+    """Orthanc's REST interface shows the report: success for instances that we hold, and failure for others."""
     modality = Modality()
     with Orthanc(tmp_path) as orthanc:
         peers = [{"ae_title": "ORTHANC", "allow": ["echo", "store", "commit"]}]
@@ -482,7 +484,7 @@ def test_orthanc_asks_and_hears(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_role_of_the_one_who_asks(tmp_path: Path) -> None:
-    """Who proposes to be SCP here (a report nobody asked for) is turned down."""
+    """A peer that proposes to be SCP here, for a report that nobody requested, is rejected."""
     modality = Modality()
     with node(tmp_path, modality) as running:
         entity = AE("MODALITY")

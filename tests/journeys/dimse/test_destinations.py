@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:py
 
 @contextmanager
 def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> Iterator[tuple[Archive, Dataset]]:
-    """A node with a study of four images, the identifier of that study, and peer VIEWER on a port."""
+    """A node with a study of four images and the peer VIEWER on a port, and the identifier of that study."""
     viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": port, "allow": ["move", "get"]}
     peers = [{"ae_title": "MODALITY", "allow": ["store"]}, {**viewer, "max_associations_to": limit}]
     usual = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3}
@@ -61,13 +61,13 @@ def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> 
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Where the destinations of most tests listen."""
+    """The port of the destinations of most tests."""
     return free_port()
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[tuple[Archive, Dataset]]:
-    """One node with its study for the tests that need no settings of their own."""
+    """A node with its study, for the tests that need no settings of their own."""
     with archive_of_four(tmp_path_factory.mktemp("four"), port) as made:
         yield made
 
@@ -80,7 +80,7 @@ def moved(archive: Archive, identifier: Dataset) -> Ran:
 
 
 def requested(archive: Archive, *contexts: Any, **options: Any) -> Any:
-    """An association of VIEWER's."""
+    """An association that VIEWER requests."""
     pynetdicom_patches.install()
     entity, to = AE("VIEWER"), archive.address
     assoc = entity.associate(to.host, to.port, contexts=list(contexts), ae_title=to.ae_title, **options)
@@ -94,7 +94,8 @@ def study_of(identifier: Dataset) -> Dataset:
 
 @pytest.mark.parametrize("priority", [1, 2], ids=["high", "low"])
 def test_images_have_the_priority_of_their_request(four: Four, port: int, priority: int) -> None:
-    """Of a C-MOVE, which is their originator, and of a C-GET (PS3.7 9.1.1.1, 9.1.3.1, 9.1.4.1)."""
+    """Tested for a C-MOVE, which the images name as their originator, and for a C-GET (PS3.7 9.1.1.1, 9.1.3.1,
+    9.1.4.1)."""
     archive, identifier = four
     found: list[Any] = []
 
@@ -134,7 +135,7 @@ def test_what_a_destination_did_not_take_is_in_the_failed_list(
 
 
 def test_one_that_accepts_no_presentation_context(four: Four, port: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The move ends at once although another association of ours is open there, and the log gives the cause."""
+    """The move ends at once, although another association of ours is open there, and the log names the cause."""
     archive, identifier = four
     node = archive.node
     peer = node.settings.peer("VIEWER")
@@ -156,7 +157,7 @@ def test_one_that_accepts_no_presentation_context(four: Four, port: int, caplog:
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "taken"), [("--sleep-during", 0), ("--sleep-after", 1)])
 def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, taken: int) -> None:
-    """It has taken what it answered; where its answer came too late, nobody can know."""
+    """Images that the destination answered in time count as sent. If an answer is late, nobody can know."""
     port = free_port()
     with (
         archive_of_four(tmp_path, port, dimse_timeout=1, network_timeout=1) as (archive, identifier),
@@ -168,7 +169,7 @@ def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, ta
 
 
 def test_an_answer_to_another_message_is_none_to_this(four: Four, port: int, caplog: pytest.LogCaptureFixture) -> None:
-    """The destination answers the first image twice, and takes no other."""
+    """The destination answers the first image twice, and accepts no other."""
     archive, identifier = four
     taken: list[str] = []
 
@@ -208,7 +209,7 @@ HABITS = [
 
 @pytest.mark.parametrize("habit", HABITS)
 def test_habits_that_are_no_faults(four: Four, port: int, tmp_path: Path, habit: tuple[object, ...]) -> None:
-    """``--reject`` concerns callers without an implementation class UID; the others only take their time."""
+    """``--reject`` concerns callers without an implementation class UID. The other switches only cause delays."""
     archive, identifier = four
     with storescp(tmp_path / "scp", port, *habit) as scp:
         ran = moved(archive, identifier)
@@ -269,7 +270,7 @@ def answered(event: Any, asked: list[str]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 0], ids=["configured", "found out"])
 def test_moves_to_a_destination_of_one_association_wait_for_each_other(tmp_path: Path, limit: int) -> None:
-    """DCMTK's storescp in its single-process mode: whoever calls meanwhile gets no answer at all."""
+    """DCMTK's storescp in its single-process mode does not answer other callers meanwhile."""
     port = free_port()
     with (
         archive_of_four(tmp_path, port, limit=limit, network_timeout=4) as (archive, identifier),
@@ -282,7 +283,7 @@ def test_moves_to_a_destination_of_one_association_wait_for_each_other(tmp_path:
 
 @contextmanager
 def occupied(port: int) -> Iterator[None]:
-    """Somebody else's association with the destination, who has no other place."""
+    """Somebody else's association with a destination that accepts only one."""
     assoc = AE("OTHER").associate("127.0.0.1", port, contexts=[build_context(Verification)])
     assert assoc.is_established
     try:
@@ -292,7 +293,7 @@ def occupied(port: int) -> Iterator[None]:
 
 
 def test_a_destination_whose_local_limit_is_exceeded_is_asked_again(four: Four, port: int) -> None:
-    """The requester hears from us meanwhile."""
+    """The requester gets pending responses meanwhile."""
     (archive, identifier), asked = four, []
     with choosy(port, asked, at_once=1):
         assoc = requested(archive, build_context(MOVE))
@@ -338,7 +339,7 @@ def test_a_cancel_is_honoured_while_the_destination_is_busy(four: Four, port: in
 
 
 def test_a_cancel_right_behind_its_request_is_honoured(four: Four, port: int) -> None:
-    """It arrives before the request is served. Cancels of earlier requests, however many, do not count."""
+    """The cancel arrives before the request is served. Cancels of earlier requests, however many, do not count."""
     (archive, identifier), asked = four, []
     with choosy(port, asked, at_once=1), occupied(port):
         assoc = requested(archive, build_context(MOVE))
@@ -360,7 +361,8 @@ def test_a_cancel_right_behind_its_request_is_honoured(four: Four, port: int) ->
 
 
 def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
-    """Cancelled after the first pending response, the request ends at once, and says what remained."""
+    """Cancel the request after the first pending response. It must end at once, and report the remaining
+    sub-operations."""
     assert next(answers)[0].Status == 0xFF00
     began = time.monotonic()
     assoc.send_c_cancel(7, query_model=model)
@@ -373,7 +375,7 @@ def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
 
 @pytest.mark.slow
 def test_movescu_cancels_between_images(four: Four, port: int, tmp_path: Path) -> None:
-    """What was sent counts, and no further image goes out once the cancel is there."""
+    """Images that were sent count, and no further image is sent after the cancel has arrived."""
     archive, identifier = four
     with storescp(tmp_path / "scp", port, "--sleep-after", 1) as scp:
         ran = movescu(

@@ -1,4 +1,4 @@
-"""Proves that each request is answered, or ends its association with a plain line of the log: no peer waits in vain."""
+"""Proves that each request is answered, or ends its association with one line in the log: no peer waits in vain."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 @pytest.fixture
 def quiet_archive(running: Archive) -> Iterator[Archive]:
-    """The node, on which no association of a test remains: a late line of its log would reach the next test."""
+    """The node without associations of earlier tests, whose late log lines would reach the next test."""
     yield running
     wait_for(lambda: not running.node.server.entity.active_associations, what="the end of the associations")
 
@@ -107,7 +107,7 @@ def caller_of(archive: Archive, verb: str) -> RawCaller:
 
 
 def only_line(caplog: pytest.LogCaptureFixture) -> str:
-    """The one line of the log, which is ours and has no traceback."""
+    """The only line of the log. It is ours and has no traceback."""
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert record.name.startswith(PLAIN)
     assert record.exc_info is None
@@ -229,7 +229,7 @@ OPERATIONS = {"echo": 0x0030, "store": 0x0001, "find": 0x0020, "get": 0x0010, "m
 def test_an_operation_of_another_service_is_answered(
     quiet_archive: Archive, caplog: pytest.LogCaptureFixture, verb: str, operation: str
 ) -> None:
-    """One for Verification was answered with the success of a C-ECHO."""
+    """Formerly, such an operation for Verification was answered with the success of a C-ECHO."""
     if verb == operation:
         return
     uid = REQUESTS[verb].get("AffectedSOPClassUID") or STORAGE_COMMITMENT
@@ -284,7 +284,7 @@ def test_every_message_of_a_pdu_is_answered(quiet_archive: Archive) -> None:
 def test_requests_that_wait_for_no_answer_stay_with_their_sender(
     quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, in_a_pdu: int
 ) -> None:
-    """Each data set that has arrived has an open file: one peer must not take those of all others."""
+    """Each data set that has arrived has an open file, and one peer must not use up the files of all others."""
     many = 150
     folder, arrived, refuse = quiet_archive.node.store.spool, list[int](), Refusals.of_request
     note = lambda *refusal: (arrived.append(len(spooled(folder))), refuse(*refusal))  # noqa: E731
@@ -300,7 +300,7 @@ def test_requests_that_wait_for_no_answer_stay_with_their_sender(
 
 
 def test_images_are_whole_wherever_the_pdus_are_cut(quiet_archive: Archive) -> None:
-    """Two images and an echo, in pieces of commands and data sets, three pieces to a PDU."""
+    """Two images and an echo are sent in fragments of commands and data sets, three fragments to a PDU."""
     pieces: list[bytes] = []
     images = {uid: image(uid) for uid in ("1.2.4.1", "1.2.4.2")}
     for number, (uid, body) in enumerate(images.items()):
@@ -322,7 +322,7 @@ def test_images_are_whole_wherever_the_pdus_are_cut(quiet_archive: Archive) -> N
 
 
 def test_a_cancel_in_the_pdu_of_its_request_is_honoured(quiet_archive: Archive) -> None:
-    """There is nothing to find: the cancel must not be taken for that of a later request, and the echo is answered."""
+    """The query has no match. The cancel must not count for a later request, and the echo is answered."""
     request, identifier = REQUESTS["find"], data_set_of("find")
     cancel = command_set(CommandField=0x0FFF, MessageIDBeingRespondedTo=7, CommandDataSetType=NO_DATA_SET)
     with caller_of(quiet_archive, "find") as caller:
@@ -368,7 +368,7 @@ def test_nothing_is_read_behind_a_message_that_cannot_be_decoded(
 def test_fragments_of_no_message_end_the_association(
     quiet_archive: Archive, caplog: pytest.LogCaptureFixture, pieces: list[bytes], line: str
 ) -> None:
-    """A second command set would leave the file of the first one's data set behind, as often as the peer likes."""
+    """Otherwise a second command set would leave the file of the first data set behind, as often as the peer likes."""
     with caller_of(quiet_archive, "store") as caller, caplog.at_level(logging.WARNING):
         for piece in pieces:
             caller.send(in_one_pdu(piece))
@@ -380,7 +380,7 @@ def test_fragments_of_no_message_end_the_association(
 def test_an_event_that_is_not_expected_leaves_nothing_in_the_spool(
     quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the answer to an earlier request, after an abort in the middle of a data set."""
+    """An example is the answer to an earlier request, after an abort in the middle of a data set."""
     do_action = StateMachine.do_action
 
     def refuse(self: Any, event: str) -> None:

@@ -24,7 +24,7 @@ PREFIX = "node.dimse.pynetdicom_patches.message_limits"
 
 
 def deflated(zeros: int) -> bytes:
-    """A deflated identifier for all studies, with an element of so many zero bytes."""
+    """A deflated identifier for all studies, with an element of ``zeros`` zero bytes."""
     content = element(0x00080052, "CS", b"STUDY ", ExplicitVRLittleEndian)
     content += element(0x00091001, "OB", bytes(zeros), ExplicitVRLittleEndian)
     content += element(0x0020000D, "UI", b"", ExplicitVRLittleEndian)
@@ -56,7 +56,7 @@ def answer(
 def test_one_that_inflates_too_far_ends_the_association(
     quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch, sop_class: str, field: int
 ) -> None:
-    """A megabyte inflates to a gigabyte, in the process that serves everybody."""
+    """A megabyte would inflate to a gigabyte in the node's main process."""
     monkeypatch.setattr(f"{PREFIX}._MOST_QUERY", 100_000)
     large = deflated(1_000_000)
     assert len(large) < 2_000

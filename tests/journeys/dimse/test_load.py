@@ -65,14 +65,14 @@ def served(folder: Path, **sections: Any) -> Iterator[tuple[Address, subprocess.
 
 @contextmanager
 def highest_rss(pid: int) -> Iterator[list[int]]:
-    """Most bytes of memory that a process has held, in a list of one when the block is over."""
+    """The peak of a process's memory in bytes, in a list that has one element when the block has ended."""
     yield (peak := [])
     status = Path(f"/proc/{pid}/status").read_text()
     peak.append(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024)
 
 
 def test_twenty_senders_at_once(tmp_path: Path) -> None:
-    """1000 images of 2 MB, 20 at a time: no failure, and less than 1 GB in the process that takes them."""
+    """1000 images of 2 MB arrive, 20 at a time. None fails, and the receiving process needs less than 1 GB."""
     folders = [tmp_path / f"sender{number:02d}" for number in range(SENDERS)]
     noise = np.random.default_rng(0).integers(0, 4096, (1024, 1024), np.uint16)
     sent = set()
@@ -97,7 +97,7 @@ def test_twenty_senders_at_once(tmp_path: Path) -> None:
 
 
 class OneAtATime(WorkerPool):
-    """A pool whose reconstructions take 45 s each, one after the other, as a large model on a small machine does."""
+    """A pool whose reconstructions take 45 s each, one after the other, as with a large model on a small machine."""
 
     def __init__(self, settings: ReconstructSettings) -> None:
         super().__init__(settings)
@@ -119,7 +119,7 @@ class OneAtATime(WorkerPool):
 
 
 def test_images_that_take_longer_than_the_requester_waits(tmp_path: Path) -> None:
-    """movescu and getscu give up after 30 s without a message; two images of 45 s each arrive all the same."""
+    """movescu and getscu give up after 30 s without a message. Two images that take 45 s each arrive nevertheless."""
     port, study = free_port(), generate_uid()
     changes = {"codec": {"profile": "paper"}, "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0}}
     node = Node(settings_for(tmp_path / "archive", port, **changes))
@@ -152,7 +152,7 @@ def address_of(address: Address) -> tuple[str, int]:
 
 
 def matches(address: Address, patients: str) -> int:
-    """The number of answers to a query of all images of some patients, which needs relational queries."""
+    """The number of answers to a relational query of all images of some patients."""
     relational = SOPClassExtendedNegotiation()
     relational.sop_class_uid, relational.service_class_application_information = UID(FIND), b"\1"
     assoc = AE("VIEWER").associate(*address_of(address), contexts=[build_context(FIND)], ext_neg=[relational])
@@ -167,8 +167,8 @@ def matches(address: Address, patients: str) -> int:
 
 
 def test_thirty_thousand_matches_take_no_memory(tmp_path: Path) -> None:
-    """Answers are made as they are sent: queries of 30,000 images need what one of 1600 needs, and SQLite's page cache
-    in each of a few connections."""
+    """Answers are made as they are sent. Queries of 30,000 images need the memory of one of 1600, and SQLite's page
+    cache for each of a few connections."""
     settings = settings_for(tmp_path)
     with closing(Index.open(f"sqlite:///{settings.storage.root / 'index.sqlite'}")) as index:
         fill(index.engine, 30_000, Console(quiet=True))

@@ -76,7 +76,7 @@ def capture(**more: Any) -> Dataset:
 
 
 def with_inside(ds: Dataset, tag: int, raw: bytes, syntax: UID) -> bytes:
-    """The data set with raw bytes where a tag belongs."""
+    """The data set with raw bytes at the place of a tag."""
     return encode(ds, syntax, within=range(tag)) + raw + encode(ds, syntax, within=range(tag, 1 << 32))
 
 
@@ -95,7 +95,7 @@ def stored(node: Node, path: Path, syntax: UID = ExplicitVRLittleEndian) -> int:
 
 
 def got(node: Node, ds: Dataset, syntax: UID, *more: tuple[Any, Any], pdu: int = 16384) -> bytes:
-    """The data set as it comes back in that transfer syntax. ``more``: handlers of events."""
+    """The data set as it is retrieved in that transfer syntax. ``more``: handlers of events."""
     came: list[bytes] = []
 
     def keep(event: Any) -> int:
@@ -177,7 +177,7 @@ def test_an_odd_zero_byte_behind_the_last_element_is_not_sent(node: Node, tmp_pa
 
 
 def test_a_deflated_data_set_of_an_odd_length_is_sent_with_an_even_one(node: Node, tmp_path: Path) -> None:
-    """Some senders leave out the byte that PS3.5 A.5 wants behind it."""
+    """Some senders leave out the padding byte that PS3.5 A.5 requires."""
     bodies = (encode(ds := capture(StudyDescription="x" * more), ExplicitVRLittleEndian) for more in range(100))
     streams = ((body, zlib.compress(body, wbits=-zlib.MAX_WBITS)) for body in bodies)
     body, stream = next((body, stream) for body, stream in streams if len(stream) % 2)
@@ -212,7 +212,7 @@ def test_zero_bytes_behind_no_pixels(tmp_path: Path) -> None:
 
 
 def odd(vr: bytes, kind: str, order: str = "<") -> bytes:
-    """Pixel Padding Value (0028,0120), 7, with a length of 16 or 32 bits."""
+    """An element Pixel Padding Value (0028,0120) of 7, with a length of 16 or 32 bits."""
     head = struct.pack(order + "HH", 0x0028, 0x0120) + vr
     value = struct.pack(order + "H", 7)
     return head + (struct.pack(order + "H", 2) if kind == "short" else struct.pack(order + "HI", 0, 2)) + value
@@ -255,7 +255,7 @@ def tagged(tag: int, vr: bytes, value: bytes) -> bytes:
 
 
 def sequence_of(tag: int, content: bytes, *, item_end: bool, end: bool) -> bytes:
-    """A sequence of one item; ``end``: of undefined length, with a delimiter at its end."""
+    """A sequence of one item. ``end``: whether it has an undefined length, and ends with a delimiter."""
     length = 0xFFFFFFFF if item_end else len(content)
     item = struct.pack("<HHI", 0xFFFE, 0xE000, length) + content + (delimiter(0xE00D) if item_end else b"")
     head = struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, b"SQ", 0, 0xFFFFFFFF if end else len(item))
@@ -292,7 +292,7 @@ def test_an_element_in_implicit_vr_among_explicit_ones(node: Node, tmp_path: Pat
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_file_meta_information_in_a_data_set(node: Node, tmp_path: Path, syntax: UID) -> None:
-    """It is returned byte for byte, or converted like other elements, and not read as that of the file."""
+    """It is returned byte for byte, or converted like other elements, and is not taken for that of the file."""
     ds = capture()
     explicit = struct.pack("<HH2sH", 2, 0x10, b"UI", len(JPEGBaseline8Bit)) + JPEGBaseline8Bit.encode()
     implicitly = struct.pack("<HHI", 2, 0x10, len(JPEGBaseline8Bit)) + JPEGBaseline8Bit.encode()
@@ -318,7 +318,7 @@ def delimiter(element: int) -> bytes:
 
 
 def unknown_sequence(length: int | None) -> tuple[bytes, bytes]:
-    """UN of undefined length in big endian, and what is in it: an item of that length, or undefined."""
+    """An element of VR UN and undefined length in big endian. Its item has that length, or an undefined one."""
     content = implicit(0x00290010, b"FIELD TEST") + implicit(0x00291002, b"\1\2\3\4")
     if length is None:
         item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + content + delimiter(0xE00D)
@@ -453,7 +453,7 @@ def jpeg(subsampling: str) -> bytes:
 def test_colour_that_is_decompressed_says_what_it_is(
     tmp_path: Path, syntax: UID, codestream: bytes, said: str, target: UID
 ) -> None:
-    """PS3.3 C.7.6.3.1.2: native YBR_FULL_422 has half the chroma, and no decoder gives that."""
+    """PS3.3 C.7.6.3.1.2: native YBR_FULL_422 has half the chroma, and no decoder returns that."""
     ds = capture(SamplesPerPixel=3, PhotometricInterpretation=said, PlanarConfiguration=0, Rows=16, Columns=16)
     ds.PixelData = encapsulate([codestream])
     ds["PixelData"].is_undefined_length = True
@@ -483,7 +483,7 @@ LEADING = ["1.2.03", "01.2.3", "1.2.826.0.1.3680043.8.498.01.20240102", "1.00.3"
 
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
-    """Nodes by their storage.leading_zeros."""
+    """Nodes by their value of storage.leading_zeros."""
     peers = [
         {"ae_title": "MODALITY", "allow": ["store"]},
         {"ae_title": "VIEWER", "allow": ["find", "get"], "rendition": "original"},
@@ -544,8 +544,8 @@ def _changed(**values: str) -> Applied:
 def test_a_uid_that_occurs_twice_with_different_values_is_refused(
     node: Node, tmp_path: Path, keyword: str, behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An element occurs at most once (PS3.5 7.1). The last one counted: a SOP Instance UID before the right one was
-    stored, and one behind it was told not to be that of the command."""
+    """An element occurs at most once (PS3.5 7.1). Formerly, the last one counted: a SOP Instance UID before the right
+    one was stored, and one after it was refused as differing from the command."""
     ds, other = capture(), Dataset()
     setattr(other, keyword, MAMMOGRAPHY if keyword == "SOPClassUID" else generate_uid())
     parts = [encode(ds, ExplicitVRLittleEndian), encode(other, ExplicitVRLittleEndian)]
@@ -557,7 +557,8 @@ def test_a_uid_that_occurs_twice_with_different_values_is_refused(
 
 
 def test_other_elements_that_occur_twice_are_kept(node: Node, tmp_path: Path) -> None:
-    """The same UID again, and a Patient ID: the data set is kept byte for byte, and the last Patient ID is found."""
+    """A UID is repeated with the same value, and so is a Patient ID. The data set is stored byte for byte, and the last
+    Patient ID is found."""
     ds, again = capture(), Dataset()
     again.SOPInstanceUID, again.PatientID = ds.SOPInstanceUID, "O2"
     body = encode(ds, ExplicitVRLittleEndian) + encode(again, ExplicitVRLittleEndian)

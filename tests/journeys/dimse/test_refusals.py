@@ -38,7 +38,7 @@ MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 
 
 def told(archive: Archive, action: str) -> list[TrailEntry]:
-    """Entries of refusals in the trail, once there is one."""
+    """The entries of refusals in the trail. Waits until there is one."""
 
     def entries() -> list[TrailEntry]:
         records = [record.entry for record in archive.node.index.trail.records()]
@@ -145,7 +145,7 @@ def test_the_same_rejected_association_is_recorded_once_a_minute() -> None:
 
 
 def test_refusals_of_one_address_do_not_fill_the_trail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each names another image, or another AE title. Those of other addresses, and what is done, are recorded."""
+    """Each refusal names another image or another AE title. Refusals of other addresses are still recorded."""
     now = [1000.0]
     monkeypatch.setattr("node.dimse.associations.refusals.time", SimpleNamespace(monotonic=lambda: now[0]))
     entries: list[TrailEntry] = []

@@ -32,7 +32,7 @@ RELEASE, RELEASED = pdu(5, bytes(4)), 6
 
 
 def filled(archive: Archive, folder: Path, images: int = 3) -> str:
-    """The Study Instance UID of images that were stored."""
+    """Store images, and return their Study Instance UID."""
     study = generate_uid()
     made = [mammogram(breast(64, 64), StudyInstanceUID=study, SOPInstanceUID=generate_uid()) for _ in range(images)]
     files = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in made]
@@ -49,11 +49,12 @@ def request(field: int, sop_class: str, identifier: Dataset) -> bytes:
 
 
 def test_a_query_that_is_left_ends_as_cancelled(quiet_archive: Archive, tmp_path: Path) -> None:
-    """The peer does not want what is left: the status must not say that it has had everything."""
+    """The peer does not want the remaining answers. The status must not say that it has received all of them."""
     identifier, node, seen = image_identifier(filled(quiet_archive, tmp_path)), quiet_archive.node, threading.Event()
 
     def wait_for_release(*_: object) -> None:
-        """The node reads the index for the query only after it has received the release: no answer can be faster."""
+        """Let the node read the index for the query only after it has received the release, so that no answer is
+        faster."""
         associations = node.server.entity.active_associations
         wait_for(lambda: seen.is_set() or any(map(wants_release, associations)), what="the release")
         seen.set()

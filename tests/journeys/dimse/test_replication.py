@@ -34,7 +34,7 @@ VIEWER, EXACT = "VIEWER", "EXACTVIEW"
 
 
 class Replica(Receiver):
-    """A Storage SCP that answers as it is told, image by image; an image without an answer in ``says`` is kept."""
+    """A Storage SCP that gives each image the answer in ``says``, and stores images without an answer there."""
 
     says: dict[str, int]
     aborts = False
@@ -98,7 +98,7 @@ def data_set(path: Path) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", [EXACT, VIEWER])
 def test_each_original_is_sent_once_byte_for_byte(tmp_path: Path, replica: Replica, peer: str) -> None:
-    """To a peer that retrieves reconstructions too."""
+    """This includes a peer that gets reconstructions when it retrieves images."""
     with running(tmp_path, replica.port) as archive:
         uids = stored(archive, tmp_path, 3)
         report = replicated(archive, peer)
@@ -198,7 +198,7 @@ def test_what_is_deleted_or_cannot_be_read(tmp_path: Path, replica: Replica) -> 
 
 
 def test_packed_originals_and_dcmtk(tmp_path: Path) -> None:
-    """storescp takes what was packed at rest, and its bytes are those that came."""
+    """storescp receives originals that are stored packed, and gets the received bytes."""
     need("storescp")
     settings: dict[str, Any] = {"originals": {"coder": "jpegls"}, "codec": {"profile": "paper"}}
     with storescp_at(tmp_path / "scp") as port, Node(settings_for(tmp_path / "archive", port, **settings)) as node:

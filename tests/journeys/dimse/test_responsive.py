@@ -44,7 +44,8 @@ def stored(archive: Archive, ds: Dataset, folder: Path) -> Dataset:
 
 @pytest.mark.very_slow
 def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Path) -> None:
-    """C-ECHO within 0.5 s, 99 of 100, and none above 1 s, during verification and retrieval of 4096 x 3328 pixels."""
+    """Of the C-ECHOs, 99% take at most 0.5 s, and none takes more than 1 s, while 4096 x 3328 pixels are verified and
+    retrieved."""
     pixels = breast(2048, 1664).repeat(2, axis=0).repeat(2, axis=1)
     ds = mammogram(pixels)
     entity = AE("VIEWER")
@@ -77,7 +78,7 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
 
 @pytest.mark.slow
 def test_answers_are_made_as_a_slow_peer_takes_them(quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many matches a query has, few of them are in memory."""
+    """However many matches a query has, only few of them are in memory."""
     fill(quiet_archive.node.index.engine, 4000, Console(quiet=True))
     waiting: list[int] = []
     send = TimedSend.send
@@ -101,7 +102,7 @@ def test_answers_are_made_as_a_slow_peer_takes_them(quiet_archive: Archive, monk
 
 
 def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:
-    """pynetdicom's reactor thread, running free, does not take the answer from a requestor's association."""
+    """While it runs freely, pynetdicom's reactor thread does not take the answer from a requestor's association."""
     entity = AE("VIEWER")
     entity.add_requested_context(Verification)
     assoc = entity.associate("127.0.0.1", archive.address.port)
@@ -118,7 +119,7 @@ def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:
 
 
 class SlowPool(WorkerPool):
-    """A pool whose reconstructions take their time, as a large model on a small machine does."""
+    """A pool whose reconstructions take long, as with a large model on a small machine."""
 
     def __init__(self, settings: Any, seconds: float) -> None:
         super().__init__(settings)
@@ -139,7 +140,7 @@ class SlowPool(WorkerPool):
 
 @pytest.mark.very_slow
 def test_pending_responses_while_an_image_is_made(tmp_path: Path, receiver: Receiver) -> None:
-    """A requester that waits at most 2 s for a message gets an image that takes 4 s to make, by C-MOVE."""
+    """A requester that waits at most 2 s for a message gets, by C-MOVE, an image that takes 4 s to make."""
     node = Node(settings_for(tmp_path / "archive", receiver.port, node={"keep_alive": 0.5}))
     node.pool.close()
     node.pool = SlowPool(node.settings.reconstruct, 4.0)

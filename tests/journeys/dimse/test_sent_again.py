@@ -96,7 +96,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
 
 
 def test_a_lost_original_that_is_purged_and_sent_again_is_lost_no_more(tmp_path: Path) -> None:
-    """Peers that take originals while they are here were sent reconstructions until the next scrub."""
+    """Formerly, peers that take originals while these are held were sent reconstructions until the next scrub."""
     bench = ArchiveParts(tmp_path / "archive", coder="none")
     data = bench.receive(UID)
     bench.receive("1.2.3.2")
@@ -121,7 +121,8 @@ def test_a_whole_one_that_is_sent_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_other_bytes_for_a_lost_original_are_kept_and_not_thrown_away(tmp_path: Path) -> None:
-    """Nobody can say any more whether they are the same image; quarantine keeps them until somebody does."""
+    """Whether they are the same image can no longer be determined, so they stay in quarantine until a person
+    decides."""
     bench = ArchiveParts(tmp_path / "archive", coder="jpegls")
     data = bench.receive(UID)
     bench.work()
@@ -135,7 +136,7 @@ def test_other_bytes_for_a_lost_original_are_kept_and_not_thrown_away(tmp_path: 
 
 
 def test_what_quarantine_promises_is_not_unlinked(tmp_path: Path) -> None:
-    """The same content in another encoding is let go, unless that very object waits in quarantine."""
+    """The same content in another encoding is dropped, unless that very object is in quarantine."""
     bench = ArchiveParts(tmp_path / "archive", coder="none")
     ds = mammogram(breast(300, 280), SOPInstanceUID=UID)
     data = write(ds, tmp_path / "explicit.dcm").read_bytes()
@@ -150,7 +151,7 @@ def test_what_quarantine_promises_is_not_unlinked(tmp_path: Path) -> None:
 
 
 def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: ArchiveParts) -> None:
-    """Two archives of ours: the other one's reconstruction arrives before this one makes the same."""
+    """There are two archives of ours. The reconstruction of the other arrives before this one makes the same."""
     bench.receive("1.2.3.4", state=InstanceState.EXACT)
     bench.receive("1.2.3.5", state=InstanceState.RECEIVED)
     claim = bench.index.claim("test", 60)
@@ -175,7 +176,7 @@ def bench(tmp_path: Path) -> ArchiveParts:
 
 
 class Dying(InlineWorkers):
-    """Decoders that are killed as often as asked, as when the machine runs out of memory."""
+    """Decoders that are killed ``deaths`` times, as when the machine runs out of memory."""
 
     def __init__(self, deaths: int) -> None:
         self.deaths = deaths
@@ -197,7 +198,7 @@ class Dying(InlineWorkers):
 
 
 def test_a_process_of_its_own(tmp_path: Path) -> None:
-    """What kills a worker kills no other request's, and a request that is asked alone has an answer."""
+    """A request that kills its worker ends no other request, and a request that runs alone gets its answer."""
     pool = WorkerPool(parse({}, "t").reconstruct, name="decode")
     try:
         with pytest.raises(FileNotFoundError):
@@ -215,7 +216,7 @@ def test_a_killed_decoder_is_no_judgement(tmp_path: Path, deaths: int, sound: bo
 
 @pytest.mark.slow
 def test_over_the_network(tmp_path: Path, receiver: client.Receiver) -> None:
-    """As its sender sees it: success, and C-MOVE gives the bytes back."""
+    """The sender gets success, and C-MOVE returns the bytes."""
     settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls"})
     ds = mammogram()
     file = write(ds, tmp_path / "sent.dcm")

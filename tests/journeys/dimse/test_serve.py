@@ -44,7 +44,7 @@ def served(tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def test_a_start_that_fails_leaves_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would keep a process that does not listen, and no service manager would start it again."""
+    """The threads would keep a process alive that does not listen, and no service manager would restart it."""
     before = set(threading.enumerate())
     node = Node(settings_for(tmp_path / "archive"))
     monkeypatch.setattr(node.schedule, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
@@ -55,7 +55,8 @@ def test_a_start_that_fails_leaves_no_threads(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_sigterm_finishes_what_is_in_flight(served: NodeProcess, tmp_path: Path) -> None:
-    """Half a data set is here when the signal comes: the other half is still taken, and made durable."""
+    """The signal arrives when half a data set has been received. The other half is still received, and stored
+    durably."""
     served.start()
     ds = mammogram(breast(900, 800))
     entity = AE("MODALITY")
@@ -104,7 +105,8 @@ def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None
 @pytest.mark.very_slow
 @pytest.mark.timeout(900)
 def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) -> None:
-    """SIGKILL over and over while images arrive and are encoded: every image acknowledged is there, and settles."""
+    """SIGKILL arrives repeatedly while images are received and encoded. Every acknowledged image is there, and reaches
+    a final state."""
     chance = random.Random(5)
     acknowledged: dict[str, Path] = {}
     for round_number in range(5):
@@ -145,7 +147,7 @@ def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> None:
-    """No process is left behind that would hold memory or a GPU."""
+    """No process stays that would hold memory or a GPU."""
     served.start()
     path = write(mammogram(), tmp_path / "one.dcm")
     client.store([path], served.address, calling="MODALITY", each=lambda *_: None)
@@ -159,7 +161,7 @@ def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None:
-    """Importing it would hold every association of the node for seconds, and its memory for good."""
+    """Importing torch would delay every association of the node for seconds, and occupy its memory for good."""
     served.start()
     ds = mammogram()
     path = write(ds, tmp_path / "one.dcm")
@@ -179,7 +181,7 @@ def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None
 
 
 def mapped(pid: int) -> str:
-    """The files that a process has in its memory."""
+    """The files that a process has mapped into its memory."""
     return Path(f"/proc/{pid}/maps").read_text()
 
 

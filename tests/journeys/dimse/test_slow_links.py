@@ -36,9 +36,10 @@ _BUFFER = 16384
 
 
 class Line:
-    """A destination behind a line of ``rate`` bytes a second; 0: it takes the association and reads no more.
+    """A destination behind a line of ``rate`` bytes a second. With 0, it accepts the association and reads nothing
+    more.
 
-    ``to``: the port of an SCP that is called over this line, and whose answers are slow, in place of a destination.
+    ``to``: the port of an SCP that is called over this line instead, and whose answers are slow.
     """
 
     def __init__(self, rate: float, answers: Any, to: int = 0) -> None:
@@ -108,7 +109,7 @@ def line(rate: float, answers: Any = lambda event: 0, to: int = 0) -> Iterator[L
 
 @contextmanager
 def archive(folder: Path, port: int, size: int = 3_000_000, **node: Any) -> Iterator[tuple[Node, Dataset]]:
-    """A node with one object of so many bytes, and its identifier; VIEWER is on that port."""
+    """A node with one object of ``size`` bytes, and the identifier of the object. VIEWER is on that port."""
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = SECONDARY_CAPTURE, generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = generate_uid(), generate_uid(), "OT"
@@ -151,7 +152,8 @@ def moved(node: Node, identifier: Dataset) -> list[int]:
 
 @pytest.mark.slow
 def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
-    """It takes three times the DIMSE timeout and the network timeout; the requester hears of it all the time."""
+    """It takes three times the DIMSE timeout and the network timeout, and the requester gets pending responses all the
+    time."""
     with line(1.5e5) as destination, archive(tmp_path, destination.port, dimse_timeout=6, network_timeout=6) as made:
         *pending, last = moved(*made)
         assert last == SUCCESS
@@ -200,7 +202,7 @@ def test_a_cancel_is_honoured_while_an_object_is_sent(tmp_path: Path) -> None:
 def test_one_that_reads_no_more_is_named_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timeout is short for this object only: on a busy machine, associations are idle for longer."""
+    """The timeout is short only for this object, since associations are idle for longer on a busy machine."""
     send = FileSendingSocket.send_file
 
     def impatient(self: FileSendingSocket, *of: Any) -> None:
@@ -287,7 +289,7 @@ def test_a_drain_is_kept_with_a_caller_that_sends_half_a_pdu(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_small_messages_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    """TCP_NODELAY on both ends of ours: of callers' connections and of those that we open."""
+    """TCP_NODELAY is set on connections of callers, and on those that we open."""
     with line(1e7) as destination, archive(tmp_path, destination.port, 1000) as (node, identifier):
         with viewer(node, FIND):
             opened = [one for assoc in node.server.entity.active_associations if (one := assoc.dul.socket.socket)]

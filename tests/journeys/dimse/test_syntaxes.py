@@ -76,7 +76,7 @@ def send(running: Node, path: Path) -> int:
 
 
 def native(path: Path, folder: Path) -> Dataset:
-    """The file with native pixels, whatever it came in."""
+    """The file with native pixels, whatever its transfer syntax was."""
     target = folder / "native.dcm"
     transcode(path, target, ExplicitVRLittleEndian)
     return dcmread(target)
@@ -151,7 +151,7 @@ def test_htj2k_has_the_precision_of_bits_stored(tmp_path: Path, bits: int, above
 
 
 def test_pixels_that_are_not_encoded(tmp_path: Path) -> None:
-    """Signed, coloured, short, and bits above Bits Stored that a codestream of 12 bits cannot hold."""
+    """Signed, coloured and short pixels, and bits above Bits Stored that a codestream of 12 bits cannot hold."""
     signed = samples.mammogram(samples.breast(64, 64), PixelRepresentation=1)
     short = samples.mammogram(samples.breast(64, 64), Rows=65)
     coloured = samples.mammogram(samples.breast(64, 64), SamplesPerPixel=3)
@@ -174,7 +174,7 @@ def test_an_encoder_that_lies_is_found_out(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_transfer_syntax_is_accepted_and_kept_verbatim(tmp_path: Path) -> None:
-    """A data set without pixels can be in any of them; its bytes come back as they were."""
+    """A data set without pixels can have any transfer syntax, and its bytes are returned unchanged."""
     report = samples.mammogram(samples.breast(64, 64))
     for keyword in ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         delattr(report, keyword)
@@ -284,7 +284,8 @@ def test_a_lossy_original_is_sent_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("calling", "expected"), [("JPEGLS", "jpegls"), ("HTJ2K", "htj2k"), ("MODALITY", "explicit")])
 def test_get_in_one_context_with_many_syntaxes(tmp_path: Path, calling: str, expected: str) -> None:
-    """The acceptor chooses one for the context (PS3.8 9.3.3.2): the one that the caller's entry prefers."""
+    """The acceptor chooses one transfer syntax for the context (PS3.8 9.3.3.2): the one that the caller's entry
+    prefers."""
     ds = samples.mammogram(samples.breast(200, 180))
     path = samples.write(ds, tmp_path / "image.dcm")
     got: list[Dataset] = []
@@ -328,7 +329,7 @@ def test_jpeg_xl_is_taken_and_comes_back_decoded(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoding takes as long as the requester needs to see three pending responses."""
+    """Encoding lasts until the requester has received three pending responses."""
     ds = samples.mammogram(samples.breast(200, 180))
     path, port, patience = samples.write(ds, tmp_path / "image.dcm"), free_port(), threading.Event()
     entity = AE("MODALITY")

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.
 
 @dataclass(frozen=True)
 class Certificates:
-    """One authority's certificates for everybody, and one that another authority signed."""
+    """Certificates that one authority has signed for everybody, and one that another authority has signed."""
 
     ca: Path
     node: Signed
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @dataclass(frozen=True)
 class Secured:
-    """A node that listens for TLS beside plain DICOM, and where it moves images to."""
+    """A node that listens for TLS and for plain DICOM, and the destination of its moves."""
 
     node: Node
     viewer_port: int
@@ -134,7 +134,7 @@ def test_dcmtk_stores_finds_moves_and_gets_over_tls(made: Certificates, secured:
 
 
 def test_pynetdicom_gets_over_tls(made: Certificates, secured: Secured, tmp_path: Path) -> None:
-    """movescu and getscu of DCMTK 3.6.7 have no TLS."""
+    """DCMTK 3.6.7 has no TLS in movescu and getscu."""
     file, study = image(tmp_path / "image.dcm")
     to = secured.tls
     run("storescu", *tls_options(made, made.modality), "-aet", "MODALITY", "-aec", to.ae_title, to.host, to.port, file)
@@ -215,7 +215,7 @@ def test_ciphers_of_tls_1_2(made: Certificates, secured: Secured, cipher: str, s
 
 
 def s_client(made: Certificates, port: int, *options: str) -> str:
-    """What openssl's client says of a handshake."""
+    """The output of openssl's client about a handshake."""
     need("openssl")
     own = ("-cert", made.modality.certificate, "-key", made.modality.key, "-CAfile", made.ca)
     done = subprocess.run(
@@ -229,7 +229,7 @@ def s_client(made: Certificates, port: int, *options: str) -> str:
 
 
 def test_a_silent_caller_locks_nobody_out(made: Certificates, secured: Secured) -> None:
-    """The TLS handshake of one must not hold up the others."""
+    """The TLS handshake of one caller must not delay the others."""
     with (
         socket.create_connection((secured.tls.host, secured.tls.port)),
         socket.create_connection((secured.tls.host, secured.tls.port)) as talks_nonsense,
@@ -239,7 +239,7 @@ def test_a_silent_caller_locks_nobody_out(made: Certificates, secured: Secured) 
 
 
 def test_a_handshake_gives_way_to_a_new_connection(made: Certificates, secured: Secured, caplog: Any) -> None:
-    """Callers that begin a handshake and stop keep nobody out."""
+    """Callers that begin a handshake and stop do not keep others out."""
     entity = secured.node.server.entity
     most, entity.maximum_associations = entity.maximum_associations, 2 + WAITING
     try:
@@ -275,7 +275,8 @@ def test_a_handshake_gives_way_to_a_new_connection(made: Certificates, secured: 
 def test_a_handshake_that_fails_is_one_line_with_its_cause(
     made: Certificates, secured: Secured, caplog: pytest.LogCaptureFixture, what: str, says: str | None
 ) -> None:
-    """OpenSSL's words name no side, such as "wrong version number". A port scan is no line, as without TLS."""
+    """OpenSSL's messages, such as "wrong version number", do not say which side failed. A port scan logs nothing, as
+    without TLS."""
     own = {"another authority": made.stranger, "an expired certificate": made.expired, "no certificate": None}
     if what == "an old version":
         s_client(made, secured.tls.port, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0")
@@ -297,7 +298,7 @@ def test_a_handshake_that_fails_is_one_line_with_its_cause(
 
 
 def test_a_session_ticket_is_no_pdu(made: Certificates) -> None:
-    """TLS 1.3: after the handshake the server sends tickets, and the client's socket is readable without any data."""
+    """After a handshake of TLS 1.3 the server sends tickets, and the client's socket is readable without any data."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(made.node.certificate, made.node.key)
     calling = ssl.create_default_context(cafile=str(made.ca))
@@ -366,7 +367,7 @@ def test_a_commitment_is_reported_over_tls(made: Certificates, secured: Secured,
 
 
 def test_orthanc_over_tls_both_ways(made: Certificates, secured: Secured, tmp_path: Path) -> None:
-    """Orthanc stores to us, finds and moves to itself, each over TLS with its certificate."""
+    """Orthanc stores to us, queries and moves images to itself, each over TLS with its certificate."""
     file, study = image(tmp_path / "image.dcm")
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(made.ca.read_bytes())
@@ -473,7 +474,7 @@ def test_certificates_that_expire_are_named(made: Certificates, tmp_path: Path) 
 
 
 def test_a_certificate_whose_end_cannot_be_read_is_used(made: Certificates, tmp_path: Path) -> None:
-    """The node ended with a traceback at its start."""
+    """Formerly, the node ended with a traceback at its start."""
     trusted = tmp_path / "trusted.pem"
     form = ("openssl", "x509", "-trustout", "-in", str(made.node.certificate), "-out", str(trusted))
     subprocess.run(form, check=True, capture_output=True, timeout=300)

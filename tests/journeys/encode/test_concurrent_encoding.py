@@ -45,14 +45,15 @@ def sent(archive: Archive, folder: Path, count: int) -> dict[str, Any]:
 
 
 def in_hand(node: Node) -> list[Any]:
-    """Rows with a lease."""
+    """The number of rows with a lease."""
     with node.index.engine.connect() as connection:
         return list(connection.execute(select(instance).where(instance.c.lease_owner.is_not(None))))
 
 
 @pytest.mark.slow
 def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path: Path, receiver: Receiver) -> None:
-    """Two leases at a time, never three; the worker for viewers, with other threads, makes the very pixels."""
+    """There are two leases at a time, never three. The worker for viewers has another number of threads, and makes
+    exactly the same pixels."""
     settings = settings_for(tmp_path / "archive", receiver.port, **TWO, reconstruct={"threads": 2, "cache": 0})
     with Node(settings) as node:
         archive, most, done = Archive(node, receiver), [0], threading.Event()
@@ -93,7 +94,7 @@ def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver: Receiver) -> None:
-    """No attempt is counted, and the next start takes them to rest."""
+    """No attempt is counted, and the images are encoded after the next start."""
     settings = settings_for(tmp_path / "archive", receiver.port, **TWO)
     with Node(settings) as node:
         images = sent(Archive(node, receiver), tmp_path, 3)
@@ -152,7 +153,7 @@ def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_path: Path) -> None:
-    """What a worker with one thread has verified one with all of them must make again."""
+    """A worker with one thread has verified the pixels, and one with all threads must make them again."""
     import torch
 
     from node.upscalers.mammo import Mammo

@@ -26,9 +26,9 @@ from tests.support.samples import breast, mammogram, write
 def test_default_model_there_and_back_and_gone(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Measured with the shipped weights and sent as the measured pixels, synthetic and named. Once that model is not
-    installed any more it is read from the object store; without that too, the log names its digest and the original
-    is sent in its stead."""
+    """The image is measured with the shipped weights, and sent with the measured pixels, named as synthetic. When the
+    model is no longer installed, it is read from the object store. Without that too, the log names its digest, and the
+    original is sent instead."""
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     config = folder / "config.json"
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be

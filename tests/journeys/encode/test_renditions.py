@@ -31,7 +31,8 @@ STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 
 @pytest.mark.slow
 def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Receiver) -> None:
-    """x2, 16-bit PNG, nothing refused: even noise is MEASURED, never VERIFIED, and says so to whoever gets it."""
+    """The base is x2, 16-bit PNG, and nothing is refused. Even noise becomes MEASURED, never VERIFIED, and every
+    recipient is told."""
     noise = np.random.default_rng(0).integers(0, 4096, (300, 280)).astype(np.uint16)
     ds = mammogram(noise)
     with Node(settings_for(tmp_path / "a", receiver.port, codec={"profile": "paper"})) as node:
@@ -53,7 +54,8 @@ def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Rece
 
 @pytest.mark.slow
 def test_a_peer_without_texture_gets_the_structure_alone(tmp_path: Path, receiver: Receiver) -> None:
-    """One payload, two objects: each peer finds and gets that of its texture, and the other one by its own UID."""
+    """One payload gives two objects. Each peer finds and gets the object of its texture, and can get the other by its
+    own UID."""
     settings = settings_for(tmp_path / "a", receiver.port, codec={"scales": [1]})
     plain = settings.peers[1].model_copy(update={"ae_title": "MEASURER", "texture": Texture.NONE})
     settings = settings.model_copy(update={"peers": (*settings.peers, plain)})
@@ -113,7 +115,8 @@ def test_a_peer_without_texture_gets_the_structure_alone(tmp_path: Path, receive
 
 @pytest.mark.slow
 def test_sd_x2_through_the_whole_node(tmp_path: Path, receiver: Receiver) -> None:
-    """The paper's pipeline, with tiny random weights: measured, sent as synthetic, and the same pixels again."""
+    """The paper's pipeline with tiny random weights: the image is measured, sent as synthetic, and the same pixels are
+    made again."""
     weights = tiny_sd.build(tmp_path / "weights")
     reconstruct = {
         "upscaler": "sd_x2",
@@ -146,7 +149,8 @@ def test_sd_x2_through_the_whole_node(tmp_path: Path, receiver: Receiver) -> Non
 
 
 def test_rendered_cache(tmp_path: Path) -> None:
-    """Least recently used goes first, a reader keeps what it is reading, leftovers go at start."""
+    """The least recently used entry is removed first, a reader can finish reading an entry, and leftovers are removed
+    at start."""
     cache = RenderedCache(tmp_path, budget=250)
     for key in ("a", "b"):
         made = cache.new_file()
@@ -212,7 +216,7 @@ def test_cancel_is_honoured_before_the_next_image(quiet_archive: Archive, tmp_pa
 
 @pytest.mark.slow
 def test_twenty_senders_at_once(quiet_archive: Archive, tmp_path: Path) -> None:
-    """20 associations of 10 images each, some of one study: no failure, every image there once."""
+    """20 associations with 10 images each, some of one study: none fails, and every image is stored once."""
     shared = generate_uid()
     batches = []
     for sender in range(20):

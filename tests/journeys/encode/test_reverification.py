@@ -1,4 +1,4 @@
-"""Proves that after a change of model every UID keeps its pixels, and that only what passes gets a new rendition."""
+"""Proves that after a change of model every UID keeps its pixels, and that only passing images get a new rendition."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> S
 
 
 def seen(archive: Archive, ds: Dataset, *uids: str) -> list[str]:
-    """The SOP Instance UIDs that a reconstructed peer finds when it asks for those."""
+    """The SOP Instance UIDs that a peer of policy ``reconstructed`` finds, if it asks for these."""
     query = Dataset()
     query.QueryRetrieveLevel = "IMAGE"
     query.StudyInstanceUID, query.SeriesInstanceUID = ds.StudyInstanceUID, ds.SeriesInstanceUID
@@ -254,7 +254,7 @@ def held(tmp_path: Path) -> Iterator[Holdings]:
 
 
 def trials(index: Index, owner: str, start: threading.Barrier | None = None) -> list[int]:
-    """Claim whatever there is, as a node would."""
+    """Claim all due images, as a node would. Returns their keys."""
     rows, found, last = Reverifications(index.engine), list[int](), 0
     if start is not None:
         start.wait()
@@ -384,7 +384,7 @@ def test_the_archivist_goes_first(held: Holdings, tmp_path: Path) -> None:
 
 
 def test_cancel_in_the_middle_of_an_image_gives_it_back(held: Holdings, tmp_path: Path) -> None:
-    """The cancellation comes while the worker is at it: it waits for an original that never comes."""
+    """The cancellation arrives while the worker waits for an original that never comes."""
     never = tmp_path / "never"
     os.mkfifo(never)
     with working(held, tmp_path, never, lambda: False) as work:

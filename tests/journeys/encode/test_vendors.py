@@ -99,14 +99,14 @@ def test_the_window_is_the_headers(vendor: str, low: float, high: float, shape: 
 
 
 def test_a_lookup_table_is_a_window(tmp_path: Path) -> None:
-    """Agfa's: a logistic curve about 2000, whose table ends where it still rises."""
+    """Agfa's table is a logistic curve about 2000, which ends where it still rises."""
     _, reference = read(vendor_mammogram("agfa"), tmp_path)
     assert 0 <= reference.window.low < 600
     assert 3500 < reference.window.high < 4096
 
 
 def test_padding_within_the_breast(tmp_path: Path) -> None:
-    """Pixels of the breast whose value lies in the range are padding by the standard, wherever they are."""
+    """By the standard, pixels of the breast whose value lies in the range are padding, wherever they are."""
     ds = vendor_mammogram("ge")
     pixels = pixels_of(ds).copy()
     pixels[300:302, 100], pixels[350, 150] = 17, 0
@@ -125,7 +125,7 @@ def test_padding_within_the_breast(tmp_path: Path) -> None:
 
 @pytest.mark.very_slow
 def test_the_largest_matrix(tmp_path: Path) -> None:
-    """5355 x 4915 pixels: the breast is found, padding is packed and comes back."""
+    """The image has 5355 x 4915 pixels. Its breast is found, and its padding is packed and restored."""
     ds = vendor_mammogram("microdose", *LARGEST)
     original, reference = read(ds, tmp_path)
     _, inside = breast_tissue(*LARGEST)

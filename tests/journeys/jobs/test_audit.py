@@ -66,7 +66,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def archive(verified: Path, tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node on a copy of it, whose originals may be purged at once."""
+    """A node on a copy of the archive ``verified``, whose originals may be purged at once."""
     shutil.copytree(verified, tmp_path / "archive")
     with Node(node_settings(tmp_path, receiver, originals={"retain_for": "0d"})) as node:
         yield Archive(node, receiver)
@@ -74,7 +74,7 @@ def archive(verified: Path, tmp_path: Path, receiver: Receiver) -> Iterator[Arch
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[WorkerPool]:
-    """One pool for all audits here: a worker takes seconds to start."""
+    """One pool for all audits here, since a worker takes seconds to start."""
     pool = WorkerPool(ReconstructSettings(upscaler="bicubic", threads=1, device="cpu"))
     yield pool
     pool.close()
@@ -86,7 +86,7 @@ def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Setting
 
 
 def audit_with(node: Node, pool: WorkerPool) -> Job:
-    """The audit of all images by these workers."""
+    """A job that audits all images with these workers."""
     workers = replace(node.archive.workers, reconstruct=pool)
     return make_audit(replace(node.archive, workers=workers), AuditPlan("100%"))
 
@@ -96,7 +96,7 @@ Audited = Callable[..., StoredReport]
 
 @pytest.fixture
 def audited(workers: WorkerPool) -> Audited:
-    """Runs the job on a node, as its schedule would; the report."""
+    """A function that runs the job on a node as its schedule would, and returns the report."""
 
     def run(node: Node, pool: WorkerPool = workers) -> StoredReport:
         job = audit_with(node, pool)
@@ -111,13 +111,13 @@ def audited(workers: WorkerPool) -> Audited:
 
 
 def findings(node: Node, report: StoredReport) -> dict[str, dict[str, Any]]:
-    """What the JSON file tells of each image, by its UID."""
+    """The findings in the report's JSON file, by SOP Instance UID."""
     data = json.loads(node.archive.reports.json(report).read_text(encoding="utf-8"))
     return {one["sop_instance_uid"]: one for one in data["details"]["findings"]}
 
 
 def forge(node: Node, before: StoredRendition, row: dict[str, Any] | None = None, **changes: Any) -> None:
-    """Put another rendition, whole as an object, in the place of the one that was verified; ``row``: in its row too."""
+    """Replace the verified rendition by another valid object. ``row``: columns of its row to change too."""
     made = decode_rendition(node.store.read(before.rendition_digest))
     digest = node.store.put(encode_rendition(replace(made, **changes)))
     with writing(node.index.engine) as connection:
@@ -126,7 +126,7 @@ def forge(node: Node, before: StoredRendition, row: dict[str, Any] | None = None
 
 
 def spots(made: Dataset) -> bytes:
-    """Points in the middle of the breast that nobody asked for: other pixels than those verified."""
+    """Points in the middle of the breast that change the verified pixels."""
     places = range(100, 200, 10)
     return encode_points(Points(int(made.Rows), int(made.Columns), tuple(Point(at, at, 4, 90) for at in places)))
 
@@ -211,7 +211,7 @@ def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, au
 
 @pytest.mark.slow
 def test_a_record_that_was_changed_with_the_pixels_is_found_too(archive: Archive, audited: Audited) -> None:
-    """The rendition says that its pixels are right; the index still knows the digest of the verification."""
+    """The rendition states the digest of its changed pixels, and the index still has the verified one."""
     node, before = archive.node, current(archive, FIRST)
     made = decode_rendition(node.store.read(before.rendition_digest))
     base = decode_base(node.store.read(before.base_digest))
@@ -256,7 +256,7 @@ def elsewhere(node: Node, before: StoredRendition) -> dict[str, str]:
 def test_other_numerics_are_measured_anew_and_no_alarm_while_there_are_originals(
     archive: Archive, audited: Audited
 ) -> None:
-    """As if the images had been verified on another machine, whose pixels differ from ours here and there."""
+    """The images look as if another machine had verified them, whose pixels differ from ours in some places."""
     node = archive.node
     for ds in IMAGES:
         before = current(archive, ds)
@@ -273,7 +273,7 @@ def test_other_numerics_are_measured_anew_and_no_alarm_while_there_are_originals
 
 @pytest.mark.slow
 def test_other_numerics_without_an_original_are_an_alarm(archive: Archive, audited: Audited) -> None:
-    """The machine is at fault and not the image, whose state stays: another node may still make it."""
+    """The machine is at fault and not the image, whose state does not change: another node may still make it."""
     node = archive.node
     purge(node, but=FIRST)
     before = current(archive, SECOND)
@@ -290,7 +290,8 @@ def test_other_numerics_without_an_original_are_an_alarm(archive: Archive, audit
 
 
 def verified_elsewhere(node: Node, before: StoredRendition, **changes: Any) -> str:
-    """As if another machine had verified this rendition with pixels of its own; the UID of that reconstruction."""
+    """Change a rendition as if another machine had verified it with other pixels. Returns the UID of that
+    reconstruction."""
     made = decode_rendition(node.store.read(before.rendition_digest))
     there = with_derived_uid(replace(made, numerics=elsewhere(node, before), output_digest="0" * 64, **changes))
     digests = {
@@ -309,7 +310,8 @@ def verified_elsewhere(node: Node, before: StoredRendition, **changes: Any) -> s
 def test_after_other_numerics_purged_images_are_served_again(
     archive: Archive, audited: Audited, receiver: Receiver
 ) -> None:
-    """Their pixels get UIDs of their own if they are the verified ones but for rounding, as the fingerprint says."""
+    """Their pixels get UIDs of their own if, by the fingerprint, they differ from the verified ones only by
+    rounding."""
     node = archive.node
     purge(node, but=FIRST)
     before = current(archive, SECOND)
@@ -339,7 +341,7 @@ def test_after_other_numerics_purged_images_are_served_again(
 def test_after_other_numerics_an_image_whose_original_cannot_be_read_is_served_again(
     archive: Archive, damage: str
 ) -> None:
-    """Peers would get nothing until a disk is mounted, or for ever if the original is lost."""
+    """Otherwise peers would get nothing until a disk is mounted, or for ever if the original is lost."""
     node = archive.node
     verified_elsewhere(node, current(archive, FIRST))
     original = node.store.path(now(archive, FIRST).original_digest)
@@ -353,7 +355,8 @@ def test_after_other_numerics_an_image_whose_original_cannot_be_read_is_served_a
 
 @pytest.mark.slow
 def test_a_machine_that_is_used_again_leaves_no_objects_behind(archive: Archive) -> None:
-    """Its pixels have a rendition already, whose object has other numerics and names no measured one."""
+    """The pixels of this machine have a rendition already. The object of that has other numerics and no measured
+    UID."""
     node = archive.node
     purge(node, but=FIRST)
     first = current(archive, SECOND)
@@ -410,7 +413,7 @@ def test_figures_away_from_those_recorded_are_an_alarm_but_nothing_is_withdrawn(
 
 @pytest.mark.slow
 def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None:
-    """A flipped bit in an original must not speak against its reconstruction, nor one in a base."""
+    """A flipped bit in an original or in a base must not count against the reconstruction."""
     node = archive.node
     for digest in (now(archive, FIRST).original_digest, current(archive, SECOND).base_digest):
         path = node.store.path(digest)
@@ -444,7 +447,7 @@ def test_a_run_that_is_cut_off_goes_on_where_it_was(archive: Archive, workers: W
 
 @pytest.mark.slow
 def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audited) -> None:
-    """Five runs that saw far better images than there are today."""
+    """Five recorded runs have measured far better images than there are today."""
     reports = archive.node.archive.reports
     first = audited(archive.node)
     better = {"mean": first.summary["fsim_mean"] + 0.02, "sd": 0.005}
@@ -463,7 +466,8 @@ def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audi
 
 @pytest.mark.slow
 def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audited: Audited) -> None:
-    """Both where it is installed and where the archive kept it: what it made is withdrawn, the original is served."""
+    """The weights change both where the model is installed and in the archive's copy. Its renditions are withdrawn, and
+    the originals are served."""
     from node.upscalers.mammo import SHIPPED
 
     weights = shutil.copytree(SHIPPED, tmp_path / "weights")

@@ -43,7 +43,7 @@ MINUTE = "every 1m"
 
 
 class Task:
-    """A job that stays until it is told to end, and counts its runs."""
+    """A job that runs until it is told to end, and counts its runs."""
 
     name, summary = "task", "a task"
 
@@ -75,7 +75,7 @@ def rows(index: Index) -> JobRows:
 
 
 class Clock:
-    """The time of day, moved by hand."""
+    """The time of day, which a test sets."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -108,7 +108,7 @@ def states(rows: JobRows) -> list[tuple[str, RunState]]:
 
 
 def overdue(rows: JobRows, index: Index) -> None:
-    """As if the job had last been dealt with long ago."""
+    """Set the job's last scheduled time to long ago."""
     with index.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE job SET due_at = 1000000000")
 
@@ -163,7 +163,7 @@ def test_the_times_of_a_year_have_no_gap_longer_than_said(zone: str, monkeypatch
 
 
 def test_an_hour_that_a_change_to_winter_time_repeats_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second 02:30 of that night was found again and again, for three days."""
+    """Formerly, the second 02:30 of that night was found repeatedly, for three days."""
     monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=ZoneInfo("Europe/Berlin")))
     when = parse_when("daily 02:30")
     first, second = datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
@@ -298,7 +298,7 @@ def test_reports_progress_and_failures(rows: JobRows) -> None:
 
 @pytest.mark.slow
 def test_a_busy_job_keeps_its_lease(rows: JobRows) -> None:
-    """One long step without a word to the runner: another thread renews the lease."""
+    """The job makes one long step without reporting progress, and another thread renews the lease."""
     lease, over = 5.0, threading.Event()
     task = Job("task", "busy", lambda *_: {"waited": over.wait(300)})
     thread = threading.Thread(target=Runner(rows, lease).run, args=(task, Cause.COMMAND))
@@ -368,7 +368,7 @@ def test_a_stopped_node_begins_again(rows: JobRows, index: Index, cause: str) ->
 
 
 def test_a_command_that_was_interrupted_is_not_run_by_a_node(rows: JobRows) -> None:
-    """Whoever presses Ctrl-C, as during a purge, wants it to end."""
+    """A person who presses Ctrl-C, as during a purge, wants the job to end."""
     task, runner = Task(), Runner(rows, 60)
     running = threading.Thread(target=runner.run, args=(task, Cause.COMMAND))
     running.start()
@@ -418,7 +418,7 @@ def spawn(code: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_processes_that_compete_run_each_time_once(rows: JobRows, tmp_path: Path) -> None:
-    """Three processes, twenty due times: nobody overlaps anybody, and no time is run twice."""
+    """Three processes compete for twenty scheduled times. No runs overlap, and no time is run twice."""
     names = ["a", "b", "c"]
     processes = [spawn(COMPETITOR, str(tmp_path), name) for name in names]
     for name in names:
@@ -460,7 +460,7 @@ def test_a_killed_process_loses_its_run_to_another(rows: JobRows, tmp_path: Path
 
 
 def jobs(config: Path, *arguments: str, fails: bool = False) -> Any:
-    """`latent-pacs jobs` with --json: what it prints, or the error it ends with."""
+    """The JSON output of ``latent-pacs jobs``, or the error with which it ends."""
     done = CliRunner().invoke(app, ["jobs", *arguments, "-c", str(config), "--json"])
     if fails:
         assert isinstance(done.exception, LatentPacsError)
@@ -471,7 +471,7 @@ def jobs(config: Path, *arguments: str, fails: bool = False) -> Any:
 
 @pytest.mark.slow
 def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
-    """SIGKILL, a start, and the scrub is taken over: the history says lost, and then done."""
+    """After SIGKILL and a new start, the scrub is taken over. The history shows a lost run, and then a finished one."""
     root = tmp_path / "archive"
     root.mkdir()
     held = filled(root, 40)
@@ -509,7 +509,7 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
-    """SIGTERM to the command: it ends between two objects, says so, and gives its lease back."""
+    """After SIGTERM, the command ends between two objects, reports that, and releases its lease."""
     held = filled(tmp_path, 40)
     config, rows = tmp_path / "config.yaml", JobRows(held.index.engine)
     config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path)}}))

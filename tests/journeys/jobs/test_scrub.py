@@ -57,7 +57,7 @@ def held(tmp_path: Path) -> Iterator[Holdings]:
 
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holdings]:
-    """1,002 objects, all promised."""
+    """1,002 objects, all of which rows name."""
     made = filled(tmp_path_factory.mktemp("thousand"), 334)
     yield made
     made.index.close()
@@ -88,7 +88,7 @@ def into_folder(path: Path, _: random.Random) -> None:
 
 
 def into_loop(path: Path, _: random.Random) -> None:
-    """A link to itself cannot be opened, not even by root."""
+    """Replace a file by a link to itself, which nobody can open, not even root."""
     path.unlink()
     path.symlink_to(path.name)
 
@@ -124,7 +124,8 @@ def test_a_thousand_clean_objects_raise_no_alarm(thousand: Holdings) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM)
 def test_whatever_happens_to_an_object_is_found(thousand: Holdings, harm: str) -> None:
-    """Random objects of a thousand, at random places: exactly those are found, and once they are whole, none."""
+    """Random objects of a thousand are changed at random places. Exactly these are found, and none once they are whole
+    again."""
     chance = random.Random(harm)
     harmed = chance.sample(sorted(thousand.objects), 6)
     for digest in harmed:
@@ -152,7 +153,7 @@ def test_a_flipped_bit_in_every_one_of_a_thousand(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_left_alone(held: Holdings) -> None:
-    """Rights and mounts are for people to mend: nothing is moved, no row is changed."""
+    """People must correct permissions and mounts. Nothing is moved, and no row is changed."""
     digest = held.originals[0]
     folder = held.store.path(digest).parent
     here = {one for one in held.objects if one[:2] == digest[:2]}
@@ -186,7 +187,7 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["base", "rendition", "both"])
 def test_a_lost_rendition_of_an_image_that_is_served_as_its_original_is_withdrawn(held: Holdings, lost: str) -> None:
-    """Each scrub said that it will be encoded again, which nobody did."""
+    """Formerly, each scrub reported that the image would be encoded again, and it never was."""
     with writing(held.index.engine) as connection:
         connection.execute(update(instance).where(instance.c.key == 1).values(state=InstanceState.EXACT))
     for digest in (held.bases[0],) * (lost != "rendition") + (held.renditions[0],) * (lost != "base"):
@@ -248,7 +249,7 @@ def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
 
 
 def test_what_the_replica_has_only_later_is_whole_at_once(held: Holdings, tmp_path: Path) -> None:
-    """The report said "recovered", and the image stayed FAILED until the next scrub."""
+    """Formerly, the report said "recovered", and the image stayed FAILED until the next scrub."""
     replica, gone = ObjectStore(tmp_path / "replica"), (held.originals[0], held.bases[0], held.renditions[0])
     for digest in gone:
         held.store.path(digest).unlink()
@@ -305,7 +306,7 @@ def test_orphans(held: Holdings) -> None:
 
 
 def aged(held: Holdings, days: int) -> None:
-    """Let what was moved aside have been there for so many days."""
+    """Rename the folder of orphans, as if they had been moved so many days ago."""
     (folder,) = (held.root / ORPHANS).iterdir()
     folder.rename(folder.with_name(f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d}"))
 
@@ -323,7 +324,7 @@ def test_an_orphan_is_kept_for_the_configured_time(held: Holdings) -> None:
 
 
 def test_an_orphan_that_a_row_needs_after_all_is_put_back(held: Holdings) -> None:
-    """Moved aside by an index that was wrong: the next scrub finds it missing, and where it is."""
+    """A wrong index had the object moved aside. The next scrub finds that it is missing, and where it is."""
     removing = replace(FULL, remove_orphans=True)
     base = held.bases[0]
     move_orphan(held.store, base, older_than=time.time())
@@ -364,7 +365,7 @@ def test_what_a_rebuild_would_bring_back_is_not_moved(held: Holdings) -> None:
 
 
 def test_an_orphan_that_is_stored_again_is_not_removed(held: Holdings) -> None:
-    """Bytes first, row second: between the two nobody takes the bytes away."""
+    """Bytes are stored before their row. Between these steps, the scrub must not remove them."""
     old = held.put(b"once nobody's")
     listed = held.store.path(old).stat().st_mtime
     assert listed == LONG_AGO
@@ -374,7 +375,7 @@ def test_an_orphan_that_is_stored_again_is_not_removed(held: Holdings) -> None:
 
 
 def test_storing_against_removing(held: Holdings) -> None:
-    """However the two meet: once storing has returned, the bytes are there."""
+    """Whatever the order of their steps, the bytes are there once storing has returned."""
     data = b"wanted and unwanted"
     for _ in range(40):
         digest = held.put(data)
@@ -386,7 +387,8 @@ def test_storing_against_removing(held: Holdings) -> None:
 
 
 def test_an_orphan_that_is_moved_while_its_time_is_updated(held: Holdings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scrub renames the file and reads its time after the system has found it for the update, and before that."""
+    """The scrub renames the file and reads its time while the update has found the file and has not changed its time
+    yet."""
     data = b"wanted and unwanted"
     digest = held.put(data)
     update = os.utime
@@ -413,7 +415,8 @@ def test_what_is_whole_is_put_back(held: Holdings) -> None:
 
 
 def test_a_damaged_object_of_which_a_whole_copy_was_moved_aside_is_replaced_by_it(held: Holdings) -> None:
-    """It was an orphan before it was stored again. Its image was marked as lost until the next scrub."""
+    """The whole copy was an orphan before the object was stored again. Formerly, the image was marked as lost until the
+    next scrub."""
     path, day = held.store.path(held.originals[0]), f"{datetime.now(UTC):%Y-%m-%d}"
     aside = held.root / ORPHANS / day / path.parent.name / path.name
     aside.parent.mkdir(parents=True)
@@ -428,7 +431,7 @@ def test_a_damaged_object_of_which_a_whole_copy_was_moved_aside_is_replaced_by_i
 
 
 def test_an_empty_store_is_not_a_thousand_lost_images(held: Holdings) -> None:
-    """A disk that is not mounted: one clear sentence, and nothing is changed."""
+    """If a disk is not mounted, there is one clear sentence, and nothing is changed."""
     (held.root / "objects").rename(held.root / "elsewhere")
     (held.root / "objects").mkdir()
     with pytest.raises(ObjectMissing, match="mounted"):
@@ -441,7 +444,7 @@ def test_an_empty_store_is_not_a_thousand_lost_images(held: Holdings) -> None:
 
 
 class Clock:
-    """The time of day, moved by hand."""
+    """The time of day, which a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0

@@ -80,7 +80,7 @@ def test_the_same_bytes_are_made_again(archive: Archive, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_no_false_alarm_while_images_arrive(archive: Archive, tmp_path: Path) -> None:
-    """Scrubbed over and over while images are stored, encoded and sent: nothing is damaged, nothing an orphan."""
+    """Scrubs run repeatedly while images are stored and encoded. They find no damage and no orphan."""
     images = [mammogram(breast(300, 280, seed=number)) for number in range(2)]
     files = [write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate(images)]
     node, statuses = archive.node, list[int]()
@@ -101,7 +101,7 @@ def test_no_false_alarm_while_images_arrive(archive: Archive, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_another_version_of_a_library_makes_another_object_of_the_same_pixels(archive: Archive, tmp_path: Path) -> None:
-    """As if the rendition had been made by an older torch: the row takes the new object, UID and figures stay."""
+    """An older torch seems to have made the rendition. Its row gets the new object, and keeps UID and figures."""
     ds = mammogram()
     was = rendition_of(stored(archive, tmp_path, ds))
     store, index = archive.node.store, archive.node.index
@@ -119,7 +119,7 @@ def test_another_version_of_a_library_makes_another_object_of_the_same_pixels(ar
 
 @pytest.mark.slow
 def test_what_cannot_be_made_again_is_withdrawn(archive: Archive, tmp_path: Path) -> None:
-    """Another coder than the one that made the base: the image gets a new rendition, the old UID leads to it."""
+    """Another coder seems to have made the base. The image gets a new rendition, and the old UID leads to the image."""
     ds = mammogram()
     was = rendition_of(stored(archive, tmp_path, ds))
     with writing(archive.node.index.engine) as connection:
@@ -140,7 +140,7 @@ def test_what_cannot_be_made_again_is_withdrawn(archive: Archive, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) -> None:
-    """Other numerics give other pixels under a UID that is out already: the image is exact from now on."""
+    """Other numerics would give other pixels under a UID that was issued already. The image becomes EXACT."""
     ds = mammogram()
     was = rendition_of(stored(archive, tmp_path, ds))
     with writing(archive.node.index.engine) as connection:
@@ -156,7 +156,7 @@ def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_lost_original(archive: Archive, tmp_path: Path) -> None:
-    """Peers that may have a reconstruction get it; bit-exact, the image fails, and says so."""
+    """Peers that may get a reconstruction get it. A request for the original fails, with the reason."""
     ds = mammogram()
     instance = stored(archive, tmp_path, ds)
     path = archive.node.store.path(instance.original_digest)

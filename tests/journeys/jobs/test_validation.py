@@ -1,4 +1,4 @@
-"""Proves that a validation finds signs that survive compression equivalent, and signs that are lost not."""
+"""Proves that a validation finds equivalence if signs survive compression, and none if they are lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNGATED = {"profile": "paper"}
 
 
 def filled(node: Node, files: list[Path], labels: Path) -> None:
-    """Store by C-STORE, wait for the archivist, and label."""
+    """Store the files by C-STORE, wait for the archivist, and label the images."""
     address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
     statuses: list[int] = []
     client.store(files, address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))

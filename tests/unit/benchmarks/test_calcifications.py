@@ -32,7 +32,7 @@ from tests.support.calcification_samples import image
 
 
 def kept_of(stored: NDArray[np.uint16], got: NDArray[np.uint16], cluster: list[Speck]) -> float:
-    """Share of a cluster's contrast that came back."""
+    """The share of a cluster's contrast that is left."""
     return sum(contrast(got, speck) for speck in cluster) / sum(contrast(stored, speck) for speck in cluster)
 
 
@@ -41,7 +41,7 @@ def visible(scores: list[Score]) -> list[Score]:
 
 
 def given_back(planted: Planted, structure: NDArray[np.float32]) -> Coded:
-    """What a coder would have made of it that has this structure, and draws no noise."""
+    """The result of a coder that makes this structure of the planted image, and draws no noise."""
     served = np.clip(np.rint(structure), 0, 4095).astype(np.uint16)
     breast = planted.image.breast
     return Coded("test", planted.pixels, structure, served, planted.image.window, breast, 1000, "x1", [], 0.0)
@@ -106,7 +106,8 @@ def test_the_other_detector(planted: Planted) -> None:
 
 @pytest.mark.slow
 def test_the_gate_reports_what_smoothing_loses(planted: Planted) -> None:
-    """It refuses a smoothed structure, and names every strong speck of one that has none of the planted ones."""
+    """The gate refuses a smoothed structure. If a structure has none of the planted specks, it reports most of the
+    strong ones as lost."""
     reference = Reference(planted.pixels, planted.image.picture.header)
     limits = Thresholds()
     inside = planted.image.breast
@@ -123,7 +124,7 @@ def test_the_gate_reports_what_smoothing_loses(planted: Planted) -> None:
 
 
 def test_through_a_coder(planted: Planted) -> None:
-    """One that gives back what it got keeps every speck, one that loses the planted ones keeps none."""
+    """A coder that returns its input keeps every speck, and a coder that loses the planted specks keeps none."""
     clean = planted.image.picture.pixels.astype(np.float32)
     same = run([planted], lambda image: given_back(planted, image.picture.pixels.astype(np.float32)))
     assert same["clusters"] == 4

@@ -20,7 +20,7 @@ def test_channels_are_orthonormal() -> None:
 
 
 def white(places: int, amplitude: float, seed: int) -> tuple[Responses, float]:
-    """Responses to white noise of deviation 2 with a Gaussian in it, absent and present; and d' in theory."""
+    """Responses to white noise of deviation 2, without and with a Gaussian signal, and d' in theory."""
     random = np.random.default_rng(seed)
     width, reach = 10.0, 16
     kernels = laguerre_gauss(distances(reach), width, 6).reshape(6, -1)
@@ -40,7 +40,7 @@ def test_it_sees_nothing_where_nothing_is() -> None:
 
 
 def test_it_learns_the_noise() -> None:
-    """Two channels whose noise is alike: their difference, in which only the signal is left, is what counts."""
+    """Two channels share most of their noise. Their difference, in which only the signal is left, counts."""
     random = np.random.default_rng(3)
     common = 10 * random.standard_normal((400, 1))
     absent = common + random.standard_normal((400, 2))
@@ -72,7 +72,7 @@ def test_few_places_and_much_background() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth() -> None:
-    """Of 40 pairs of images that are alike, about 38 have 1 in the interval of their ratio."""
+    """Of 40 pairs of equally good images, about 38 should have 1 in the interval of their ratio."""
     held = 0
     for seed in range(40):
         many = white(150, 0.0, 500 + seed)[0].absent

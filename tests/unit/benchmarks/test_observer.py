@@ -32,7 +32,7 @@ def coder(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Calla
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> list[Signal]:
-    """Two kinds of signal only."""
+    """Use only two kinds of signals."""
     kinds = [kind for kind in all_signals() if kind.name in ("cluster 200 um", "cluster 300 um")]
     monkeypatch.setattr(observer, "all_signals", lambda: kinds)
     return kinds

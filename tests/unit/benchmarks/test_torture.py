@@ -35,7 +35,7 @@ def test_the_death_of_the_fuzzed_process_is_a_crash(tmp_path: Path, monkeypatch:
 
 
 def test_a_header_in_no_transfer_syntax_is_unparseable() -> None:
-    """Found by the torture, in a payload whose metadata had been changed."""
+    """benchmarks/torture.py found this in a payload whose metadata had been changed."""
     with pytest.raises(Unparseable, match="transfer syntax"):
         HeaderBytes("1.2.840.10008.5.1.4.1.1.2", b"", b"").dataset()
 

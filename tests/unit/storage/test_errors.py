@@ -1,4 +1,4 @@
-"""storage/errors.py: every error has a docstring, and stands there or in node."""
+"""Proves that every error has a docstring, and is defined in storage/errors.py or in node."""
 
 from __future__ import annotations
 

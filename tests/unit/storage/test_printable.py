@@ -62,7 +62,7 @@ def test_the_console_prints_it_as_it_is(text: str, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_every_command_prints_by_that_console() -> None:
-    """And no string of ours is written in markup, since it would be printed as it is."""
+    """Our texts are never written in markup, since they are printed literally."""
     for path in modules():
         for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = {alias.name for alias in statement.names} if isinstance(statement, ast.ImportFrom) else set()
@@ -75,7 +75,7 @@ def test_every_command_prints_by_that_console() -> None:
 
 
 def test_a_hostile_ae_title_breaks_no_command(quiet_archive: Archive, tmp_path: Path) -> None:
-    """Stored under such a title, twice with other content: trail and quarantine list it, and go on."""
+    """The audit trail and the quarantine hold such titles, and every command that lists them works."""
     held = stored(quiet_archive, tmp_path)
     index = quiet_archive.node.index
     for title in ("[/b]", "[bold red]x", "a\x1b[2J\nb"):

@@ -14,7 +14,7 @@ from storage.index import Index
 
 @pytest.mark.parametrize(("profile", "scheduled"), [("strict", True), ("us-mqsa", False)])
 def test_no_purge_is_scheduled_that_the_profile_refuses(tmp_path: Path, profile: str, scheduled: bool) -> None:
-    """It would fail each night, and raise an alert."""
+    """Such a purge would fail each night, and raise an alert."""
     settings = parse({"storage": {"root": str(tmp_path), "min_free": 0}, "codec": {"profile": profile}}, "test")
     Index.open(settings.storage.database_url).close()
     with open_archive(settings) as services:

@@ -1,4 +1,4 @@
-"""Proves that nothing is done to folders and databases that cannot be those that config.yaml means."""
+"""Proves that folders and databases that cannot be those meant in config.yaml are left alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, 
 
 
 def test_a_cold_store_that_config_yaml_names_no_more(bench: ArchiveParts, tmp_path: Path) -> None:
-    """A scrub and a backup end with one sentence. Both had ended with a KeyError."""
+    """A scrub and a backup end with one sentence. Formerly, both ended with a KeyError."""
     settings = settings_of(bench.root)
     stores = stores_of(settings, bench.index, bench.hot)
     with pytest.raises(ObjectMissing, match=r"originals\.path is not set; set it"):
@@ -102,7 +102,7 @@ def test_an_index_in_another_database_is_left_to_its_own_tools(what: str, tmp_pa
 @pytest.mark.parametrize("act", [lambda settings: rebuild_index(settings, lambda *_: None), compact_journal])
 @pytest.mark.parametrize("there", [False, True], ids=["no folder", "empty folder"])
 def test_no_archive_is_made_where_none_is(act: Callable[[Settings], object], there: bool, tmp_path: Path) -> None:
-    """As after a spelling mistake in storage.root, also if the cold store of the real archive is found."""
+    """This happens after a spelling mistake in storage.root, even if the cold store of the real archive is found."""
     root, cold = tmp_path / "archive", tmp_path / "cold"
     if there:
         root.mkdir()

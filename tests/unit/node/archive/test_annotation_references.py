@@ -43,7 +43,7 @@ WHY = {"reason": "a test", "who": "user:test"}
 
 @dataclass
 class Study:
-    """An image, another without a reconstruction, and an annotation of both."""
+    """An image, another image without a reconstruction, and an annotation of both."""
 
     archive: Archive
     folder: Path
@@ -166,7 +166,7 @@ def test_only_peers_of_reconstructions_may_rewrite_references() -> None:
 
 
 def copied(folder: Path, annotation: Dataset) -> Dataset:
-    """The copy of an annotation that references the image 1.2.3.99; ``copy.dcm`` in the folder."""
+    """The copy ``copy.dcm`` of an annotation that references the image 1.2.3.99."""
     source, target = write(annotation, folder / "received.dcm"), folder / "copy.dcm"
     write_copy(source, target, ReferencingCopy("2.25.1", 1, (("1.2.3.99", "2.25.99"),), datetime(2026, 1, 2)))
     return dcmread(target)
@@ -193,8 +193,8 @@ def test_text_of_a_copy_is_what_was_received(tmp_path: Path, character_set: str 
 
 @pytest.mark.parametrize("implicit", [True, False])
 def test_references_in_sequences_of_unknown_vr_are_rewritten(tmp_path: Path, implicit: bool) -> None:
-    """A gateway with an old dictionary sends a sequence as UN, whose items are in implicit VR (PS3.5 6.2.2). Some keep
-    explicit VR."""
+    """A gateway with an old dictionary sends a sequence as UN, with items in implicit VR (PS3.5 6.2.2). Some gateways
+    leave the items in explicit VR."""
     report = cad_report("1.2.3", ["1.2.3.99"], finding("1", selected_from("1.2.3.99")))
     only = Dataset()
     only.ContentSequence = report.ContentSequence
@@ -235,7 +235,7 @@ def test_the_copy_of_a_verified_report_is_unverified_and_names_the_report(tmp_pa
 
 
 def test_the_copy_of_a_document_is_not_identical_with_others(tmp_path: Path) -> None:
-    """Those have the references that the copy replaces (PS3.3 C.17.2, C.17.6.2)."""
+    """Identical documents have the references that the copy replaces (PS3.3 C.17.2, C.17.6.2)."""
     report = cad_report("1.2.3", ["1.2.3.99"])
     report.IdenticalDocumentsSequence = references("1.2.3.100")
     selection = presentation_state("1.2.3", ["1.2.3.99"])

@@ -52,7 +52,7 @@ def short_settings(root: Path, port: int, file: Path | None = None) -> Settings:
 
 
 def around(left: int, top: int, right: int, bottom: int) -> Box:
-    """The box of a shape between those edges, with the margin."""
+    """The box with the margin around a shape that has these edges."""
     return Box(top - MARGIN, left - MARGIN, bottom - top + 2 * MARGIN, right - left + 2 * MARGIN)
 
 
@@ -234,7 +234,7 @@ def current(instance: StoredInstance) -> StoredRendition:
 
 
 def patched_later(archive: Archive, uid: str, former: str) -> StoredRendition:
-    """The rendition after one without patches."""
+    """Wait for the rendition with patches that follows the rendition ``former`` without patches."""
 
     def another() -> StoredInstance | None:
         held = archive.settled(uid)
@@ -262,7 +262,8 @@ def moved_and_got(archive: Archive, folder: Path, ds: Dataset, uid: str) -> list
 
 @pytest.mark.slow
 def test_marked_regions_are_returned_bit_exact(tmp_path: Path, receiver: Receiver) -> None:
-    """One region in the file, one in a CAD report, one in a presentation state, all before the image arrives."""
+    """One region is in the file, one in a CAD report and one in a presentation state. All exist before the image
+    arrives."""
     ds, box = mammogram(breast(640, 512)), Box(123, 77, 61, 94)
     file = tmp_path / "regions.csv"
     file.write_text(f"{HEADER}{ds.SOPInstanceUID},{box.row},{box.column},{box.height},{box.width}\n")
@@ -291,7 +292,7 @@ def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
 
 @pytest.mark.slow
 def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path: Path) -> None:
-    """The image goes back to work once; the former UID still leads to it, and its objects are still expected."""
+    """The image is encoded again once. The former UID still leads to the image, and its objects are still expected."""
     archive, ds = short, mammogram(breast(640, 512))
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     send(archive, tmp_path, ds)
@@ -343,7 +344,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, receiver: Receiver, caplog
 
 
 def test_regions_are_exact_without_a_gate(tmp_path: Path) -> None:
-    """Profile paper only measures; marked regions are exact there too."""
+    """Profile ``paper`` only measures, and marked regions are exact there too."""
     ds = mammogram(breast(320, 300))
     file = write(ds, tmp_path / "one.dcm")
     original = np.frombuffer(ds.PixelData, "<u2").reshape(320, 300)

@@ -161,7 +161,8 @@ def test_unreadable_elements_are_left_out_and_listed(odd: bytes, shown: str, tmp
 
 
 def test_all_private_elements_are_carried(tmp_path: Path) -> None:
-    """Wrong lengths, an unknown VR, a sequence of undefined length, and elements of our group without a creator."""
+    """They include wrong lengths, an unknown VR, a sequence of undefined length, and elements of our group without a
+    creator."""
     inner = item(el(0x00091001, "OB", b"\1\2"), EXPLICIT, undefined=True)
     copy = derived(
         tmp_path,
@@ -345,7 +346,8 @@ def failing_header(*_: Any) -> Dataset:
 def test_an_image_whose_object_cannot_be_made_is_exact_at_once(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One attempt, a reason without a patient's name, no object left in the store, and the original for every peer."""
+    """There is one attempt, a reason without the patient's name and no object left in the store. Every peer gets the
+    original."""
     monkeypatch.setattr(derived_object, "derived_header", failing_header)
     ds = mammogram(breast(300, 280))
     sent = write(ds, tmp_path / "x.dcm")
@@ -363,7 +365,7 @@ def test_an_image_whose_object_cannot_be_made_is_exact_at_once(
 def test_serving_falls_back_and_a_purge_is_refused(
     receiver: client.Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A former rendition was verified, but its header cannot be made now. Then the original is lost as well."""
+    """A rendition was verified, but its header can no longer be made. Later the original is lost as well."""
     settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "none", "retain_for": "0d"})
     with Node(settings) as node:
         archive = Archive(node, receiver)
@@ -398,7 +400,7 @@ def test_serving_falls_back_and_a_purge_is_refused(
 def test_the_original_is_sent_if_no_encoding_of_the_reconstruction_is_accepted(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was made, and only its encoding for this receiver failed."""
+    """The reconstruction was made, and only its encoding for this receiver failed."""
     ds = mammogram(breast(300, 280))
     sent = write(ds, tmp_path / "x.dcm", IMPLICIT)
     assert send(archive, sent) == 0x0000
@@ -416,7 +418,8 @@ def test_the_original_is_sent_if_no_encoding_of_the_reconstruction_is_accepted(
 
 @pytest.mark.slow
 def test_a_returned_reconstruction_of_another_patient_is_quarantined(archive: Archive, tmp_path: Path) -> None:
-    """The same pixels with a corrected patient: kept for people to decide. Additions of a gateway change nothing."""
+    """The same pixels with a corrected patient are held for people to decide. Elements that a gateway adds make no
+    difference."""
     ds = mammogram(breast(300, 280))
     assert send(archive, write(ds, tmp_path / "x.dcm")) == 0x0000
     held = archive.settled(ds.SOPInstanceUID)

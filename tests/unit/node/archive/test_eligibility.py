@@ -116,7 +116,7 @@ def test_a_value_that_is_written_oddly_lifts_no_rule(
 
 @pytest.mark.parametrize("undefined", [False, True])
 def test_large_sequences_are_not_carried(undefined: bool, tmp_path: Path) -> None:
-    """15 MB of empty items would take a minute and 1.7 GB of the node, whenever the reconstruction is sent."""
+    """15 MB of empty items would take the node a minute and 1.7 GB whenever the reconstruction is sent."""
     ds = sample()
     uids = {"sop_class": ds.SOPClassUID, "sop_instance": ds.SOPInstanceUID, "syntax": ExplicitVRLittleEndian}
     parts = range(0x00189506), range(0x00189506, 1 << 32)

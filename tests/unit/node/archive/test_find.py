@@ -226,7 +226,8 @@ def header(**attributes: Any) -> Dataset:
 
 
 def add(engine: Engine, dataset: Dataset, *, derived: str = "", earlier: str = "") -> int:
-    """Insert one instance, as Index.add does; ``derived``: UID of its rendition, ``earlier``: of an older one."""
+    """Insert one instance as Index.add does. ``derived``: UID of its rendition. ``earlier``: UID of an older
+    rendition."""
     columns = columns_of(levels_of(dataset))
     with engine.begin() as connection:
 
@@ -308,9 +309,8 @@ def view(code: str, meaning: str, modifier: str = "") -> Sequence:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    """Two patients with one ID, one with another, one without; the first study has four views and a report. Tests
-    only read it.
-    """
+    """Two patients with the same ID, one with another and one without. The first study has four views and a report.
+    Tests only read it."""
     engine = created(tmp_path_factory.mktemp("archive"))
     anna = {
         "PatientID": "P1",
@@ -489,7 +489,7 @@ def test_studies_found(archive: Archive, keys: dict[str, Any], found: set[str]) 
 def test_what_a_study_holds_restricts_studies_and_not_their_series(
     archive: Archive, level: str, uid: str, key: dict[str, str]
 ) -> None:
-    """PS3.4 C.2.2.2: the series of other modalities match, too, since their study has the one asked for."""
+    """PS3.4 C.2.2.2: series of other modalities match too, if their study holds the requested modality."""
     series = {"SeriesInstanceUID": series_of_1_1(archive)} if level == "IMAGE" else {}
     everything = ask(archive, level, StudyInstanceUID="1.1", **series, **({uid: ""} if level == "SERIES" else {}))
     found = ask(archive, level, StudyInstanceUID="1.1", **series, **key)
@@ -497,7 +497,7 @@ def test_what_a_study_holds_restricts_studies_and_not_their_series(
 
 
 def series_of_1_1(archive: Archive) -> str:
-    """A series of study 1.1 that is not of the modality SR."""
+    """A series of study 1.1 whose modality is not SR."""
     found = ask(archive, "SERIES", StudyInstanceUID="1.1", SeriesInstanceUID="", Modality="")
     return next(str(one.SeriesInstanceUID) for one in found if one.Modality != "SR")
 
@@ -568,7 +568,7 @@ def test_dates_and_times_are_returned_in_the_zone_of_the_request(zoned: Archive)
 
 
 def test_moments_in_another_zone(zoned: Archive) -> None:
-    """A DT value gets the offset, and is then compared as moments are."""
+    """A DT value gets an offset from UTC, and is then compared as a moment."""
     keys = {"SeriesInstanceUID": "", "SOPInstanceUID": "", "StudyInstanceUID": "", "PatientID": ""}
     keys |= {"AcquisitionDateTime": "2024010421-2024010422", "TimezoneOffsetFromUTC": "+0100"}
     answers = ask(zoned, "IMAGE", **keys, adjust_zones=True, relational=True)
@@ -590,7 +590,8 @@ def test_moments_in_another_zone(zoned: Archive) -> None:
 def test_each_level_has_a_time_zone_of_its_own(
     tmp_path: Path, zone: str | None, keys: tuple[str, ...], returned: tuple[str | None, ...]
 ) -> None:
-    """A study has the times of the image that came first, and so their time zone; another image may state another."""
+    """A study has the times and the time zone of the image that came first. Another image may state another time
+    zone."""
     engine = created(tmp_path)
     ids = {"StudyInstanceUID": "7.1", "SOPClassUID": MG, "StudyDate": "20240105", "ContentDate": "20240105"}
     for number, (offset, study_time, content_time) in enumerate(
@@ -684,7 +685,8 @@ def test_a_response_has_exactly_the_requested_keys(archive: Archive) -> None:
 
 
 def test_hostile_values_are_returned_without_a_warning(engine: Engine) -> None:
-    """pydicom warns of values that do not fit their VR; a response must not (warnings are errors here)."""
+    """pydicom warns about values that do not fit their VR. A response must not cause a warning, which is an error
+    here."""
     add(
         engine,
         header(
@@ -926,7 +928,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 
 def fill(engine: Engine, number_of_patients: int) -> None:
-    """Writes patients with two studies each straight into the tables."""
+    """Write patients with two studies each directly into the tables."""
     patients, studies = [], []
     for number in range(number_of_patients):
         dataset = header(PatientID=f"P{number:05}", PatientName=f"NAME{number % 100:02}^{number:05}")
@@ -1112,7 +1114,7 @@ def test_the_handler_stops_when_cancelled(archive: Archive) -> None:
 
 
 def test_the_handler_stops_when_cancelled_before_anything_matches(crowd: Archive) -> None:
-    """The description is no column: every study is looked at, 500 at a time."""
+    """Study Description has no column, so every study is examined, 500 at a time."""
     event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyDescription="none has it"), cancel_after=2)
     assert handled(event, crowd) == [(0xFE00, None)]
 
@@ -1149,7 +1151,7 @@ def test_the_handler_hides_internal_errors(
 
 
 def test_over_an_association(archive: Archive, crowd: Archive) -> None:
-    """pynetdicom's own events: pending answers, an error with its comment, and a cancellation."""
+    """The events are pynetdicom's own: pending answers, an error with its comment, and a cancellation."""
     model = "1.2.840.10008.5.1.4.1.2.2.1"
     held = archive
 

@@ -1,4 +1,4 @@
-"""Proves what a node finds in an index that another process has used."""
+"""Proves what a node reports and changes when it opens an index that another process has used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.index_rows import new_instance
 
 
 def test_a_new_archive_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A spelling mistake in storage.root begins one, and the images seem to be lost."""
+    """A spelling mistake in storage.root begins a new archive, and the images seem to be lost."""
     settings = parse({"storage": {"root": str(tmp_path)}}, "test")
     for _ in range(2):
         open_for_node(settings, accept_empty=False).close()
@@ -41,7 +41,7 @@ def test_a_clock_that_is_behind_the_archive_is_told(
 
 
 def test_claims_of_a_killed_node_end_at_the_next_start(tmp_path: Path) -> None:
-    """A command that runs beside the node ends none, and an image that waits after a fault goes on to wait."""
+    """A command that runs beside the node ends no claim. An image that waits after a fault continues to wait."""
     settings = parse({"storage": {"root": str(tmp_path)}}, "test")
     index = open_for_node(settings, accept_empty=False)
     for number in range(3):

@@ -34,7 +34,7 @@ PATCH_COLOUR = (255, 170, 0)
 
 @dataclass
 class Shown:
-    """A running node with one image that has two renditions, and one small image that is held exact."""
+    """A running node with one image that has two renditions, and one small image in state EXACT."""
 
     archive: Archive
     config: Path
@@ -53,7 +53,7 @@ def current(held: StoredInstance) -> StoredRendition:
 
 
 def run(*arguments: str) -> Result:
-    """The command in this process; errors are raised."""
+    """Run the command in this process. Its errors are raised."""
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
 
 
@@ -167,7 +167,7 @@ def test_text_has_the_reason_of_an_exact_image(shown: Shown) -> None:
 
 
 def test_the_trial_with_the_fewest_bytes_is_the_one_that_was_taken(shown: Shown) -> None:
-    """Re-verification tries the baseline last, whichever is smaller."""
+    """Re-verification tries the baseline last, whichever upscaler takes fewer bytes."""
     made = report_on(shown.archive.node.index, {Tier.HOT: shown.archive.node.store}, str(shown.ds.SOPInstanceUID))
     assert made.rendition is not None
     tried = (
@@ -189,7 +189,7 @@ def test_a_purged_original_has_no_store(shown: Shown) -> None:
 
 
 def outlined(picture: Path) -> int:
-    """Number of pixels above the legend that have the colour of patches."""
+    """The number of pixels above the legend that have the colour of patches."""
     with Image.open(picture) as image:
         pixels = np.asarray(image)
     return int((pixels[:1200] == PATCH_COLOUR).all(axis=2).sum())
@@ -212,7 +212,7 @@ def test_the_picture(shown: Shown, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
-    """The rows still have the figures; a lost original is drawn from its reconstruction."""
+    """The rows still have the figures. If the original is lost, the picture is drawn from the reconstruction."""
     index, store = shown.archive.node.index, shown.archive.node.store
     stores = {Tier.HOT: store}
     uid, made = str(shown.ds.SOPInstanceUID), current(shown.held)

@@ -1,4 +1,4 @@
-"""Proves that the names in rows of models lead nowhere else."""
+"""Proves that file names in rows of models lead to no other folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.archive_parts import ArchiveParts
 def test_a_name_that_is_a_path_is_not_used(
     upscaler: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such as of a backup that others have changed: no link is made elsewhere, and no folder removed."""
+    """Somebody may have changed a backup so that it holds such a name. No link is made elsewhere, and no folder is
+    removed."""
     kept = tmp_path / "victim" / "x-1" / "kept"
     kept.parent.mkdir(parents=True)
     kept.touch()

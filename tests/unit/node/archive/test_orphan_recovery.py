@@ -42,7 +42,7 @@ def recovery(bench: ArchiveParts) -> OrphanRecovery:
 
 
 class Lost:
-    """An image whose rows were lost. ``made``: its rendition."""
+    """An image whose rows were lost. ``made``: its base and its rendition."""
 
     def __init__(self, bench: ArchiveParts, *, passed: bool = True) -> None:
         self.bench, self.ds = bench, small(UID)
@@ -89,7 +89,7 @@ def test_a_packed_original_is_held_again_as_it_is(lost: Lost) -> None:
 
 
 def test_a_packed_original_is_found_if_its_row_names_the_received_file(lost: Lost) -> None:
-    """As a rebuild leaves the row if only the line of the packing is damaged in the change journal."""
+    """A rebuild leaves such a row if only the line with the packing is damaged in the change journal."""
     path, engine = lost.bench.root / "received.dcm", lost.bench.index.engine
     packed = pack_original(path, "jpegls", sha256(lost.received))
     lost.leave(lost.received)
@@ -110,7 +110,7 @@ def test_a_packed_original_is_found_if_its_row_names_the_received_file(lost: Los
 
 @pytest.mark.parametrize("form", ["packed", "verbatim"])
 def test_what_was_in_quarantine_does_not_take_the_place_of_the_original(lost: Lost, form: str) -> None:
-    """The later of two files with one SOP Instance UID returns to quarantine, and is no orphan to be removed."""
+    """Of two files with one SOP Instance UID, the later one returns to quarantine, and is not removed as an orphan."""
     lost.ds.PatientName = "Other^One"
     other = write(lost.ds, lost.bench.root / "other.dcm").read_bytes()
     packed = pack_original(lost.bench.root / "received.dcm", "jpegls", sha256(lost.received))
@@ -216,7 +216,8 @@ def test_an_original_whose_uid_was_issued_to_a_reconstruction_is_left(lost: Lost
 
 
 def test_what_cannot_be_read_does_not_end_the_recovery(lost: Lost) -> None:
-    """A damaged original, base and rendition, an object of no known kind, and a file that is no object."""
+    """The store holds a damaged original, base and rendition, an object of an unknown kind, and a file that is not an
+    object."""
     broken = [
         bytes(128) + b"DICM and nothing",
         lost.made.base_bytes[:200],
@@ -243,7 +244,7 @@ def test_a_rendition_whose_base_is_damaged_is_left(lost: Lost) -> None:
 
 
 def test_a_purge_that_only_the_trail_knows_is_no_loss(bench: ArchiveParts) -> None:
-    """As after a rebuild from a journal whose last line is damaged: the row names an object that was removed."""
+    """After a rebuild from a journal whose last line is damaged, the row names an object that was removed."""
     data = bench.receive(UID)
     with bench.index.engine.connect() as connection:
         row = connection.execute(select(original)).mappings().one()
@@ -276,7 +277,7 @@ def test_a_purge_that_only_the_trail_knows_is_no_loss(bench: ArchiveParts) -> No
 def test_an_original_that_is_lost_after_it_returned_is_not_taken_for_a_purged_one(
     bench: ArchiveParts, action: str
 ) -> None:
-    """A purged image may be deleted and stored anew, or accepted from quarantine."""
+    """A purged image may be deleted and stored again, or accepted from quarantine."""
     bench.receive(UID)
     with bench.index.engine.connect() as connection:
         row = connection.execute(select(original)).mappings().one()

@@ -23,7 +23,7 @@ def cache(tmp_path: Path) -> RenderedCache:
 
 
 def kept(cache: RenderedCache, key: str, data: bytes) -> bytes:
-    """Keep an object, and read it as its first reader does."""
+    """Put an object into the cache, and read it as its first reader does."""
     made = cache.new_file()
     made.write_bytes(data)
     return taken(cache.keep(key, made))
@@ -118,7 +118,7 @@ def test_a_killed_process_leaves_no_files(cache: RenderedCache, tmp_path: Path) 
 
 
 def test_all_entries_of_a_forgotten_object_go(cache: RenderedCache, tmp_path: Path) -> None:
-    """Also those with plain texture, or with an amended header."""
+    """Entries with the other texture, or with an amended header, are removed too."""
     for key in (KEY, f"{KEY}-plain", f"{KEY}-plain-3", "b" * 64):
         kept(cache, key, key.encode())
     forget(tmp_path / "rendered", [KEY])
@@ -128,7 +128,8 @@ def test_all_entries_of_a_forgotten_object_go(cache: RenderedCache, tmp_path: Pa
 def test_an_entry_that_a_command_deletes_while_others_are_evicted_fails_no_reader(
     cache: RenderedCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`latent-pacs delete` removes entries from another process. The image that was being kept could not be sent."""
+    """``latent-pacs delete`` removes entries from another process. Formerly, the image that was being put into the
+    cache could not be sent."""
     kept(cache, KEY, b"deleted meanwhile")
     real = Path.stat
 

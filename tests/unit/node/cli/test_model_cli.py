@@ -55,7 +55,7 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """These networks are too small to share; on a busy machine, threads that wait for each other are slow."""
+    """These networks are too small for several threads, which wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings of the smallest kind; what the commands ask for besides stays."""
+    """Make trainings as small as possible. Values that a command passes on are not changed."""
     small = {"width": 8, "wide": 16, "blocks": (1, 1, 1), "batch": 2, "crop": 64, "patches": 2}
     monkeypatch.setattr(trainer, "Plan", functools.partial(trainer.Plan, **small))
     monkeypatch.setattr(sd_decoder, "DecoderPlan", functools.partial(sd_decoder.DecoderPlan, batch=2, crop=32))
@@ -82,7 +82,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of width 12, as no other one here, that has learned nothing yet."""
+    """An untrained model of width 12, which no other model here has."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1)
     save_network(MammoNetwork(NetworkConfig(width=12, wide=16, blocks=(1, 1, 1))), folder)
@@ -90,7 +90,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Archive:
-    """An archive at rest: its configuration, and what a node would have left in index and store."""
+    """A stopped archive: its configuration, and what a node would have left in index and store."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.config = folder / "config.yaml"
@@ -105,7 +105,7 @@ class Archive:
         self.index = Index.open(load(self.config).storage.database_url)
 
     def hold(self, ds: Dataset, folder: Path) -> tuple[str, Claim]:
-        """Take an instance in: the digest of its original, and the claim to work on it."""
+        """Receive an instance. Returns the digest of its original, and the claim to encode it."""
         content = write(ds, folder / f"{ds.SOPInstanceUID}.dcm").read_bytes()
         digest = self.store.put(content)
         self.index.add(
@@ -128,7 +128,8 @@ class Archive:
     def rest(
         self, ds: Dataset, folder: Path, state: InstanceState, code: ReasonCode = ReasonCode.NONE, **made_with: str
     ) -> str:
-        """Take an instance in and bring it to rest, with a rendition where ``made_with`` names its model."""
+        """Receive an instance and set its final state, with a rendition if ``made_with`` names its model. Returns the
+        digest."""
         digest, claim = self.hold(ds, folder)
         if made_with:
             assert self.index.finish_with(claim, state, rendition(ds.SOPInstanceUID, **made_with))
@@ -201,7 +202,7 @@ def test_train_and_evaluate(data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_training_goes_on_with_resume_and_starts_again_without(data: Path, tmp_path: Path) -> None:
-    """Also: several folders, after one --data or several; and the text for people."""
+    """Also covers several folders, after one ``--data`` or several, and the output for people."""
     out = tmp_path / "model"
     second = write(mammogram(breast(256, 256)), tmp_path / "second.dcm")
     done = model("train", "--data", data, second, "--minutes", 0.02, "--out", out, "--seed", 3)
@@ -247,7 +248,7 @@ def test_a_device_that_is_not_there_is_said_in_one_line(
 
 @pytest.mark.very_slow
 def test_training_as_it_is_shipped(data: Path, tmp_path: Path) -> None:
-    """Nothing made smaller, in a process of its own."""
+    """The training has its full size, and runs in a process of its own."""
     done = commands.run_process("model", "train", "--data", str(data), "--minutes", "0.1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -352,7 +353,8 @@ def test_a_large_archive_is_not_read_into_memory(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Path) -> None:
-    """Those that are gone and those that were never reconstructed are left out; the archive's model stays."""
+    """Originals that are gone, and originals that were never reconstructed, are left out. The archive's model is not
+    changed."""
     before = (tiny / WEIGHTS).read_bytes()
     archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.VERIFIED)
     gone = archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.VERIFIED)
@@ -411,7 +413,7 @@ def test_fine_tune_says_what_is_missing(
 def test_fine_tune_never_overwrites_the_model_in_use(
     archive: Archive, data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Renditions that it made could never be reconstructed again."""
+    """Otherwise the renditions that the model made could never be reconstructed again."""
     own = tmp_path / "own"
     save_network(load_network(tiny), own)
     archive.config.write_text(archive.config.read_text().replace(str(tiny), str(own)))

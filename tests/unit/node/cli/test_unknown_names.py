@@ -1,4 +1,4 @@
-"""Proves that a command which names something that is not here ends with the exit code of a usage error."""
+"""Proves that a command that names something unknown ends with the exit code of a usage error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proves that a fingerprint passes other rounding and nothing that a reader could see."""
+"""Proves that a fingerprint accepts other rounding, and no difference that a reader could see."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def test_the_verified_pixels_have_no_difference(served: Pixels, plain: Pixels) -
 
 
 def test_its_sums_never_change() -> None:
-    """Literal values, because fingerprints are stored."""
+    """The values are literal, because fingerprints are stored."""
     found = np.frombuffer(fingerprint_of(np.arange(600 * 20, dtype=np.uint16).reshape(20, 600)), "<u2")
     assert found.tolist() == [33780, 9410, 55822]
 
 
 def test_other_rounding_passes(served: Pixels, plain: Pixels) -> None:
-    """One pixel in two hundred by one grey level, ten times what other vector extensions change."""
+    """One pixel in two hundred differs by one grey level, which is ten times as many as other vector extensions
+    change."""
     other = served.copy()
     places = np.random.default_rng(3).random(served.shape) < 0.005
     other[places] += np.random.default_rng(4).choice([-1, 1], int(places.sum())).astype(np.uint16)
@@ -82,7 +83,7 @@ def test_where_no_noise_is_drawn_every_hundredth_pixel_may_differ_by_one(plain: 
 
 @pytest.mark.parametrize("shape", [(257, 257), (258, 513), (300, 280)])
 def test_a_film_one_pixel_wider_than_a_square_passes(shape: tuple[int, int]) -> None:
-    """A square of one pixel had no noise to compare with, so that rounding did not pass."""
+    """Formerly, a square of one pixel had no noise to compare with, so that other rounding did not pass."""
     rng = np.random.default_rng(7)
     film = rng.standard_normal(shape) * 300 + 30000
     for _ in range(5):

@@ -127,7 +127,8 @@ def test_another_format_is_refused() -> None:
 
 
 def test_white_noise_is_philox_of_key_and_block() -> None:
-    """Literally what docs/FORMATS.md says, of a pixel in the second row and third column of blocks."""
+    """The expected values follow docs/FORMATS.md literally, for a pixel in the second row and third column of
+    blocks."""
     key = (7 | 1 << 32 | 2 << 48, 0x6C617465)
     raw = np.random.Philox(key=list(key)).random_raw(256 * 64).view("<u2").reshape(256, 256)
     quantiles = ndtri((np.arange(65536) + 0.5) / 65536)
@@ -148,7 +149,7 @@ def test_white_noise_is_normal_and_independent() -> None:
 
 @pytest.mark.parametrize("shape", [(100, 100), (300, 520), (257, 511)])
 def test_a_crop_of_a_larger_canvas_is_the_same(shape: tuple[int, int]) -> None:
-    """To the bit before it is filtered; filtering sums in another order where the row of squares is longer."""
+    """White noise is the same to the bit. Filtering adds in another order where a row of squares is longer."""
     rows, columns = shape
     assert np.array_equal(white(900, 1000, 5)[:rows, :columns], white(rows, columns, 5))
     large, small = unit(900, 1000, soft(), 5), unit(rows, columns, soft(), 5)
@@ -164,7 +165,7 @@ def test_a_part_of_the_plane_is_the_same() -> None:
 
 
 def test_noise_is_drawn_around_the_breast_only_and_the_same_there() -> None:
-    """Cells without noise at the rim are not even computed; what is drawn beside them stays what it was."""
+    """Cells without noise at the rim are not computed, and the noise beside them does not depend on that."""
     structure = np.full((600, 700), 2000, dtype=np.float32)
     place = np.full((10, 11), FULL, dtype=np.uint8)
     place[:2] = place[:, 8:] = 0
@@ -180,7 +181,7 @@ def test_noise_is_drawn_around_the_breast_only_and_the_same_there() -> None:
 
 
 def test_there_are_no_seams_between_squares() -> None:
-    """Against one convolution of the whole with the same kernel."""
+    """The reference is one convolution of the whole plane with the same kernel."""
     noise = unit(1000, 950, soft(), 9)
     whole = white(1064, 1014, 9)
     impulse = np.zeros((1064, 1014))
@@ -207,7 +208,7 @@ def unit_impulse() -> Image:
 
 
 def test_drawn_noise_has_the_spectrum_of_its_model() -> None:
-    """Its periodogram over rings of frequencies, within half a decibel wherever the model has power to speak of."""
+    """The periodogram over rings of frequencies is within half a decibel wherever the model has much power."""
     noise = unit(1536, 1536, soft(), 11)
     assert noise.std() == pytest.approx(1, abs=0.01)
     side = 128
@@ -236,7 +237,7 @@ def test_drawn_noise_is_gaussian() -> None:
 
 
 def test_drawn_noise_does_not_repeat() -> None:
-    """No autocorrelation beyond 48 pixels above what chance gives; and none between seeds."""
+    """There is no autocorrelation beyond 48 pixels above that of chance, and no correlation between seeds."""
     noise, other = unit(1024, 1024, soft(), 1), unit(1024, 1024, soft(), 2)
     transform = np.fft.rfft2(noise)
     own = np.fft.fftshift(np.fft.irfft2(np.square(np.abs(transform)))) / noise.size
@@ -261,7 +262,7 @@ def test_noise_follows_curve_place_and_gain() -> None:
 
 
 def test_noise_has_no_room_beside_the_extreme_values() -> None:
-    """Air and white that are clipped: 3 grey levels from there, a deviation of 12 and not of 32."""
+    """Air and white are clipped. At 3 grey levels from there, the deviation is 12 and not 32."""
     told = model(curve=np.full(LEVELS, level_code(32.0), dtype=np.uint8))
     structure = np.full((600, 700), 2000, dtype=np.float32)
     structure[:200], structure[200:400] = 3, 4092
@@ -297,7 +298,7 @@ def test_no_noise_in_quiet_cells() -> None:
 
 
 def test_cells_of_one_value_are_quiet() -> None:
-    """A burnt-in square in the tissue: the noise around it is not drawn over it."""
+    """The tissue has a burnt-in square. The noise around the square is not drawn over it."""
     original, structure, _ = known()
     original[128:192, 256:320] = structure[128:192, 256:320] = 3000
     everywhere = np.ones(original.shape, dtype=bool)
@@ -320,7 +321,7 @@ def test_the_same_seed_is_the_same_noise() -> None:
 
 
 def known(rows: int = 768, columns: int = 896, seed: int = 0) -> tuple[Float, Float, Image]:
-    """A structure from dark to bright, the same with noise whose deviation is known, and that deviation."""
+    """A structure from dark to bright, the original: the same with noise of known deviation, and that deviation."""
     random = np.random.default_rng(seed)
     structure = np.broadcast_to(np.linspace(500, 3500, columns, dtype=np.float32), (rows, columns)).copy()
     noise = gaussian_filter(random.standard_normal((rows, columns)), 0.6)
@@ -359,7 +360,7 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
 
 
 def test_the_spectrum_is_measured_beside_patches_that_leave_no_tile_whole() -> None:
-    """A small breast with patches in its middle: without a whole tile, no noise was drawn at all."""
+    """Patches in the middle of a small breast leave no whole tile. Formerly, no noise was drawn at all."""
     original, structure, _ = known()
     original, structure = original[:256, :256], structure[:256, :256]
     inside = np.ones(original.shape, dtype=bool)
@@ -371,7 +372,8 @@ def test_the_spectrum_is_measured_beside_patches_that_leave_no_tile_whole() -> N
 
 
 def test_less_contrast_is_no_noise() -> None:
-    """2% less contrast of large shapes lacks more energy than was lost there. Drawing it made false clouds."""
+    """Large shapes with 2% less contrast lack more energy than that of the lost noise. Formerly, it was drawn as false
+    clouds."""
     noise, shapes = gaussian_filter(white(768, 768, 1), 0.6), gaussian_filter(white(768, 768, 2), 10.0)
     noise, shapes = noise * (15.0 / noise.std()), shapes * (150.0 / shapes.std())
     original, structure = 2000 + shapes + noise, 2000 + np.float32(0.98) * shapes
@@ -387,7 +389,8 @@ def correlation(noise: Image) -> float:
 
 
 def test_lost_edges_are_no_noise() -> None:
-    """A line of 15 to 45 standard deviations across the image, which would multiply them by 3 to 8 in its cells."""
+    """A line of 15 to 45 standard deviations crosses the image. Measured as noise, it would multiply the deviation by 3
+    to 8 in its cells."""
     original, structure, _ = known()
     everywhere = np.ones(original.shape, dtype=bool)
     plain = measure_deviation(original, structure, everywhere, everywhere).deviation(structure)
@@ -398,7 +401,8 @@ def test_lost_edges_are_no_noise() -> None:
 
 
 def test_blurred_letters_of_a_marker_are_hardly_noise() -> None:
-    """What the base has blurred of edges, in a part without noise: it was drawn as grain of the same strength."""
+    """The base has blurred edges in a part without noise. Formerly, the loss was drawn as grain of the same
+    strength."""
     original, structure, _ = known()
     everywhere = np.ones(original.shape, dtype=bool)
     row, column = np.mgrid[:128, :256]
@@ -412,7 +416,7 @@ def test_blurred_letters_of_a_marker_are_hardly_noise() -> None:
 
 
 def test_what_residuals_hold_is_not_measured() -> None:
-    """A line as wide as that at the border of a film: its cells got twice the noise that they lack beside it."""
+    """The border of a film has such a wide line. Formerly, its cells got twice the noise that was lost beside it."""
     original, structure, _ = known()
     everywhere = np.ones(original.shape, dtype=bool)
     plain = measure_deviation(original, structure, everywhere, everywhere).deviation(structure)
@@ -426,7 +430,7 @@ def test_what_residuals_hold_is_not_measured() -> None:
 
 
 def test_a_lost_line_is_not_drawn_as_streaks() -> None:
-    """A dead line of the detector, whose power in its tiles is many times that of the noise."""
+    """A dead line of the detector has many times the power of the noise in its tiles."""
     original, structure, _ = known()
     everywhere = np.ones(original.shape, dtype=bool)
     lined = original.copy()

@@ -22,7 +22,7 @@ from tests.support.samples import breast
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_bytes_and_back(rows: int, columns: int, share: float, seed: int) -> None:
-    """What is patched comes back bit-exact through the bytes; everything else is left as it was."""
+    """Patched cells are bit-exact after coding and decoding; all other pixels are unchanged."""
     random = np.random.default_rng(seed)
     original = random.integers(0, 65536, (rows, columns)).astype(np.uint16)
     cells = random.random(cell_grid(rows, columns)) < share

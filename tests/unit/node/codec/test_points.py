@@ -1,5 +1,5 @@
-"""Points: spots that restore what a base lost of single specks (node/codec/points.py), and where
-the encoder sets them (point_fitting.py)."""
+"""Proves that points restore what a base lost of single specks (node/codec/points.py), and where the encoder sets them
+(point_fitting.py)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_bytes_and_back(points: Points) -> None:
 
 @given(some_points(), st.data())
 def test_damage_is_an_error_or_other_points(points: Points, data: st.DataObject) -> None:
-    """Bytes from a peer's disk are hostile: PayloadError, never another exception."""
+    """The bytes are hostile. Decoding raises PayloadError and never another exception."""
     whole = bytearray(encode_points(points))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     with contextlib.suppress(PayloadError):
@@ -87,7 +87,7 @@ def test_of_an_unknown_size_or_place() -> None:
 
 
 def with_specks(photometric: str, sigma: float) -> tuple[Reference, np.ndarray, list[tuple[int, int]]]:
-    """A breast with planted specks, the same without them as a structure, and where they are."""
+    """The reference of a breast with planted specks, the image without them as a structure, and their places."""
     smooth = breast(512, 512).astype(np.float32)
     places, peak = (
         [(row, column) for row in (170, 220, 270, 320) for column in (60, 130, 200)],
@@ -118,7 +118,8 @@ def points_in(reference: Reference, structure: np.ndarray, exact: np.ndarray | N
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
 @pytest.mark.parametrize("sigma", [0.8, 1.4, 1.8])
 def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None:
-    """Planted specks, removed again: the gate says lost, and points restore each of them."""
+    """The planted specks are missing in the structure. The gate reports them as lost, and points restore each of
+    them."""
     reference, structure, places = with_specks(photometric, sigma)
     lost = np.array(wrong(reference, structure))
     assert all(np.abs(lost - place).max(axis=1).min() <= 2 for place in places), "every planted speck is lost"
@@ -132,7 +133,8 @@ def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None
 
 
 def test_the_edge_of_a_speck_is_put_back_with_its_middle() -> None:
-    """Grains of 6 pixels that a base of half the size has blurred. Gaussians at the middles keep 90% of one of them."""
+    """A base of half the size has blurred grains of 6 pixels. A Gaussian at its middle restores only 90% of one
+    grain."""
     smooth = breast(512, 512).astype(np.float32)
     y, x = np.mgrid[0:512, 0:512]
     places = [(row, column) for row in (170, 220, 270, 320) for column in (60, 130, 200)]
@@ -157,7 +159,7 @@ def test_the_edge_of_a_speck_is_put_back_with_its_middle() -> None:
 
 
 def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
-    """Heights that were corrected twice are written down as one."""
+    """A height that was corrected twice is stored as one value."""
     reference, structure, _ = with_specks("MONOCHROME2", 1.4)
     half = structure + 0.5 * (reference.image - structure)
     points = points_in(reference, half)
@@ -184,7 +186,7 @@ def test_specks_that_coding_invented_are_taken_away(photometric: str) -> None:
 
 
 def test_specks_in_repaired_cells_are_measured_again() -> None:
-    """What was found before the repair does not count."""
+    """Measurements from before the repair do not count there."""
     reference, structure, places = with_specks("MONOCHROME2", 1.4)
     before = specks_of(reference, np.rint(structure), reference.tiles)
     repaired, (row, column) = structure.copy(), places[0]
@@ -209,7 +211,8 @@ def test_specks_in_cells_that_are_stored_exactly_take_no_points() -> None:
 
 
 def test_only_wrong_specks_get_further_points() -> None:
-    """Beside a patch: what it changed is corrected, and the rest keeps its points, whatever its edges are like."""
+    """Beside a patch, the speck that the patch has changed is corrected. All others keep their points, whatever their
+    edges are like."""
     reference, structure, places = with_specks("MONOCHROME2", 1.4)
     points = points_in(reference, structure)
     assert points is not None
@@ -228,7 +231,7 @@ def test_only_wrong_specks_get_further_points() -> None:
 
 @given(some_points(), st.randoms())
 def test_joined_points_add_up_as_the_decoder_adds_them(points: Points, random: Random) -> None:
-    """To the last bit: the pixels that were verified depend on the order of a sum."""
+    """The sum is the same to the last bit, because the verified pixels depend on the order of summation."""
     some = [random.random() < 0.5 for _ in points.spots]
     parts = [
         Points(points.rows, points.columns, tuple(s for s, own in zip(points.spots, some, strict=True) if own == side))

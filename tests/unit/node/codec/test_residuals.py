@@ -47,7 +47,7 @@ def test_bytes_and_back(rows: int, columns: int, share: float, unit: float) -> N
 
 @pytest.mark.parametrize("unit", [0.3, 12.0, 700.0])
 def test_noise_is_coded_to_within_its_own_size(unit: float) -> None:
-    """A detector's noise: the RMS of what stays wrong in standard deviations, whatever the unit."""
+    """For a detector's noise, the RMS of the remaining error in standard deviations does not depend on the unit."""
     noise = gaussian_filter(residual(389, 512, 1.0), 0.7)
     wanted, cells = noise * np.float32(unit / noise.std()), some(389, 512, 0.5)
     inside = cell_pixels(cells, 389, 512)
@@ -58,7 +58,7 @@ def test_noise_is_coded_to_within_its_own_size(unit: float) -> None:
 
 @pytest.mark.parametrize("size", [100, 1000])
 def test_great_errors_fit(size: float) -> None:
-    """A missing marker is 1000 standard deviations of noise: it comes back to within some percent."""
+    """A missing marker of 1000 standard deviations of noise comes back to within a few percent."""
     wanted = residual(256, 256, 3.0)
     wanted[64:128, 64:160] -= 3 * size
     wanted[160:224, 32:96] += 3 * size

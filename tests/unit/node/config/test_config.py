@@ -43,7 +43,8 @@ from tests.support.paths import ROOT, SHIPPED
     ],
 )
 def test_what_unknown_peers_may_do(raw: dict[str, Any], may: tuple[str, ...]) -> None:
-    """They may store if the configuration has neither peers nor unknown_peers, or if unknown_peers allows it."""
+    """Unknown peers may store if the configuration has neither peers nor unknown_peers, or if unknown_peers allows
+    it."""
     assert parse(raw, "t").allowed_to_unknown_peers == may
     assert Peers(parse(raw, "t")).may("STRANGER", "store") is ("store" in may)
 
@@ -213,7 +214,7 @@ def test_the_wheel_carries_the_shipped_file() -> None:
 
 
 def variables_of(raw: dict[str, Any], prefix: str = "LATENT_PACS_") -> dict[str, str]:
-    """An environment variable for every key."""
+    """An environment variable for every key of the configuration."""
     found: dict[str, str] = {}
     for name, value in raw.items():
         variable = f"{prefix}_{name.upper()}"
@@ -225,7 +226,7 @@ def variables_of(raw: dict[str, Any], prefix: str = "LATENT_PACS_") -> dict[str,
 
 
 def test_an_environment_variable_replaces_each_key(tmp_path: Path) -> None:
-    """All keys of the shipped file, given by variables alone, make the same settings."""
+    """Environment variables for all keys of the shipped file give the same settings as the file."""
     empty = tmp_path / "config.yaml"
     empty.write_text("node: {port: 1}")
     variables = variables_of(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Proves which statuses errors have, and that the log does not quote what a peer or a library says of a data set."""
+"""Proves which statuses errors have, and that the log does not quote a peer or a library about a data set."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def test_a_response_without_a_status_accepts_nothing(monkeypatch: pytest.MonkeyP
 def test_requests_before_the_response_stay_in_the_queue(
     monkeypatch: pytest.MonkeyPatch, others: int, status: int | None
 ) -> None:
-    """Behind so many no response is awaited: a peer could send requests as long as it likes."""
+    """After that many requests the response is no longer awaited, since a peer could send requests as long as it
+    likes."""
     assoc = association(monkeypatch)
     requests = [(1, C_ECHO()) for _ in range(others)]
     for one in (*requests, (1, response_of(0x0000))):

@@ -1,4 +1,4 @@
-"""Proves that SOP class extended negotiation agrees only to what is then done."""
+"""Proves that SOP class extended negotiation accepts only the options that the node then applies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    """Three images of a patient: at 10 o'clock of the first day, of the second, and of a third."""
+    """Three images of a patient, at 10 o'clock of three successive days."""
     folder = tmp_path_factory.mktemp("extended")
     (folder / "received").mkdir()
     with Receiver(folder / "received") as receiver:
@@ -44,7 +44,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 
 def associated(archive: Archive, information: bytes | None) -> Any:
-    """An association of EXACTVIEW's for queries and moves, with that application information for both."""
+    """An association of EXACTVIEW for queries and moves, with that application information for both SOP classes."""
     items: list[Any] = []
     for uid in (FIND, MOVE) if information is not None else ():
         item = SOPClassExtendedNegotiation()
@@ -65,7 +65,8 @@ def identifier(level: str, **keys: str) -> Dataset:
 
 
 def test_what_is_answered(archive: Archive) -> None:
-    """Relational and combined date-time matching and time zones; fuzzy names not, and for a move only the first."""
+    """Relational queries, combined date-time matching and time zones are accepted, and fuzzy names are not. For moves,
+    only relational retrieval is."""
     assoc = associated(archive, b"\x01\x01\x01\x01")
     answered = {str(uid): information for uid, information in assoc.acceptor.sop_class_extended.items()}
     assert answered == {FIND: b"\x01\x01\x00\x01", MOVE: b"\x01\x00\x00\x00"}
@@ -84,7 +85,7 @@ def test_relational_queries(archive: Archive, information: bytes | None, status:
 
 
 def test_relational_retrievals(archive: Archive) -> None:
-    """An image by its own UID alone."""
+    """An image is retrieved by its SOP Instance UID alone."""
     held = archive.node.index.by_keys([1])[0].sop_instance_uid
     for information, status in ((None, 0xA900), (b"\x01", 0x0000)):
         assoc = associated(archive, information)
@@ -96,7 +97,8 @@ def test_relational_retrievals(archive: Archive) -> None:
 
 @pytest.mark.parametrize(("information", "found"), [(b"\x00\x00", 0), (b"\x00\x01", 2)])
 def test_dates_and_times_together(archive: Archive, information: bytes, found: int) -> None:
-    """From noon of the last day of the year to 11 o'clock of the second day; each on its own, no time fits."""
+    """The range is from noon of the last day of the year to 11 o'clock of the second day. Matched separately, no time
+    would fit."""
     assoc = associated(archive, information)
     asked = identifier("STUDY", StudyDate="20231231-20240102", StudyTime="120000-110000", StudyInstanceUID="")
     *answers, _ = assoc.send_c_find(asked, FIND)

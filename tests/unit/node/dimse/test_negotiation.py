@@ -1,4 +1,4 @@
-"""Proves that every association request is accepted or rejected as PS3.8 says, and none stays without an answer."""
+"""Proves that every association request is accepted or rejected as PS3.8 says, and that each gets an answer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def port(running: Node, caplog: pytest.LogCaptureFixture) -> Iterator[int]:
-    """Where the node listens; it prints no traceback."""
+    """The port of the node. Checks that the node logs no traceback."""
     yield running.server.port
     assert not [one for one in caplog.records if one.exc_info]
 
@@ -204,7 +204,7 @@ def test_what_contradicts_itself_is_aborted(port: int, broken: bytes) -> None:
 
 
 def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Such as an acceptance once an invalid PDU behind the request was answered with an abort."""
+    """An example is an acceptance that follows an invalid PDU, which was answered with an abort."""
 
     def fail() -> None:
         raise InvalidEventError("Invalid event 'Evt7' for the current state 'Sta13'")
@@ -224,7 +224,7 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
 
 
 def test_what_is_no_dicom_is_one_line(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Such as the request of a port scan, or of somebody who takes the port for a web server."""
+    """An example is the request of a port scan, or of somebody who takes the port for a web server."""
     request = b"GET / HTTP/1.1\r\nHost: archive\r\nUser-Agent: curl/8.0\r\nAccept: */*\r\n\r\n"
     assert kinds(ask(port, request * 100)) in ([ABORTED], [])  # the abort may be lost when unread bytes reset the line
     (line,) = [one for one in caplog.records if "0x47" in one.getMessage()]

@@ -21,7 +21,7 @@ def waves(period: float, angle: float = 0.0, side: int = 512) -> Float:
 
 
 def whole(image: Float) -> NDArray[np.float64]:
-    """Energies per pixel."""
+    """The energy of each band per pixel, for the whole image."""
     return np.asarray(band_energies(image, np.ones(image.shape, dtype=bool)).sum(axis=(1, 2)) / image.size)
 
 
@@ -33,7 +33,8 @@ def test_a_wave_falls_in_the_band_of_its_period(period: float, band: int, angle:
 
 @pytest.mark.parametrize("period", [3.0, 6.0, 12.0, 24.0, 60.0])
 def test_energies_are_those_of_the_filters(period: float) -> None:
-    """Each band passes what a difference of Gaussians does; the coarse ones, which are halved first, nearly so."""
+    """Each band passes what a difference of Gaussians passes. The coarse bands are halved first, and come close to
+    it."""
     squared = (2 * np.pi / period) ** 2 / 2
     smooth = [1.0, *(np.exp(-squared * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
     expected = [50 * (before - after) ** 2 for before, after in pairwise(smooth)]
@@ -54,7 +55,7 @@ def test_noise_of_twice_the_strength_has_four_times_the_energy() -> None:
 
 @pytest.mark.parametrize("shape", [(512, 768), (513, 700), (300, 257), (1021, 333)])
 def test_tiles_add_up_to_the_whole(shape: tuple[int, int]) -> None:
-    """Tile by tile it is the energy of the whole image's bands, not of each tile's."""
+    """The energies of tiles are those of the whole image's bands, and not of bands of the single tiles."""
     random = np.random.default_rng(1)
     image = gaussian_filter(random.standard_normal(shape), 1.0).astype(np.float32)
     tiles = band_energies(image, np.ones(shape, dtype=bool))
@@ -83,7 +84,7 @@ def test_only_pixels_of_the_mask_count() -> None:
 
 
 def test_a_tile_that_no_longer_counts_keeps_no_energy() -> None:
-    """As where exact patches cover what a tile holds of the breast."""
+    """This happens where exact patches cover all of the breast in a tile."""
     noise = np.random.default_rng(3).standard_normal((512, 512)).astype(np.float32)
     whole_breast, rest = np.ones(noise.shape, dtype=bool), np.ones(noise.shape, dtype=bool)
     rest[:TILE, :TILE] = False

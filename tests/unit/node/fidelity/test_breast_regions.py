@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 
 def half_disc(rows: int = 120, columns: int = 80, radius: float = 45.0) -> Mask:
-    """A breast on the left border, in blocks."""
+    """A breast on the left border: a mask of blocks."""
     y, x = np.mgrid[0:rows, 0:columns]
     return np.hypot(y - rows / 2, x) < radius
 
@@ -53,7 +53,7 @@ def test_two_breasts_stay_and_an_empty_or_full_mask() -> None:
 
 
 def test_the_border_of_a_film_is_not_measured() -> None:
-    """A bright border of a scan: the mask takes it for breast, what is measured does not hold it."""
+    """A scan has a bright border. The mask takes it for breast, but it is not measured."""
     film = np.pad(breast(640, 768), ((320, 320), (0, 0)))
     pixels = film.copy()
     pixels[:, :48] = np.maximum(pixels[:, :48], 2600)
@@ -75,7 +75,7 @@ def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
 
 
 def test_bright_air_counts_as_breast_with_all_the_rest() -> None:
-    """A raw image: its values rise with the exposure. Its breast was taken for air."""
+    """In a raw image, values rise with the exposure. Formerly, its breast was taken for air."""
     rng = np.random.default_rng(1)
     shown = breast(1024, 768).astype(np.float64)
     exposure = 9000 * np.exp(-3 * shown / shown.max())
@@ -94,7 +94,7 @@ def test_an_even_background_is_no_breast_however_bright(turn: int) -> None:
 
 
 def test_a_part_beyond_a_gap_is_breast_if_it_is_large() -> None:
-    """As below a seam between detectors. A small part may be a label."""
+    """Such a gap is a seam between detectors. A small part beyond a gap may be a label."""
     whole = breast()
     wanted = breast_mask(whole, "MONOCHROME2")
     for row, above in ((420, True), (96, False)):

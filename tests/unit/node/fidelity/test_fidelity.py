@@ -37,7 +37,7 @@ def test_fsim_equals_piq(seed: int) -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5000), st.sampled_from(["even", "ties", "tail", "waves"]))
 def test_the_median_is_exact(seed: int, size: int, kind: str) -> None:
-    """However well the sample of the values says where it is."""
+    """This holds however well a sample of the values locates the median."""
     rng = np.random.default_rng(seed)
     values = rng.random(size)
     if kind == "ties":
@@ -109,7 +109,8 @@ def test_identical_images() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_figures_of_a_whole_image_equal_piq() -> None:
-    """Tile by tile through the display window, with a structure in float32 as with stored values."""
+    """The figures are computed tile by tile through the display window, for a structure in float32 and for stored
+    values."""
     import piq
 
     header = mammogram(WindowCenter=1600, WindowWidth=1800)

@@ -58,7 +58,7 @@ def grain(seed: int) -> Float:
 
 
 def kept(noise: Float) -> Float:
-    """What a base keeps of noise: all but the finest."""
+    """The noise that a base preserves: all but the finest."""
     return np.asarray(gaussian_filter(noise, KEPT), dtype=np.float32)
 
 
@@ -102,7 +102,7 @@ def reference() -> Reference:
 def kinds(
     reference: Reference, structure: Float, served: Pixels | None = None, limits: Thresholds = LIMITS
 ) -> set[str]:
-    """What fails."""
+    """The kinds of failures."""
     found = measure_structure(reference, structure)
     noise = {} if served is None else measure_noise(reference, structure, served)
     said = failures(found, noise, limits)
@@ -128,7 +128,7 @@ def kinds(
 
 
 def test_a_perfect_structure_with_drawn_noise_passes(reference: Reference) -> None:
-    """The finest of the noise is lost and drawn anew: nothing else is wrong with it."""
+    """The finest noise is lost and drawn again, and nothing else is wrong."""
     assert kinds(reference, STRUCTURE, SERVED) == set()
     found = measure_structure(reference, STRUCTURE)
     verdict = judge(reference, STRUCTURE, found, SERVED, measure_noise(reference, STRUCTURE, SERVED), LIMITS)
@@ -169,7 +169,7 @@ def test_similarity_and_psnr_gate_nothing(reference: Reference) -> None:
 
 @pytest.mark.slow
 def test_a_blurred_structure(reference: Reference) -> None:
-    """Edges that were smoothed away: sharp septa in the original, none in the structure."""
+    """Edges are smoothed away: the original has sharp septa, and the structure has none."""
     lines = np.zeros((ROWS, COLUMNS), dtype=np.float32)
     for number in range(6):
         y, x = np.mgrid[0:ROWS, 0:COLUMNS]
@@ -190,7 +190,7 @@ def test_block_artefacts(reference: Reference) -> None:
 
 
 def test_a_shifted_tile(reference: Reference) -> None:
-    """A slow swelling of one tile, too smooth for the filters of lines."""
+    """One tile has a slow swelling, which is too smooth for the filters of lines."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
     swelling = 20 * np.exp(-((y - 128) ** 2 + (x - 128) ** 2) / (2 * 90**2))
     structure = reference.image + in_air(swelling.astype(np.float32))
@@ -198,7 +198,7 @@ def test_a_shifted_tile(reference: Reference) -> None:
 
 
 def test_a_slow_error(reference: Reference) -> None:
-    """Waves of 120 pixels, whose mean over a tile is nothing."""
+    """The error has waves of 120 pixels, whose mean over a tile is 0."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
     waves = 40 * np.sin(2 * np.pi * y / 128) * np.sin(2 * np.pi * x / 128)
     wide = replace(LIMITS, lines=(99, 99, 99), lost=(99, 99, 99, 99))
@@ -223,7 +223,8 @@ def test_a_marker_lost_out_of_the_breast(value: int) -> None:
 
 @pytest.mark.parametrize(("error", "fails"), [(100, False), (101, True)])
 def test_an_error_out_of_the_breast_fails_the_gate_where_its_cell_is_broken(error: int, fails: bool) -> None:
-    """A tenth of a window's width, as a float32, is more than 0.1: no repair was made where the gate failed."""
+    """As a float32, a tenth of the window's width is more than 0.1. Formerly, the gate failed without a cell to
+    repair."""
     reference = Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=1500, WindowWidth=1000))
     structure = STRUCTURE.copy()
     structure[48:80, 608:640] = error
@@ -237,7 +238,7 @@ def test_an_error_out_of_the_breast_fails_the_gate_where_its_cell_is_broken(erro
     ("share", "fails"), [(0.8, {"specks lost"}), (0.98, set()), (1.02, set()), (1.2, {"specks lost"})]
 )
 def test_a_speck_whose_contrast_is_not_kept(reference: Reference, share: float, fails: set[str]) -> None:
-    """Lost by a fifth, or raised by a fifth; the structure of everything else is the original's own."""
+    """The contrast of a speck is lowered or raised by a fifth. Everything else is the structure of the original."""
     speck = in_air(np.float32(PEAK * (share - 1)) * spot(SPECKS[2]))
     assert kinds(reference, reference.image + speck) == fails
     wrong, new = wrong_specks(*specks(reference, reference.image + speck), LIMITS)
@@ -307,7 +308,7 @@ def test_noise_too_strong_or_too_weak(reference: Reference, db: float) -> None:
 
 
 def test_noise_missing_in_half_the_tiles(reference: Reference) -> None:
-    """The whole has its energy: what one half lacks the other has too much."""
+    """The image as a whole has the right energy: one half lacks what the other half has too much."""
     wrong = DRAWN.copy()
     wrong[:384] *= np.float32(np.sqrt(1.7))
     wrong[384:] *= np.float32(np.sqrt(0.3))
@@ -326,7 +327,7 @@ def test_noise_that_repeats(reference: Reference) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("period", [2.3, 3.0, 3.7])
 def test_lines_of_a_grid_that_are_lost(period: float) -> None:
-    """They are finer than the filters of coherent errors, and are in the original's own noise as these measure it."""
+    """The lines are finer than the filters of coherent errors. These filters count them as the original's own noise."""
     y, x = np.mgrid[0:ROWS, 0:COLUMNS]
     lines = np.float32(NOISE) * np.sin(2 * np.pi * (x + 0.05 * y) / period)
     original = stored(in_air(CLEAN + grain(3) + lines))
@@ -353,7 +354,7 @@ def test_a_pixel_in_a_clipped_tile_is_no_noise() -> None:
 
 
 def test_noise_of_another_colour(reference: Reference) -> None:
-    """White instead of a detector's: too much in the finest band, too little in the others."""
+    """White noise instead of a detector's has too much energy in the finest band, and too little in the others."""
     noise = np.float32(DRAWN.std()) * white(slice(0, ROWS), slice(0, COLUMNS), 3)
     figures = measure_noise(reference, STRUCTURE, served_with(noise))
     assert figures["spectrum_db_1"] > 2
@@ -366,7 +367,7 @@ def test_noise_of_another_colour(reference: Reference) -> None:
 
 @pytest.mark.parametrize("field", ["lines", "lost", "slow", "periodic"])
 def test_burden_is_the_figure_nearest_to_its_limit(reference: Reference, field: str) -> None:
-    """With all other limits far away it grows as that limit shrinks; single places do not count."""
+    """If all other limits are far away, the burden grows as that limit shrinks. Single places do not count."""
     found = measure_structure(reference, STRUCTURE, specks=False)
     far: dict[str, Any] = {"lines": (1e6,) * 3, "lost": (1e6,) * 4, "slow": 1e6, "periodic": 1e6}
     own = (0.9,) * 4 if field == "lost" else getattr(LIMITS, field)

@@ -17,7 +17,7 @@ WINDOW = 2048.0
 
 
 def noise(rows: int, columns: int, seed: int = 0, deviation: float = 12.0) -> Float:
-    """A detector's noise on one grey level."""
+    """A detector's noise on a uniform grey level."""
     grain = gaussian_filter(np.random.default_rng(seed).standard_normal((rows, columns)), 0.7)
     return (GREY + deviation * grain / grain.std()).astype(np.float32)
 
@@ -34,7 +34,7 @@ def noise_of(image: Float, inside: NDArray[np.bool_] | None = None) -> LineNoise
 
 
 def halved(image: Values, times: int) -> Values:
-    """Every second row and column, from four each with weights of 1, 3, 3, 1; borders repeated."""
+    """Every second row and column, as weighted means of four with weights 1, 3, 3, 1. Borders are repeated."""
     for _ in range(times):
         for axis in (0, 1):
             size = image.shape[axis] // 2
@@ -45,7 +45,8 @@ def halved(image: Values, times: int) -> Values:
 
 
 def plain_filters(level: int) -> list[Values]:
-    """A ridge and an edge in each direction: second and first derivative of a Gaussian across a straight line."""
+    """A ridge and an edge in each direction: the second and the first derivative of a Gaussian across a straight
+    line."""
     blurred = (0, 0.75, 0.75 * 5)[level]  # the variance of the weights with which images were halved
     width, length = np.sqrt(WIDTHS[level] ** 2 - blurred) / 2**level, (8 * WIDTHS[level] + 13) / 2**level
     half, made = int(length * 0.75), []
@@ -68,7 +69,8 @@ def convolved(image: Values, kernel: Values) -> Values:
 
 
 def plain_response(original: Values, error: Values, level: int) -> Values:
-    """Strongest response over all filters, each in units of its own noise: the median over cells of 112 pixels."""
+    """The strongest response over all filters. The unit of each filter is its own noise: the median over cells of 112
+    pixels."""
     small, wrong, side = halved(original, level), halved(error, level), 112 >> level
     best = np.zeros(small.shape)
     for kernel in plain_filters(level):
@@ -82,7 +84,7 @@ def plain_response(original: Values, error: Values, level: int) -> Values:
 
 
 def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
-    """Cells interpolated linearly between their middles, the outer ones going on."""
+    """Interpolate cells linearly between their centres. The outer cells are extended."""
     for axis in (0, 1):
         places = (np.arange(shape[axis]) + 0.5) / side - 0.5
         cells = np.apply_along_axis(lambda line, at=places: np.interp(at, np.arange(line.size), line), axis, cells)
@@ -91,7 +93,8 @@ def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
 
 @pytest.mark.slow
 def test_responses_equal_plain_convolution() -> None:
-    """On noise with a planted line, lost and moved things: the greatest of each cell, and the percentile, per width."""
+    """The image has noise with a planted line, and lost and moved things. The maximum of each cell and the percentiles
+    are compared for each width."""
     rows, columns = 336, 448
     original = noise(rows, columns)
     error = noise(rows, columns, seed=1, deviation=8.0) - GREY
@@ -111,7 +114,7 @@ def test_responses_equal_plain_convolution() -> None:
 
 
 def taken(length: int, step: int) -> list[int]:
-    """The lines of an image at which responses are taken: from square to square the first and the second by turns."""
+    """The rows or columns at which responses are taken: the first and the second by turns, from square to square."""
     starts = range(0, length, SQUARE)
     return [at for start in starts for at in range(start + start // SQUARE % step, min(start + SQUARE, length), step)]
 
@@ -120,7 +123,8 @@ def taken(length: int, step: int) -> list[int]:
 
 
 def test_lost_noise_alone_is_about_four() -> None:
-    """Independent noise of the original's own strength: the 99.9th percentile of 24 filters of a normal variable."""
+    """The error is independent noise of the original's own strength. Four is about the 99.9th percentile of the maximum
+    of 24 filters of a normal variable."""
     found = noise_of(noise(768, 768)).look(noise(768, 768, seed=1) - GREY)
     fine, *wider = found.percentile(0.999)
     assert 3.8 <= fine <= 4.3
@@ -135,7 +139,7 @@ def test_lost_noise_alone_is_about_four() -> None:
 @pytest.mark.parametrize(("level", "width"), list(enumerate(WIDTHS)))
 @pytest.mark.parametrize("angle", [0.0, 0.4, 2.1])
 def test_a_lost_vessel_shows_at_its_width_and_place(level: int, width: float, angle: float) -> None:
-    """In white noise, where the matched filter is the best one; a vessel with the rims that sharpening gives it."""
+    """The noise is white, so that the matched filter is the best. The vessel has the rims that sharpening gives it."""
     original = (GREY + 12 * np.random.default_rng(0).standard_normal((512, 512))).astype(np.float32)
     y, x = np.mgrid[0:512, 0:512]
     across = (y - 250) * np.cos(angle) - (x - 270) * np.sin(angle)
@@ -157,7 +161,8 @@ def test_a_lost_vessel_shows_at_its_width_and_place(level: int, width: float, an
 
 
 def test_the_edge_of_a_block_shows() -> None:
-    """A step of two thirds of a standard deviation, as blocks leave: below the noise of a pixel, found as a line."""
+    """A step of two thirds of a standard deviation, as blocks leave, is below the noise of a pixel, and is found as a
+    line."""
     error = np.zeros((512, 512), dtype=np.float32)
     error[:, 256:] = 8.0
     found = noise_of(noise(512, 512)).look(error)
@@ -175,7 +180,7 @@ def test_a_constant_changes_nothing() -> None:
 
 
 def test_the_sign_changes_nothing() -> None:
-    """MONOCHROME1: what is dark there is bright here."""
+    """In MONOCHROME1, what is dark in MONOCHROME2 is bright."""
     original, error = noise(400, 512), noise(400, 512, seed=1) - GREY
     one, other = noise_of(original).look(error), noise_of(4095 - original).look(-error)
     np.testing.assert_allclose(one.worst, other.worst, rtol=2e-3, atol=2e-3)
@@ -183,7 +188,7 @@ def test_the_sign_changes_nothing() -> None:
 
 
 def test_flat_images_are_measured_against_rounding() -> None:
-    """Where the original has no noise, one step of a display is the unit: responses stay finite."""
+    """Where the original has no noise, the unit is one step of a display, so that responses stay finite."""
     flat = np.full((256, 256), GREY, dtype=np.float32)
     error = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
     error *= np.float32(WINDOW / 256 / np.sqrt(12))
@@ -221,7 +226,7 @@ def test_nothing_is_measured_without_a_breast() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(300, 700), (257, 255), (513, 259), (131, 90)])
 def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
-    """The percentile is that of a large image; a fault beside the far border is found there."""
+    """The percentile is that of a large image, and a fault beside the far border is found at its place."""
     original, error = noise(*shape), noise(*shape, seed=1) - GREY
     found = noise_of(original).look(error)
     assert found.worst.shape == (3, -(-shape[0] // CELL), -(-shape[1] // CELL))
@@ -239,7 +244,7 @@ def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
 
 
 def test_places_that_are_repaired_do_not_count() -> None:
-    """Their cells and those around them; the rest is as it was without the fault."""
+    """Their cells and the cells around them do not count. The percentiles of the rest are as without the fault."""
     original = noise(512, 512)
     error = 0.5 * (noise(512, 512, seed=1) - GREY)
     quiet = noise_of(original).look(error)
@@ -254,7 +259,7 @@ def test_places_that_are_repaired_do_not_count() -> None:
 
 
 def test_only_what_changed_is_measured_again() -> None:
-    """The figures of an error that was changed in one place are those of a fresh look at it."""
+    """An error was changed in one place. Its figures equal those of a new measurement."""
     original, error = noise(700, 900), noise(700, 900, seed=1, deviation=6.0) - GREY
     lines = noise_of(original)
     before = lines.look(error)

@@ -12,7 +12,8 @@ from tests.support.encoder_samples import source_of
 
 
 def tissue_clipped_from(row: int, top: int) -> tuple[Reference, NDArray[np.float32]]:
-    """Tissue with noise to the left of air, which from ``row`` down is clipped at ``top``; and what has no noise."""
+    """The reference of tissue with noise to the left of air, clipped at ``top`` from ``row`` down, and the tissue
+    without noise."""
     tissue = np.full((640, 800), 2000.0)
     tissue[row:] = top
     noise = np.where(tissue == top, 0, 8 * np.random.default_rng(3).standard_normal(tissue.shape))
@@ -36,7 +37,8 @@ def test_cells_of_one_value_within_the_range_stay() -> None:
 
 
 def test_lost_noise_beside_a_clipped_area_is_as_elsewhere() -> None:
-    """Were clipped pixels counted, the noise beside them would be half of what it is, and all errors above it."""
+    """If clipped pixels counted, the measured noise beside them would be half of the true noise, and all errors would
+    exceed it."""
     reference, tissue = tissue_clipped_from(376, 4095)
     found = measure_structure(reference, tissue, specks=False)
     assert found.lines.worst[0].max() < 7

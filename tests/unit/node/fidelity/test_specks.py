@@ -17,7 +17,7 @@ GRAIN = 20.0
 
 
 def tile(speck: float, thread: float) -> Float:
-    """Noise, with a round speck on a horizontal thread; their peaks in grey levels."""
+    """Noise with a round speck on a horizontal thread. ``speck``, ``thread``: their peaks in grey levels."""
     image = np.random.default_rng(4).normal(1000, GRAIN, (SIDE, SIDE))
     rows, columns = (np.arange(SIDE) - HALO - middle for middle in (ROW, COLUMN))
     image += thread * np.exp(-np.square(rows[:, None] / 1.3) / 2)

@@ -34,7 +34,7 @@ def is_from_the_breast(window: Window) -> bool:
 
 
 def by_the_standard(x: float, centre: float, width: float, shape: Shape) -> float:
-    """PS3.3 C.11.2.1.2.1, C.11.2.1.3.2 and C.11.2.1.3.1, from 0 to 1."""
+    """The displayed value, from 0 to 1, by PS3.3 C.11.2.1.2.1, C.11.2.1.3.2 and C.11.2.1.3.1."""
     if shape == "sigmoid":
         return float(1 / (1 + np.exp(-4 * (x - centre) / width)))
     if shape == "linear_exact":
@@ -146,7 +146,7 @@ odd = st.one_of(
 
 
 class Header(dict[str, Any]):
-    """As much of a data set as is read here: ``get`` by keyword."""
+    """The part of a data set that is read here: ``get`` by keyword."""
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ SECONDS = 11.0
 def test_a_long_audit_does_not_write_its_growing_progress_every_few_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved every 10 seconds, the progress on 10,000 images is written 2,000 times, with 16 GB in all."""
+    """If it were saved every 10 seconds, the progress on 10,000 images would be written 2,000 times, with 16 GB in
+    all."""
     index = Index.open(url_of(tmp_path))
     rows, clock, saves = JobRows(index.engine), [0.0], []
     rows.ensure([AUDIT])

@@ -30,14 +30,15 @@ def alarms(points: list[ChartPoint], charts: int = 1) -> list[int]:
 
 
 def test_chance_is_rarely_an_alarm() -> None:
-    """30 archives with 25 runs after calibration: 750 points; a limit of 3 gives 1 false alarm in 740."""
+    """30 archives with 25 runs each after calibration make 750 points. A limit of 3 gives 1 false alarm in 740
+    points."""
     lots = random.Random(6)
     troubled = sum(bool(alarms(runs(lots, 30, 0.95))) for _ in range(30))
     assert troubled <= 2
 
 
 def test_a_small_drift_is_found_by_the_average_alone() -> None:
-    """Half a standard deviation of the images, less than single images differ by."""
+    """The drift is half a standard deviation of the images, which is less than single images differ by."""
     lots = random.Random(7)
     points = runs(lots, 12, 0.95) + runs(lots, 8, 0.945)
     found = alarms(points)
@@ -53,7 +54,8 @@ def test_a_sudden_drop_is_found_by_the_threshold_at_once() -> None:
 
 
 def test_a_single_image_below_the_threshold_is_no_alarm() -> None:
-    """Images differ by three times the threshold, and a stratum may have four of them in a run: chance, not drift."""
+    """Images differ by three times the threshold, and a run may have four images of a stratum. This is chance, not
+    drift."""
     lots = random.Random(12)
     points = [
         ChartPoint(at, one.count, 3 * one.mean, 3 * one.deviation) for at, one in enumerate(runs(lots, 200, 1, 4))
@@ -63,7 +65,7 @@ def test_a_single_image_below_the_threshold_is_no_alarm() -> None:
 
 
 def test_runs_of_few_images_calibrate_a_chart_together() -> None:
-    """With originals of the audit reserve alone, a run may measure one image."""
+    """If only originals of the audit reserve are left, a run may measure one image."""
     points = [ChartPoint(number, 1, 0.95 + 0.01 * (-1) ** number, 0.0) for number in range(30)]
     chart = control_chart(points, SETTINGS, 0.01)
     assert (chart.calibrated, len(chart.average), chart.alarm) == (20, 10, "")
@@ -72,7 +74,7 @@ def test_runs_of_few_images_calibrate_a_chart_together() -> None:
 
 
 def test_a_slow_drift_over_years_is_measured_from_the_first_runs() -> None:
-    """0.0001 a week: the mean of the last 50 runs falls with it, that of the first runs does not."""
+    """The drift is 0.0001 a week. The mean of the last 50 runs falls with it, and that of the first runs does not."""
     points = [ChartPoint(number, 50, 0.95 - 0.0001 * number, 0.01) for number in range(260)]
     chart = control_chart(points, SETTINGS, 0.01)
     shown = chart.newest(50)

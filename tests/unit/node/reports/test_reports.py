@@ -130,7 +130,7 @@ def test_chromium_shows_the_page_and_has_nothing_to_say(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_chromium_would_have_told_of_a_request(tmp_path: Path) -> None:
-    """The same page with a picture from elsewhere: the page's own policy forbids it, and we see that."""
+    """The page has a picture from elsewhere. Its own policy forbids the request, and Chromium reports that."""
     file = tmp_path / "page.html"
     file.write_text(whole_page().replace("<main>", '<main><img src="http://example.invalid/x.png">'), encoding="utf-8")
     seen = open_page(file, tmp_path)

@@ -46,7 +46,7 @@ PICTURES = [picture(1), picture(2), picture(3)]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Networks this small wait longer for a second thread than they compute."""
+    """For networks this small, waiting for a second thread takes longer than computing."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where six steps went straight through."""
+    """The folder of a model after six steps without an interruption."""
     return tune(model, tmp_path_factory.mktemp("tuned")).folder
 
 
@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_ceiling_rises(model: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_no_picture_of_the_last_ones_patient_is_learnt_from(model: Path, tuned: Path, tmp_path: Path) -> None:
-    """The views of a patient are much alike."""
+    """The last picture is for evaluation, and the views of a patient are much alike."""
     of_one = Dataset()
     of_one.PatientID = "P1"
     views = [replace(picture(seed), header=of_one) for seed in (8, 9)]

@@ -35,9 +35,9 @@ TINY = Plan(steps=6, width=8, wide=16, blocks=(1, 1, 1), batch=2, crop=64, patch
 
 
 def ribbed(rows: int = 256, columns: int = 256, *, seed: int = 0, air: int = 0) -> Pixels:
-    """Tissue under a fine grid that no base of half the size can hold, always at the same place of a latent.
+    """Tissue under a fine grid that no base of half the size can hold, always at the same place of a latent cell.
 
-    The grid looks the same mirrored and turned. ``air``: dark, noisy rows at the bottom.
+    The grid looks the same mirrored and rotated. ``air``: number of dark, noisy rows at the bottom.
     """
     tissue = breast(2 * rows, 2 * columns, seed=seed)[rows // 2 : rows // 2 + rows, :columns]
     rib = np.array([1.0, -1.0, -1.0, 1.0])
@@ -58,9 +58,9 @@ ENOUGH = replace(TINY, steps=40, batch=4, patches=6, patch_steps=10, rate=1e-2)
 
 @pytest.fixture(autouse=True, scope="module")
 def full_precision() -> Iterator[None]:
-    """Measuring what is faster costs a second a run, and these tests compare to the bit.
+    """Skip the measurement of the faster precision, which takes a second for each run. These tests compare to the bit.
 
-    One thread: these networks are too small to share, and on a busy machine threads that wait for each other are slow.
+    One thread is used, because these networks are too small for several, which wait for each other on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -85,7 +85,8 @@ def same_weights(one: MammoNetwork, other: MammoNetwork) -> bool:
 
 
 def mean_error(network: MammoNetwork) -> float:
-    """Squared error of the posterior mean on a picture that was not trained on, in units of the missing detail's."""
+    """Mean squared error of the posterior mean on a picture that was not trained on. The unit is that of the missing
+    detail."""
     everywhere = np.ones((256, 256), dtype=bool)
     patch = degrade(ribbed(seed=9).astype(np.float32), everywhere, 2, 0.5, np.random.default_rng(1))
     wanted, seen = patch.wanted.float()[None], patch.seen.float()[None]
@@ -96,7 +97,7 @@ def mean_error(network: MammoNetwork) -> float:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 40 steps."""
+    """The folder of a model after 40 steps."""
     folder = tmp_path_factory.mktemp("learned")
     run(folder, ENOUGH, pictures=PICTURES)
     return folder
@@ -104,7 +105,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where six steps went straight through."""
+    """The folder of a model after six steps without an interruption."""
     folder = tmp_path_factory.mktemp("straight")
     run(folder)
     return folder
@@ -115,7 +116,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_it_learns_what_the_base_cannot_hold(learned: Path) -> None:
-    """The grid is lost in every base, and is the same in every picture: forty steps suffice."""
+    """The grid is lost in every base, and is the same in every picture, so that forty steps suffice."""
     before, after = (
         mean_error(MammoNetwork(NetworkConfig(width=8, wide=16, blocks=(1, 1, 1)))),
         mean_error(load_network(learned)),
@@ -132,7 +133,7 @@ def test_a_regression_of_the_mean_alone_learns_too_and_differently(learned: Path
 
 
 def test_band_energies_add_up_to_what_bands_hold() -> None:
-    """By Parseval: as filtering in space would give, on a pattern that wraps around."""
+    """By Parseval's theorem, they equal those of filtering in space, on a pattern that wraps around."""
     x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     found = trainer.band_energies(x)
     spectrum = torch.fft.fft2(x[:, 0])
@@ -186,7 +187,7 @@ def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_stopped_and_resumed_is_bit_for_bit_as_straight_through(straight: Path, tmp_path: Path) -> None:
-    """The checkpoint's own plan counts, whatever is asked for at the second sitting."""
+    """The plan of the checkpoint counts, whatever plan is given when the training is resumed."""
     run(tmp_path, stop_after=3)
     assert (checkpoint(tmp_path)["step"], checkpoint(tmp_path)["plan"]["steps"]) == (3, 6)
     assert (tmp_path / WEIGHTS).read_bytes() != (straight / WEIGHTS).read_bytes()
@@ -312,7 +313,7 @@ def test_a_training_that_went_astray_can_be_taken_up_where_it_was_well(tmp_path:
 
 
 def test_fine_tuning_starts_from_a_model(learned: Path, tmp_path: Path) -> None:
-    """Gently: after two steps it is near where it began, and not where a fresh one would be."""
+    """After two small steps the model is near its start, and not near a new model."""
     start = load_network(learned)
     kept = {name: value.clone() for name, value in start.state_dict().items()}
     tuned = run(tmp_path, replace(TINY, steps=2, rate=1e-4, width=16, blocks=(2, 2, 2)), start_from=start)
@@ -333,7 +334,7 @@ def test_fine_tuning_resumes_too(learned: Path, tmp_path: Path) -> None:
 
 
 def test_a_fine_tuned_model_does_not_say_where_it_came_from(learned: Path, tmp_path: Path) -> None:
-    """Its digest is of its weights and their meaning, not of a folder on the machine that made it."""
+    """Its digest covers its weights and their meaning, and no folder of the machine that made it."""
     run(tmp_path, replace(TINY, steps=1), start_from=load_network(learned))
     assert str(learned) not in (tmp_path / "config.json").read_text()
 

@@ -178,7 +178,7 @@ def test_film_is_told_from_digital_images(tmp_path: Path, changes: dict[str, Any
 
 
 def unusable(folder: Path) -> list[Path]:
-    """Files in ``folder`` that hold no mammogram, of many kinds."""
+    """Files of many kinds in ``folder`` that are not mammograms."""
     folder.mkdir(parents=True, exist_ok=True)
     byte = breast(600, 600, bits=8).astype(np.uint8)
     made = [

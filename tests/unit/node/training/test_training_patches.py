@@ -1,4 +1,4 @@
-"""Training patches: pieces of mammograms, augmented and coded by the encoder, and crops of them."""
+"""Proves how training patches are made: parts of mammograms, augmented and coded by the encoder, and crops of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_patch_is_a_function_of_pictures_seed_and_number() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "sides"), [(330, 270, {64, 80}), (1100, 800, {192, 256})])
 def test_the_shape_of_a_patch(rows: int, columns: int, sides: set[int]) -> None:
-    """Multiples of 16 pixels, at most 1024 x 768, in either orientation."""
+    """The sides are multiples of 16 pixels, at most 1024 x 768, in either orientation."""
     patch = make_patch([picture(rows, columns)], 1, 1)
     height, width = patch.share.shape
     assert {height, width} == sides
@@ -125,7 +125,7 @@ def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyP
 
 
 def test_crops_are_cut_at_whole_cells_and_belong_together() -> None:
-    """What is wanted, turned back by brute force, is found in the patch at the place of what is seen."""
+    """In some orientation, the wanted crop is found in the patch, at the same place as the seen crop."""
     patch = patch_of(tissue())
     whole = to_pixels(patch.wanted.float()[None])[0, 0]
     views = [
@@ -161,7 +161,8 @@ def test_crops_are_cut_at_whole_cells_and_belong_together() -> None:
 
 
 def test_the_grid_of_the_coder_turns_with_the_image() -> None:
-    """A crop of a mirrored patch has the phases that the mirrored block would have: sine negated, cosine kept."""
+    """A crop of a mirrored patch has the phases that the mirrored block would have: the sine is negated, the cosine is
+    not."""
     patch = patch_of(tissue())
     cells = 64 // UNSHUFFLE
     seen, *_ = crops([patch], 64, 16, np.random.default_rng(3))

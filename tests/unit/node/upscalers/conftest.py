@@ -20,11 +20,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def upscaler(model: Path) -> SdX2:
-    """Shared on purpose: what one test did must not show in the pixels of the next."""
+    """The upscaler is shared on purpose: what one test did must not change the pixels of the next."""
     return SdX2(str(model), device="cpu", tile=64, overlap=16, steps=2)
 
 
 @pytest.fixture
 def copy(model: Path, tmp_path: Path) -> Path:
-    """A copy of the model to break."""
+    """A copy of the model, which a test may damage."""
     return Path(shutil.copytree(model, tmp_path / "copy"))

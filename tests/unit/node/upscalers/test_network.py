@@ -1,4 +1,4 @@
-"""The network of mammo: what it depends on, and its files."""
+"""Proves on which inputs the network of ``mammo`` depends, and what its files hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 
 
 def awake(width: int = 8, blocks: tuple[int, int, int] = (1, 1, 1), seed: int = 1) -> MammoNetwork:
-    """A network whose every layer does something: fresh ones are zero at the ends."""
+    """A network whose every layer has an effect. In a new network, the last layers are zero."""
     torch.manual_seed(seed)
     network = MammoNetwork(NetworkConfig(width=width, wide=2 * width, blocks=blocks))
     with torch.no_grad():
@@ -34,7 +34,7 @@ def awake(width: int = 8, blocks: tuple[int, int, int] = (1, 1, 1), seed: int = 
 
 
 def inputs(rows: int = 24, columns: int = 32, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, seen and point for one image of so many latent cells."""
+    """The inputs x, seen and point for one image of ``rows`` x ``columns`` latent cells."""
     random = torch.Generator().manual_seed(seed)
     x, seen = (torch.randn(1, channels, rows, columns, generator=random) for channels in (16, SEEN))
     return x, seen, torch.tensor([[0.0, 1.0, -0.3]])

@@ -37,7 +37,7 @@ def task(rows: int, columns: int, scale: int = 2, *, seed: int = 7, low: int = 4
 
 
 class Doubler:
-    """A network that draws nothing: interpolates each tile and notes what it was given."""
+    """A network that draws nothing: it interpolates each tile and records its inputs."""
 
     stride = 8
     channels = 4
@@ -52,7 +52,7 @@ class Doubler:
 
 
 def projected(job: UpscaleTask) -> np.ndarray:
-    """Each sample twice along both axes, made consistent with the samples."""
+    """The samples repeated twice along both axes, made consistent with the samples."""
     return job.operator.project(job.samples.repeat(2, axis=0).repeat(2, axis=1), job.samples)
 
 
@@ -143,7 +143,8 @@ def test_grain_is_the_noise_as_it_was_drawn() -> None:
 
 
 def test_one_tile_is_what_the_pipeline_of_the_paper_returns(model: Path, upscaler: SdX2) -> None:
-    """The same by hand: three channels, mode of the posterior, guidance 0, empty prompt, own decoding."""
+    """The expected pixels are computed by hand: three channels, mode of the posterior, guidance 0, empty prompt, own
+    decoding."""
     from diffusers import StableDiffusionLatentUpscalePipeline
 
     job = task(128, 128)
@@ -300,7 +301,8 @@ def busy(threads: int) -> Iterator[None]:
 def test_every_batch_has_the_full_shape_and_the_tiles_keep_their_places(
     monkeypatch: pytest.MonkeyPatch, upscaler: SdX2, batch: int
 ) -> None:
-    """As on CUDA. Another batch shape may round otherwise: it is a constant, and in the numerics."""
+    """CUDA uses such batches. A batch of another shape may round otherwise, so its size is constant and part of the
+    numerics."""
     job = task(128, 300)
     alone = upscaler.structure(job)
     monkeypatch.setitem(sd_x2._BATCH, "cpu", batch)

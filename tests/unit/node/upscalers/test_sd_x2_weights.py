@@ -1,4 +1,4 @@
-"""The weight files of sd_x2: their digest, and errors for missing, damaged and foreign files."""
+"""Proves the digest of the weight files of ``sd_x2``, and the errors for missing, damaged and other files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from storage.records import OperatingPoint
 
 
 def task(rows: int, columns: int) -> UpscaleTask:
-    """A ramp at half of the size."""
+    """A task whose samples are a ramp at half of the size."""
     operator = Operator(rows, columns, 2)
     samples = np.linspace(40, 60000, rows * columns // 4, dtype=np.float32).reshape(rows // 2, columns // 2)
     upsampled = operator.up(samples)

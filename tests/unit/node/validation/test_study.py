@@ -1,4 +1,4 @@
-"""Proves how a validation ends whose images cannot be made any more, as after a change of libraries."""
+"""Proves how a validation ends if its images cannot be made any more, as after a change of libraries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_image_that_can_be_measured_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_pictures_that_cannot_be_made_do_not_lose_the_run(tmp_path: Path) -> None:
-    """The figures may come from the cache."""
+    """The figures may come from the cache without the pictures."""
     one = subject(1)
     figures = Fidelity(np.ones(3), np.full((1, 3), 0.5), np.zeros((1, 2), dtype=np.intp))
     one.arms[Arm.DECOMPRESSED] = Measured(np.zeros(1, dtype=np.float32), figures)

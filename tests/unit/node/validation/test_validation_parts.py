@@ -81,7 +81,8 @@ def test_ssim_is_that_of_piq() -> None:
 
 
 def test_arms_are_never_resized_alike() -> None:
-    """A breast of 2048 pixels: 1024 for the source, 512 and 256 for payloads of scale 2 and 4; small ones stay."""
+    """For a breast of 2048 pixels, inputs have 1024 for the source, and 512 and 256 for payloads of scale 2 and 4.
+    Small inputs keep their size."""
     header = Dataset()
     header.PhotometricInterpretation, header.WindowCenter, header.WindowWidth = "MONOCHROME2", 2048, 4096
     sizes = ((2048, 1024, (128, 1920, 0, 640), (1024, 512, 256)), (640, 512, (0, 640, 0, 320), (640, 320, 160)))
@@ -99,7 +100,7 @@ def test_arms_are_never_resized_alike() -> None:
 
 @pytest.mark.slow
 def test_features_are_resnet50s_own(tmp_path: Path) -> None:
-    """The last 2048 are what torchvision's network pools; weights from a file are those that were saved."""
+    """The last 2048 features are those that torchvision's network pools. Weights from a file equal the saved ones."""
     backbone = load_backbone("none")
     picture = np.random.default_rng(0).random((96, 64), dtype=np.float32)
     found = backbone.features(picture)

@@ -37,7 +37,8 @@ def ovarian() -> tuple[NDArray[np.float64], NDArray[np.bool_], list[str]]:
 
 
 def test_delong_on_the_example_of_its_paper() -> None:
-    """As SAS/STAT prints them for these data (PROC LOGISTIC, Comparing Receiver Operating Characteristic Curves)."""
+    """The expected values are those that SAS/STAT prints for these data (PROC LOGISTIC, Comparing Receiver Operating
+    Characteristic Curves)."""
     scores, truth, patients = ovarian()
     values, covariance = areas(scores, truth, patients)
     assert np.round(values, 4).tolist() == [0.7258, 0.7366, 0.6478]
@@ -48,7 +49,7 @@ def test_delong_on_the_example_of_its_paper() -> None:
 
 
 def test_an_area_by_hand() -> None:
-    """Positives 4, 2, 3 over negatives 1, 2, 0: of nine pairs eight are won and one is tied."""
+    """The positives are 4, 2, 3 and the negatives 1, 2, 0: of nine pairs, eight are won and one is tied."""
     scores, truth = np.array([[4.0, 2, 3, 1, 2, 0]]), np.array([1, 1, 1, 0, 0, 0], dtype=bool)
     values, covariance = areas(scores, truth, list("abcdef"))
     assert values[0] == pytest.approx(8.5 / 9)
@@ -58,7 +59,8 @@ def test_an_area_by_hand() -> None:
 
 
 def test_images_of_one_patient_are_no_independent_cases() -> None:
-    """Every case twice under one name: the area stays and, unlike naively, so does its error."""
+    """Every case occurs twice for its patient. The area is the same, and so is its error, unlike the error without
+    clustering."""
     scores, truth, patients = ovarian()
     single = areas(scores, truth, patients)
     twice = [np.tile(scores, 2), np.tile(truth, 2)]
@@ -69,7 +71,8 @@ def test_images_of_one_patient_are_no_independent_cases() -> None:
 
 
 def test_a_patient_with_both_classes_by_hand() -> None:
-    """Obuchowski (1997): in a pair of breasts the placements vary together, and that counts."""
+    """Obuchowski (1997): the placements of the two breasts of a patient vary together, which the covariance must
+    include."""
     scores = np.array([[3.0, 1.0, 2.0, 0.0, 1.5, 2.5]])
     truth = np.array([1, 0, 1, 0, 1, 0], dtype=bool)
     values, covariance = areas(scores, truth, ["a", "a", "b", "b", "c", "c"])
@@ -102,7 +105,8 @@ def test_the_limits_of_two_one_sided_tests(difference: float, se: float, verdict
 
 
 def test_the_positives_that_would_settle_it() -> None:
-    """100 positives with an error of 0.02 and no difference: ((1.6449 + 1.2816) 0.02 / 0.02)^2 = 8.56 times as many."""
+    """With 100 positives, an error of 0.02 and no difference, ((1.6449 + 1.2816) 0.02 / 0.02)^2 = 8.56 times as many
+    are needed."""
     assert judge(0.0, 0.02, 0.02, 100).positives_needed == 857
     # beyond the margin a difference is to be shown: ((1.96 + 0.8416) 0.1 / 0.1)^2 = 7.85
     assert judge(-0.1, 0.1, 0.02, 100).positives_needed == 785
@@ -111,7 +115,8 @@ def test_the_positives_that_would_settle_it() -> None:
 
 
 def test_perfect_rankings_of_a_few_cases_prove_little() -> None:
-    """DeLong's error is zero there; ours is not, and 20 cases a class do not settle a margin of 0.02, 60 do."""
+    """DeLong's error is zero there, and ours is not. For a margin of 0.02, 20 cases in each class are too few, and 60
+    suffice."""
     for cases, verdict in ((20, Equivalence.INCONCLUSIVE), (60, Equivalence.EQUIVALENT)):
         truth = np.arange(2 * cases) >= cases
         scores = np.stack([truth * 1.0, truth * 2.0])

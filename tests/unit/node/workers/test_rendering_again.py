@@ -44,7 +44,7 @@ def test_the_measured_object_is_named_unless_it_is_this_one(pair: Pair, tmp_path
 
 
 def test_a_machine_without_the_device_keeps_the_tiles(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seams of other tiles are no rounding."""
+    """Other tiles have other seams, which are more than rounding."""
     models = Catalogue(CATALOGUE._settings.model_copy(update={"device": "cpu"}))
 
     def none(name: str) -> None:

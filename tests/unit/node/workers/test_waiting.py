@@ -1,4 +1,4 @@
-"""node/workers/waiting.py: a result, an error, a cancelled wait, a lease that is renewed."""
+"""Proves that node/workers/waiting.py returns results, raises errors, can be cancelled, and renews a lease."""
 
 from __future__ import annotations
 

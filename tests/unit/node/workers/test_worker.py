@@ -40,7 +40,7 @@ PIXELS = breast(256, 256)
 
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after ``start``, which would limit and slow down this process."""
+    """Set the state of a worker after ``start``, which would limit and slow down this process."""
     monkeypatch.setattr(worker, "_catalogue", CATALOGUE)
 
 

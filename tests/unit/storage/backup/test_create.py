@@ -55,7 +55,8 @@ def back_up(
 
 
 def delete(held: Holdings, number: int) -> None:
-    """Delete an image with its objects, as on a file system without hard links: nothing keeps them for a backup."""
+    """Delete an image with its objects, as on a file system without hard links, where nothing preserves them for a
+    backup."""
     held.index.tombstones.mark_deleted("image", uid_of(number), reason="not ours", who="user:me")
     held.index.tombstones.delete_rows()
     for digest in objects_of(held, number):
@@ -96,7 +97,7 @@ def test_a_cancelled_first_backup_is_none(held: Holdings, folder: Path) -> None:
 
 
 def test_an_image_that_is_deleted_meanwhile_is_in_no_backup(held: Holdings, folder: Path) -> None:
-    """The state is copied once more, so that the restored index does not name what is gone."""
+    """The state is copied once more, so that the restored index does not name objects that are gone."""
     rounds: list[int] = []
 
     def progress(done: int, of: int) -> None:
@@ -128,7 +129,7 @@ def test_a_backup_that_never_catches_up_is_refused_and_leaves_the_former(held: H
 def test_an_object_that_the_backup_cannot_take_is_not_reported_as_lost_by_the_archive(
     held: Holdings, folder: Path
 ) -> None:
-    """A file has the name of a folder of objects there."""
+    """In the backup, a file has the name of a folder of objects."""
     (folder / "objects").mkdir(parents=True)
     taken = folder / "objects" / held.originals[0][:2]
     taken.write_bytes(b"")
@@ -141,7 +142,7 @@ def test_an_object_that_the_backup_cannot_take_is_not_reported_as_lost_by_the_ar
 def test_a_backup_that_lacks_an_object_of_the_archive_is_not_clean(
     held: Holdings, folder: Path, tmp_path: Path
 ) -> None:
-    """The archive had lost it, so that it could not be copied."""
+    """The archive has lost the object, so it cannot be copied."""
     lost = held.originals[0]
     held.store.delete(lost)
     assert back_up(held, folder).missing == [lost]
@@ -153,7 +154,7 @@ def test_a_backup_that_lacks_an_object_of_the_archive_is_not_clean(
 
 
 def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, folder: Path) -> None:
-    """It was refused with the advice to make the backup again, which was refused likewise."""
+    """Formerly, the message advised to make the backup again, and this was refused as well."""
     back_up(held, folder)
     data = bytearray((folder / NAME).read_bytes())
     data[100] ^= 1
@@ -173,7 +174,8 @@ def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, 
 
 
 def test_an_archive_that_was_restored_from_an_older_backup_replaces_no_newer(held: Holdings, tmp_path: Path) -> None:
-    """It has the same identity, and would delete the index and the journals of the newer backup."""
+    """The restored archive has the same identity. A backup of it would delete the index and the journals of the newer
+    backup."""
     older, newer = tmp_path / "older", tmp_path / "newer"
     held.index.holds.put_label("known to both", "1.2", who="user:me")
     back_up(held, older)

@@ -23,7 +23,7 @@ from tests.support.largest_file import largest_file
 
 @pytest.fixture
 def held(tmp_path: Path) -> Holdings:
-    """An archive of two images, stopped, of which ``backup`` has a backup."""
+    """A stopped archive of two images, of which ``backup`` has a backup."""
     (tmp_path / "archive").mkdir()
     made = filled(tmp_path / "archive", 2)
     made.index.close()
@@ -62,7 +62,7 @@ def test_a_store_with_an_object_is_refused(manifest: Manifest, root: Path, tmp_p
 
 @pytest.mark.parametrize("name", ["index.sqlite", "journal"])
 def test_an_index_or_a_journal_is_never_written_over(manifest: Manifest, root: Path, name: str) -> None:
-    """Alone they hold what no object does: holds, deletions, the audit trail."""
+    """They alone hold what no object holds: holds, deletions and the audit trail."""
     (root / name).mkdir() if name == "journal" else (root / name).write_bytes(b"rows")
     with pytest.raises(BackupRefused, match=f"{root} holds an index or a journal; restore into an empty folder"):
         refused(manifest, root)
@@ -81,7 +81,8 @@ def test_an_interrupted_restore_of_another_backup_is_refused(manifest: Manifest,
 def test_a_restore_that_was_killed_while_it_began_goes_on(
     held: Holdings, manifest: Manifest, root: Path, tmp_path: Path, left: str
 ) -> None:
-    """Its mark was written in two steps, and an empty one was taken for that of another backup."""
+    """Formerly, the file ``restoring`` was written in two steps, and an empty one was taken for that of another
+    backup."""
     (root / left).write_text("")
     refused(manifest, root)
     report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
@@ -96,7 +97,7 @@ def test_a_mark_that_does_not_fit_is_no_mark(held: Holdings, root: Path, tmp_pat
 
 
 def test_a_copy_of_a_backup_without_its_lock_is_restored(held: Holdings, root: Path, tmp_path: Path) -> None:
-    """A copy of the documented files has no lock. The refusal was "No such file or directory"."""
+    """A copy of the documented files has no lock file. Formerly, the restore ended with "No such file or directory"."""
     for name in ("lock", "spool", "lent", "state/spool", "state/lent"):
         path = tmp_path / "backup" / name
         path.rmdir() if path.is_dir() else path.unlink()
@@ -107,7 +108,8 @@ def test_a_copy_of_a_backup_without_its_lock_is_restored(held: Holdings, root: P
 
 @pytest.mark.parametrize("later", ["the other index", "the journal"])
 def test_an_index_from_before_the_restore_is_refused(held: Holdings, root: Path, tmp_path: Path, later: str) -> None:
-    """It has the identity of the journal, and what was acknowledged after the restore was lost without a word."""
+    """It has the identity of the journal. Formerly it was opened, and everything acknowledged since the restore was
+    lost silently."""
     former = held.root / "index.sqlite"
     change(former, held.root, [f"before {number}" for number in range(5 if later == "the other index" else 1)])
     store, file = ObjectStore(root), root / "index.sqlite"
@@ -123,7 +125,7 @@ def test_an_index_from_before_the_restore_is_refused(held: Holdings, root: Path,
 
 
 def change(file: Path, root: Path, labels: list[str]) -> list[tuple[str, str]]:
-    """Open an archive and put labels on a study; all labels that there are then."""
+    """Open an archive and put labels on a study. Returns all labels of the archive."""
     index = open_checked_index(f"sqlite:///{file}", root, holds_objects=True).index
     for name in labels:
         index.holds.put_label(name, "1.2", who="user:me")

@@ -1,7 +1,8 @@
 """Proves that storage.dicom.content finds the same study in another encoding equal, and one changed element or pixel
 different.
 
-A mistake to one side costs a quarantined copy, to the other a lost image: where in doubt, not the same.
+If equal data sets count as different, a copy is quarantined; if different ones count as equal, an image is lost. So
+data sets count as different in case of doubt.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ UIDS = {"SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "SeriesInstanceU
 
 
 def rich(**changes: Any) -> Dataset:
-    """A mammogram with elements that encodings represent differently: ambiguous VRs, private elements, sequences."""
+    """A mammogram with elements that differ between encodings: ambiguous VRs, private elements, sequences."""
     ds = mammogram(PIXELS, **UIDS, PixelPaddingValue=7, SmallestImagePixelValue=0, LargestImagePixelValue=4095)
     lut = Dataset()
     lut.LUTDescriptor = [2, 0, 16]
@@ -62,7 +63,7 @@ def rich(**changes: Any) -> Dataset:
 
 
 def stored(ds: Dataset, path: Path, syntax: UID) -> Path:
-    """Write the data set in a transfer syntax, compressed if it is an encapsulated one."""
+    """Write the data set in a transfer syntax. Pixels are compressed if it is an encapsulated one."""
     if syntax in (RLELossless, JPEG2000Lossless):
         ds.file_meta = file_meta(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian)
         ds.compress(syntax, generate_instance_uid=False)
@@ -114,7 +115,7 @@ def test_big_endian_is_compared_by_its_values_and_not_by_its_bytes(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["implicit", "RLE", "jp2klossless", "jpeg_ls_lossless"])
 def test_pydicoms_copies_of_one_picture_are_the_same(name: str) -> None:
-    """Made by other programs than ours, from the same image."""
+    """Other programs than ours made these files from the same image."""
     assert same_content(FILES / "MR_small.dcm", FILES / f"MR_small_{name}.dcm")
     assert not same_content(FILES / "CT_small.dcm", FILES / f"MR_small_{name}.dcm")
 
@@ -210,7 +211,7 @@ def test_odd_lengths_that_another_system_made_even_do_not_matter(
     ],
 )
 def test_a_wrong_vr_does_not_matter(tag: int, vr: bytes, value: bytes, other: bytes, tmp_path: Path) -> None:
-    """A copy in implicit VR does not state it."""
+    """A copy in implicit VR does not state the VR."""
     files = [raw_file(tmp_path / f"{number}.dcm", (tag, vr, one)) for number, one in enumerate((value, other))]
     body = struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
     identity: Any = {"sop_class": MAMMOGRAPHY, "sop_instance": "1.2.3", "syntax": ImplicitVRLittleEndian}
@@ -379,7 +380,8 @@ def test_a_file_that_cannot_be_read_is_never_equal(one: Path, tmp_path: Path) ->
 
 
 def test_twelve_bit_jpeg_is_compared_by_its_pixels(tmp_path: Path) -> None:
-    """A codestream that pydicom's plug-ins do not decode: the same study sent twice must not be quarantined."""
+    """pydicom's plug-ins do not decode this codestream. A study that is sent twice must not be quarantined because of
+    it."""
     files = []
     for number, pixels in enumerate((PIXELS, PIXELS, PIXELS[::-1].copy())):
         ds = rich()
@@ -425,7 +427,7 @@ def values(header: Dataset) -> Any:
 
 
 def value_of(element: DataElement) -> Any:
-    """A number in text counts as that number, also if pydicom gives its text because of an odd character."""
+    """A number in text counts as that number, even if pydicom returns its text because of an odd character."""
     if element.VR == "SQ":
         return [values(item) for item in element.value]
     if element.VR in ("DS", "IS") and element.VM:
@@ -450,7 +452,7 @@ def codestreams(path: Path, frames: list[bytes], syntax: UID, *, stated: str | N
 def test_frames_beyond_the_stated_number_are_compared(
     tmp_path: Path, syntax: UID, stated: str | None, more: int, table: bool
 ) -> None:
-    """A decoder leaves them out, and the second of two images would be discarded with success."""
+    """A decoder ignores these frames, and the second of two images would be discarded with success."""
     encoders: dict[str, Callable[[Any], bytes]] = {
         JPEGLSLossless: imagecodecs.jpegls_encode,
         JPEG2000Lossless: lambda pixels: imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="j2k"),

@@ -1,7 +1,7 @@
 """Proves storage.dicom.dicomfile: the walk over encoded bytes, damage at every byte, integer pixels, transcoding.
 
-The oracle for where things lie is pydicom's own reader on pydicom's own files; for damage it is a data set built
-here element by element, so that every boundary is known.
+The expected offsets in pydicom's files are those of pydicom's own reader. For damage, a data set is built here element
+by element, so that every boundary is known.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ def test_implicit_encoding_under_an_explicit_transfer_syntax_is_read() -> None:
 
 
 def _with(path: Path, tag: int, encoded: bytes, syntax: UID) -> Path:
-    """A file with an encoded element, of that tag, among others."""
+    """A file that holds an encoded element with that tag, among other elements."""
     others = {
         0x00080016: element(0x00080016, "UI", b"1.2\0", syntax),
         0x00100020: element(0x00100020, "LO", b"P1", syntax),
@@ -349,7 +349,7 @@ def _with(path: Path, tag: int, encoded: bytes, syntax: UID) -> Path:
 @pytest.mark.parametrize("odd", ["", "ZZ"], ids=["sound", "unknown VR"])
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_an_outline_leaves_items_unread(syntax: UID, odd: str, tmp_path: Path) -> None:
-    """Each item takes 8 bytes, and over a kilobyte once pydicom has read it."""
+    """An item has 8 bytes, and takes over a kilobyte once pydicom has read it."""
     inner = element(0x00081155, "UI", b"1.2.3.4\0", syntax)
     if odd and not syntax.is_implicit_VR:
         inner = element(0x00080008, odd, b"AB", syntax) + inner
@@ -364,7 +364,7 @@ def test_an_outline_leaves_items_unread(syntax: UID, odd: str, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize(("vr", "count"), [("SQ", 600_000), ("UN", 140_000), ("SQ", 20_001), ("UN", 20_001)])
 def test_an_outline_has_no_large_sequences(vr: str, count: int, tmp_path: Path) -> None:
-    """Those of VR UN are in implicit VR, and pydicom would read their items."""
+    """Sequences of VR UN are in implicit VR, and pydicom would read their items."""
     explicit, implicit = ExplicitVRLittleEndian, ImplicitVRLittleEndian
     large = sequence(0x00400275, item(b"", implicit) * count, explicit, vr=vr)
     with opened(_with(tmp_path / "x.dcm", 0x00400275, large, explicit)) as file:
@@ -381,7 +381,7 @@ def test_an_outline_has_no_large_sequences(vr: str, count: int, tmp_path: Path) 
 def test_a_character_set_that_is_no_code_string(
     vr: str, value: bytes | None, kept: str, syntax: UID, nested: bool, tmp_path: Path
 ) -> None:
-    """pydicom reads it before all other elements, and refused the data set."""
+    """pydicom reads Specific Character Set before all other elements. Formerly, it refused the data set."""
     if value is None:
         inner = ImplicitVRLittleEndian if vr == "UN" else syntax
         odd = sequence(0x00080005, item(b"", inner), syntax, vr=vr, inner=inner)
@@ -402,7 +402,7 @@ def test_a_character_set_that_is_no_code_string(
 @pytest.mark.parametrize("vr", ["SQ", "UN"])
 @pytest.mark.parametrize("content", [b"", element(0x00081155, "UT", bytes(500_000), ExplicitVRLittleEndian)])
 def test_an_outline_has_a_limited_number_of_items_and_bytes_in_all(vr: str, content: bytes, tmp_path: Path) -> None:
-    """A report of 4 MB took 17 seconds of the main process and a gigabyte of memory."""
+    """Formerly, a report of 4 MB took 17 seconds of the node's main process and a gigabyte of memory."""
     explicit, implicit = ExplicitVRLittleEndian, ImplicitVRLittleEndian
     if vr == "UN":
         content = content and element(0x00081155, "UT", bytes(500_000), implicit)
@@ -419,7 +419,8 @@ def test_an_outline_has_a_limited_number_of_items_and_bytes_in_all(vr: str, cont
 def test_a_data_set_has_a_limited_number_of_elements(
     syntax: UID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three million took a minute of the main process and two gigabytes of memory; deflated, they were 5 MB."""
+    """Formerly, three million elements took a minute of the node's main process and two gigabytes of memory. Deflated,
+    they have 5 MB."""
     monkeypatch.setattr("storage.dicom.element_walk._MOST_ELEMENTS", 100)
     for count in (100, 101):
         body = b"".join(element(0x00090000 + at, "UN", b"", ExplicitVRLittleEndian) for at in range(count))
@@ -468,7 +469,7 @@ def test_an_unknown_transfer_syntax_is_refused(value: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("length", [0, 2])
 def test_a_transfer_syntax_of_no_vr_is_unparseable(tmp_path: Path, length: int) -> None:
-    """Found by mutation: pydicom raises NotImplementedError on an empty value of an unknown VR."""
+    """Mutations found this: pydicom raises NotImplementedError on an empty value of an unknown VR."""
     element = struct.pack("<HH2sH", 2, 0x10, b"U\0", length) + b"1\0"[:length]
     start = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(element))
     path = tmp_path / "no_vr.dcm"

@@ -1,4 +1,4 @@
-"""Proves that an amendment takes only values that the standard allows. Received ones are kept as they are."""
+"""Proves that an amendment takes only values that the standard allows. Received values are stored unchanged."""
 
 from __future__ import annotations
 

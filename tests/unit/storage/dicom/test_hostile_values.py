@@ -49,7 +49,7 @@ def box(kind: bytes, content: bytes, *, long: bool = False) -> bytes:
 
 
 def test_the_size_is_found_in_a_container_with_a_long_box() -> None:
-    """Or a huge image would be decoded, because its size was looked for at the wrong place."""
+    """Otherwise a huge image would be decoded, because its size was read at the wrong place."""
     codestream = bytes(imagecodecs.jpeg2k_encode(PIXELS, reversible=True, codecformat="j2k"))
     start = b"\x00\x00\x00\x0cjP  \r\n\x87\n" + box(b"ftyp", b"jp2 " + bytes(4))
     for long in (False, True):
@@ -79,7 +79,7 @@ def stored(ds: Dataset, path: Path, syntax: UID, *codestreams: bytes, table: boo
 
 @pytest.mark.parametrize("kind", ["jpeg2000", "jpegls", "jpegxl"])
 def test_a_codestream_of_another_size_than_the_header_is_never_reshaped(tmp_path: Path, kind: str) -> None:
-    """It has as many pixels as the header says, in other rows."""
+    """The codestream has as many pixels as the header says, but in rows of another length."""
     register_jpeg_xl()
     turned = breast(32, 40)
     syntax, codestream = {
@@ -117,7 +117,7 @@ def test_frames_that_cannot_be_found_are_a_pixel_error(tmp_path: Path) -> None:
 def test_an_offset_table_of_the_received_frames_is_not_sent_with_others(
     tmp_path: Path, source: UID, syntax: UID
 ) -> None:
-    """It would lead a reader to the wrong bytes (PS3.3 C.7.6.3.1.8)."""
+    """The table would lead a reader to wrong bytes (PS3.3 C.7.6.3.1.8)."""
     register_jpeg_xl()
     frames = [breast(40, 32, seed=seed) for seed in range(2)]
     encode = imagecodecs.jpegls_encode if source == JPEGLSLossless else imagecodecs.jpegxl_encode
@@ -180,7 +180,7 @@ def test_a_sequence_of_a_hundred_items_is_indexed_and_a_longer_one_left_out() ->
 
 @pytest.mark.parametrize(("filler", "indexed"), [(1000, True), (1 << 18, False)])
 def test_a_sequence_of_many_bytes_is_left_out(filler: int, indexed: bool) -> None:
-    """All its items would be read before they are counted."""
+    """All items of the sequence would be read before they are counted."""
     step = element(0x00400009, "SH", b"S1", EXPLICIT) + element(0x00409999, "UN", bytes(filler), EXPLICIT)
     data = element(0x00080060, "CS", b"MG", EXPLICIT) + element(0x00400275, "SQ", item(step, EXPLICIT), EXPLICIT)
     assert ("00400275" in levels_of(parse(data, EXPLICIT)).series) is indexed
@@ -218,7 +218,7 @@ def test_a_sequence_that_is_none_has_no_text() -> None:
 
 
 def fault(tmp_path: Path, *, before: bytes = b"", behind: bytes = b"") -> str:
-    """The fault of a sound object with these elements before and behind the others."""
+    """The fault of a sound object to which these elements are added, before and after the others."""
     ds = mammogram(PIXELS)
     uid, body = str(ds.SOPInstanceUID), encode(ds, EXPLICIT)
     path = write_body(
@@ -235,13 +235,13 @@ def test_an_element_that_pydicom_cannot_read_is_a_fault_without_its_value(tmp_pa
 
 
 def test_an_element_that_is_in_one_encoding_only_is_a_fault(tmp_path: Path) -> None:
-    """A group length is not written again."""
+    """The other encoding is written without group lengths."""
     said = fault(tmp_path, before=element(0x00080000, "UL", b"\1\0\0\0", EXPLICIT))
     assert said == "it has other elements in implicit VR little endian than in explicit VR"
 
 
 def test_a_full_disk_is_no_fault_of_the_object(tmp_path: Path) -> None:
-    """Or the image would be kept without a reconstruction for good."""
+    """Otherwise the image would stay without a reconstruction for good."""
     path = write(mammogram(PIXELS), tmp_path / "x.dcm")
     uid = str(dcmread(path).SOPInstanceUID)
     with largest_file(500), pytest.raises(OSError, match="File too large"):

@@ -167,7 +167,7 @@ def test_a_character_set_may_change_in_an_item() -> None:
     ],
 )
 def test_dates_and_times_with_delimiters_are_read(tag: int, vr: str, raw: bytes, meant: str) -> None:
-    """Or a search for the day would not find the image."""
+    """Otherwise a search for the day would not find the image."""
     levels = levels_of(encoded((tag, vr, raw)))
     assert levels.study[f"{tag:08X}"] == {"vr": vr, "Value": [meant]}
 

@@ -1,4 +1,4 @@
-"""Proves that pixels which contradict their header are noticed, and that others are decompressed as they are."""
+"""Proves that pixels which contradict their header are detected, and that others are decompressed unchanged."""
 
 from __future__ import annotations
 

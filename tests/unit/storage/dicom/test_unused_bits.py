@@ -107,7 +107,8 @@ def test_signed_pixels_with_an_overlay_keep_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_an_overlay_is_sent_to_a_peer_that_prefers_a_compression(tmp_path: Path, syntax: UID) -> None:
-    """JPEG 2000 of 12 bits cannot hold it: then there is an error, and the sender takes another syntax."""
+    """JPEG 2000 of 12 bits cannot hold the overlay. The encoder raises an error, and the sender takes another
+    syntax."""
     path = write(mammogram(OVERLAY), tmp_path / "in.dcm")
     if syntax == JPEG2000Lossless:
         with pytest.raises(Exception, match="does not decode"):

@@ -1,4 +1,4 @@
-"""Proves that a rewritten data set keeps the bytes of every value in each native transfer syntax."""
+"""Proves that a rewritten data set preserves the bytes of every value in each native transfer syntax."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_value_that_does_not_fit_its_vr_becomes_un(
 
 
 def test_a_value_too_long_for_its_vr_becomes_un() -> None:
-    """An explicit header of such a VR has two bytes for the length."""
+    """In explicit VR, the header of such a VR has a length of two bytes."""
     short, long = b"7" * 65534, b"7" * 65536
     received = element(0x00180060, "DS", short, IMPLICIT) + element(0x00181030, "LO", long, IMPLICIT)
     expected = element(0x00180060, "DS", short, EXPLICIT) + element(0x00181030, "UN", long, EXPLICIT)
@@ -96,7 +96,7 @@ def test_a_value_too_long_for_its_vr_becomes_un() -> None:
 
 
 def test_an_undefined_length_is_written_with_a_vr_that_may_have_it() -> None:
-    """An explicit header of its own VR has two bytes for the length."""
+    """In explicit VR, the header of the element's own VR has a length of two bytes."""
     assert anew(sequence(0x60000010, b"", IMPLICIT), IMPLICIT, EXPLICIT) == sequence(0x60000010, b"", EXPLICIT, vr="UN")
 
 
@@ -133,7 +133,7 @@ def test_text_in_an_unreadable_character_set_keeps_its_bytes() -> None:
 
 @pytest.mark.parametrize(("depth", "sound"), [(64, True), (65, False)])
 def test_sequences_of_defined_length_nested_without_end_are_refused(depth: int, sound: bool) -> None:
-    """The walk of a hostile header ends before the stack does."""
+    """The walk over a hostile header must end before the stack overflows."""
     data = b""
     for _ in range(depth):
         data = element(0x00081140, "SQ", item(data, EXPLICIT), EXPLICIT)
@@ -151,7 +151,8 @@ def test_what_is_no_item_in_a_sequence_is_refused() -> None:
 
 
 def test_sequences_are_ordered_inside_and_keep_their_kind() -> None:
-    """A private sequence of undefined length, unordered tags, group lengths, invalid values: between all syntaxes."""
+    """A private sequence of undefined length, unordered tags, group lengths and invalid values, converted between all
+    syntaxes."""
 
     def items(syntax: UID) -> tuple[bytes, bytes]:
         low, high = element(0x00091001, "UN", b"\1\2", syntax), element(0x50003000, "OB", b"\3\4", syntax)
@@ -176,7 +177,7 @@ def test_text_after_the_pixels_keeps_its_bytes() -> None:
 
 @pytest.mark.parametrize("verbatim", [False, True])
 def test_length_to_end_is_not_written_again(verbatim: bool) -> None:
-    """It is retired, and counts the bytes that follow. Some readers stop there (dicom3tools)."""
+    """Length to End is retired, and counts the bytes that follow. Some readers stop there (dicom3tools)."""
     data, rest = element(0x00080001, "UL", b"\x0a\0\0\0", IMPLICIT), element(0x00080016, "UI", b"1.2\0", IMPLICIT)
     assert encode(parse(data + rest, IMPLICIT), IMPLICIT, verbatim=verbatim) == rest
 

@@ -35,7 +35,7 @@ def test_cells_at_the_border_are_means_over_the_pixels_that_they_have() -> None:
 
 @pytest.mark.parametrize("shape", [(64, 64), (100, 131), (40, 200), (10, 200), (200, 10), (20, 20)])
 def test_marks_are_counted_at_half_steps(shape: tuple[int, int]) -> None:
-    """An image that is smaller than a square has none."""
+    """An image that is smaller than a square has no square."""
     marks = np.random.default_rng(2).random(shape) < 0.5
     rows, columns = (range(0, length - 63, 32) for length in shape)
     expected = [[int(marks[row : row + 64, column : column + 64].sum()) for column in columns] for row in rows]

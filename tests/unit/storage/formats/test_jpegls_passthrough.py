@@ -145,7 +145,7 @@ def test_odd_lengths_of_codestreams_are_padded(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_header_of_pydicom(tmp_path: Path) -> None:
-    """Each with pixels that can be passed through."""
+    """Each header gets pixels that can be passed through."""
     passed = 0
     for path in sorted((Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm")):
         with suppress(Unparseable), opened(path) as file:
@@ -275,7 +275,7 @@ def test_a_move_passes_packed_pixels_through(tmp_path: Path, monkeypatch: pytest
 def test_a_get_passes_packed_pixels_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
-    """If the presentation context has that transfer syntax. Otherwise the received bytes are sent."""
+    """This requires that the presentation context has that transfer syntax. Otherwise the received bytes are sent."""
     ds = mammogram(picture(200, 180))
     with holding(tmp_path, 1, ds) as node:
         identifier = client.image_identifier(ds.StudyInstanceUID)
@@ -304,7 +304,7 @@ def test_a_get_passes_packed_pixels_through(
 
 @pytest.mark.slow
 def test_a_receiver_without_jpeg_ls_gets_the_received_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Byte for byte. After its first negotiation no file is prepared in vain."""
+    """The file arrives byte for byte. After the first negotiation, no file is prepared in vain."""
     study, port, tries = generate_uid(), free_port(), []
     images = [mammogram(picture(60, 50, seed=seed), StudyInstanceUID=study) for seed in range(7)]
     original = OriginalAccess.write_packed_form

@@ -1,5 +1,5 @@
-"""Proves that every kind of file is restored byte by byte from a packed original or stays as it is, and that the format
-stays readable.
+"""Proves that a packed original restores every kind of file byte by byte, or that the file stays verbatim, and that the
+format stays readable.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def test_packbits_follows_its_rules(plane: np.ndarray, noisy: bool) -> None:
 
 @pytest.mark.slow
 def test_files_that_a_worker_unpacks(tmp_path: Path) -> None:
-    """RLE, and files above 64 MiB: a blank image is small only while it is packed."""
+    """A worker unpacks RLE, and files above 64 MiB. A blank image is small only while it is packed."""
     pixels = breast(400, 300)
     rle = rle_file(mammogram(pixels), tmp_path / "rle.dcm", [encode_plane(plane) for plane in byte_planes(pixels)])
     native = write(mammogram(pixels), tmp_path / "native.dcm")
@@ -181,7 +181,7 @@ def test_files_without_pixels_are_deflated_if_that_is_smaller(tmp_path: Path) ->
 
 
 def test_invalid_files_stay_verbatim_or_unpack(tmp_path: Path) -> None:
-    """Short pixels, deflated data sets, unknown structures: no unexpected error, and never other bytes."""
+    """Short pixels, deflated data sets and unknown structures cause no unexpected error, and never give other bytes."""
     ds = mammogram(breast(300, 280))
     whole = write(ds, tmp_path / "whole.dcm")
     cut = tmp_path / "cut.dcm"
@@ -275,7 +275,7 @@ def test_damage_is_detected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["original-native-v1", "original-rle-v1"])
 def test_golden_files_unpack(name: str) -> None:
-    """Files that an earlier release packed; see tests/golden/README.md."""
+    """An earlier release packed these files; see tests/golden/README.md."""
     digests = {
         "original-native-v1": "86fd7a0c204770ae512806e2fd283a624c91649db7ff4116262f9ff307a2102f",
         "original-rle-v1": "d8491469f4a220062184b8f0c08992630ed52c415cefd34d1190bb47276ee7b9",

@@ -1,4 +1,4 @@
-"""Proves that pixel padding in a payload is restored exactly, takes few bytes, and that damage is noticed."""
+"""Proves that pixel padding in a payload is restored exactly and takes few bytes, and that damage is detected."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_malformed_padding(data: bytes, says: str) -> None:
 
 @pytest.mark.slow
 def test_a_bomb_is_not_inflated() -> None:
-    """Ten megabytes of zeros in ten kilobytes, for an image that needs at most 64 bytes; and a huge JPEG XL image."""
+    """Ten megabytes of zeros in ten kilobytes, for an image that needs at most 64 bytes, and a huge JPEG XL image."""
     bomb = zlib.compress(bytes(10**7), 9)
     with pytest.raises(PayloadError, match="not a complete stream of at most 64 bytes"):
         unpack_padding(struct.pack("<BBBI", 1, 0, 2, len(bomb)) + bomb + b"\0\0", 7, 9)
@@ -131,7 +131,7 @@ def test_sizes_are_read_from_codestreams(shape: tuple[int, int], kind: type[np.u
 
 
 def air_of(values: str) -> tuple[Pixels, Mask]:
-    """A breast whose air is padding of 0 to 30: of one value, 3% others, a smooth slope, or a slope with noise."""
+    """A breast whose air is padding from 0 to 30: one value, 3% other values, a smooth slope, or a slope with noise."""
     random = np.random.default_rng(1)
     pixels = breast(1000, 800)
     air = pixels == 0

@@ -1,4 +1,4 @@
-"""Proves that padding whose lists or images contradict the mask is refused, and that no value is wrapped or cut."""
+"""Proves that padding whose lists or images contradict the mask is refused, and that no value overflows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_THREE = zlib.compress(bytes([0, 0, 0]))
 
 
 def packed(values_coder: int, values: bytes, mask: bytes | None = None) -> bytes:
-    """Padding of which every pixel is in the mask, unless a mask is given as an image."""
+    """Padding for an image of which every pixel is padding, unless a mask is given as an image."""
     coded = zlib.compress(bytes(COLUMNS)) if mask is None else mask
     head = padding._HEADER.pack(padding.FORMAT, LIST if mask is None else IMAGE, values_coder, len(coded))
     return head + coded + values

@@ -201,7 +201,7 @@ def test_a_base_is_restored(base: Base) -> None:
 
 
 def test_samples_outside_the_region_have_one_grey_level() -> None:
-    """Scale 4; 40 x 70 of 75 x 130 samples are encoded."""
+    """The scale is 4, and 40 x 70 of 75 x 130 samples are encoded."""
     coded = coders.decode(REGION_BASE.coded, LARGE_POINT, (40, 70))
     whole = replace(REGION_BASE, coded=coders.encode(np.pad(coded, ((20, 15), (60, 0))), LARGE_POINT), region=None)
     samples = decode_base(encode_base(REGION_BASE)).samples()
@@ -274,7 +274,7 @@ def curve(power: float) -> bytes:
 
 @pytest.mark.parametrize("power", [0.6, 1.0, 1.6])
 def test_a_curve_is_inverted(power: float) -> None:
-    """Exactly without rounding, and with rounding to within its error."""
+    """The inverse is exact without rounding, and otherwise within the rounding error."""
     levels = np.linspace(0, 65535, 1000).astype(np.float32)[None]
     there = mapped(levels, curve(power))
     assert there[0, 500] == pytest.approx(65535 * (levels[0, 500] / 65535) ** power, rel=0.01)
@@ -343,7 +343,7 @@ def test_one_kind_is_not_read_as_the_other() -> None:
 
 
 def sealed(content: bytes) -> bytes:
-    """Content with a valid checksum."""
+    """Content followed by its valid checksum."""
     return content + hashlib.sha256(content).digest()
 
 
@@ -398,7 +398,7 @@ HEADER, PIXELS = section(b"header", b"h"), section(b"pixels", b"p")
 
 
 def test_the_dictionary_stays() -> None:
-    """Stored objects cannot be read with another one."""
+    """Stored objects cannot be read with another dictionary."""
     assert hashlib.sha256(DICTIONARY).hexdigest() == "f65ea0da8c7ddb8a25871edc0e1652a430ad150f27157b8fc6c7a1686f5e697f"
 
 
@@ -558,7 +558,7 @@ def test_a_derived_uid_changes_with_all_that_determines_the_object() -> None:
 
 
 def test_derived_uids_do_not_change_between_releases() -> None:
-    """Literal values, because an issued UID must stay valid."""
+    """The values are literal, because an issued UID must stay valid."""
     assert with_derived_uid(SMALL_RENDITION).derived_uid == "2.25.98523432478869763998700303453635553641"
     assert structure_uid("2.25.1") == "2.25.217636405003024167748214946287842125046"
 

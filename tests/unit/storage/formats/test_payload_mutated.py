@@ -1,6 +1,6 @@
 """Proves that payloads and packed originals that were changed and sealed again raise PayloadError only.
 
-The checksum of a container tells damage, not intent. Mutations are seeded: the same ones each time.
+The checksum of a container detects damage, and not an attack. Mutations are seeded, so that they are always the same.
 """
 
 from __future__ import annotations

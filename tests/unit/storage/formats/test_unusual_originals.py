@@ -1,4 +1,4 @@
-"""Proves that originals which are not packed, or not passed through, are so for a stated reason; no byte is lost."""
+"""Proves that originals that cannot be packed, or passed through, give a reason, and that no byte is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_pixels_that_do_not_get_smaller_stay(tmp_path: Path) -> None:
 
 
 def test_rle_in_two_fragments_stays(tmp_path: Path) -> None:
-    """Or the bytes between the fragments would be lost."""
+    """Otherwise the bytes between the fragments would be lost."""
     pixels = breast(200, 160)
     path = rle_file(mammogram(pixels), tmp_path / "rle.dcm", [encode_plane(plane) for plane in byte_planes(pixels)])
     assert packed(path)
@@ -88,7 +88,7 @@ def test_a_small_document_is_unpacked_by_the_node_and_a_large_one_by_a_worker(
     ],
 )
 def test_a_header_that_no_encoder_wrote_is_not_passed_through(tmp_path: Path, change: str, says: str) -> None:
-    """The unpacked file is sent in its place."""
+    """The unpacked file is sent instead."""
     ramp = np.arange(128 * 96, dtype=np.uint16).reshape(128, 96) % 4096
     ds = mammogram(ramp)
     if change == "no Bits Stored":

@@ -1,4 +1,4 @@
-"""Proves that a database that cannot be opened is an error of ours, which names the cause and no password."""
+"""Proves that a database that cannot be opened raises an error of ours, which names the cause and no password."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.support.index_rows import new_instance, new_rendition
 
 @pytest.fixture
 def held(tmp_path: Path) -> Holdings:
-    """A stopped archive of three images. A line of its journal has the rows of one table."""
+    """A stopped archive of three images. Each line of its journal has rows of one table."""
     made = filled(tmp_path, 3)
     made.index.close()
     url = f"sqlite:///{tmp_path / 'index.sqlite'}"
@@ -37,7 +37,7 @@ def rebuilt(held: Holdings) -> Iterator[Callable[[str], tuple[Rebuilt, Index]]]:
     opened: list[Index] = []
 
     def without(table: str) -> tuple[Rebuilt, Index]:
-        """Rebuild from a journal whose line with the rows of that table is damaged."""
+        """Rebuild from a journal in which the line with the rows of that table is damaged."""
         (segment,) = (held.root / "journal").glob("changes-*.jsonl")
         lines = segment.read_bytes().splitlines(keepends=True)
         (at,) = (number for number, line in enumerate(lines) if f'["+","{table}"'.encode() in line)
@@ -90,7 +90,7 @@ def test_rows_below_a_lost_row_are_left_out_and_counted(
 def test_an_image_never_gets_the_rendition_of_another_by_its_key(
     rebuilt: Callable[[str], tuple[Rebuilt, Index]],
 ) -> None:
-    """Renditions that are found among the objects get the keys of lost ones, in another order."""
+    """Renditions that are found among the objects get the keys of the lost rows, in another order."""
     made, index = rebuilt("rendition")
     assert not made.clean
     assert current(index) == {
@@ -112,7 +112,7 @@ def test_an_image_never_gets_the_rendition_of_another_by_its_key(
 def test_an_original_that_is_found_gets_its_row_again(
     rebuilt: Callable[[str], tuple[Rebuilt, Index]], held: Holdings
 ) -> None:
-    """The image itself is held, without a word on where its original is."""
+    """The row of the image is there, but no row says where its original is."""
     made, index = rebuilt("original")
     assert (made.clean, made.unlinked_rows) == (False, 0)
     assert (count(index, "instance", "original"), located(index, 2)) == ([3, 0], None)
@@ -153,7 +153,7 @@ def test_a_rendition_is_adopted_for_an_image_that_is_held_only(
     "change", [["+", "colour", [1], {"key": 1}], ["~", "label", [1], {"colour": "red"}]], ids=["table", "column"]
 )
 def test_rows_of_a_newer_version_are_never_left_out_silently(held: Holdings, change: Change) -> None:
-    """Or a rebuild would lose what they say, and begin the journal again without it."""
+    """Otherwise a rebuild would lose what these rows say, and begin the journal again without them."""
     journal = ChangeJournal(held.root / "journal")
     with journal.locked():
         journal.append(Group(journal.last() + 1, [change]))
@@ -164,7 +164,7 @@ def test_rows_of_a_newer_version_are_never_left_out_silently(held: Holdings, cha
 
 
 def older_copy(held: Holdings) -> tuple[bytes, Path]:
-    """The index as it is now, while its journal goes on."""
+    """The index as it is now. Its journal goes on afterwards."""
     file = held.root / "index.sqlite"
     copy = file.read_bytes()
     opened = open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True).index
@@ -187,7 +187,8 @@ def test_a_command_beside_a_node_does_not_complete_an_older_index(held: Holdings
 
 
 def test_an_index_from_before_the_journal_was_compacted_is_refused(held: Holdings) -> None:
-    """The journal has no changes from then on, only rows; deleted ones would stay."""
+    """A compacted journal has only rows and no changes, so rows that were deleted meanwhile would stay in this
+    index."""
     copy, file = older_copy(held)
     compact_journal(f"sqlite:///{file}", held.root)
     file.write_bytes(copy)
@@ -218,7 +219,7 @@ def test_an_older_index_is_not_completed_from_a_damaged_journal(held: Holdings) 
 def test_a_journal_that_another_process_has_not_caught_up_with_is_not_compacted(
     held: Holdings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has committed a change, and journals it when it gets the lock."""
+    """The other process has committed a change, and journals it when it gets the lock."""
     file = held.root / "index.sqlite"
     real = ChangeJournal.size
 

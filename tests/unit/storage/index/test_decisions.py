@@ -1,4 +1,4 @@
-"""Proves that decisions of people and audits are recorded once, and are refused where they cannot be meant."""
+"""Proves that decisions of people and audits are recorded once, and are refused where they make no sense."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_failed_audit_withdraws_the_rendition_and_its_uid_leads_to_the_image(i
 
 @pytest.mark.parametrize("why", ["another rendition", "being encoded"])
 def test_the_outcome_of_an_audit_of_a_former_rendition_changes_nothing(index: Index, why: str) -> None:
-    """The pixels that the audit looked at are no longer those that are sent."""
+    """The audit measured other pixels than those that are sent now."""
     rows, key, derived = AuditRows(index.engine), held(index).key, DERIVED
     if why == "another rendition":
         derived = "2.25.2"
@@ -109,7 +109,7 @@ def test_what_was_not_deleted_cannot_return(index: Index) -> None:
 
 
 def test_what_another_process_is_deleting_cannot_return_yet(index: Index) -> None:
-    """It stayed, "being deleted", though its deletion was reported as done."""
+    """Formerly, the image stayed "being deleted", though its deletion was reported as done."""
     index.tombstones.mark_deleted("image", UID, **WHY)
     with pytest.raises(ChangeRefused, match=f"image {UID} is being deleted at this moment; try again"):
         index.tombstones.allow_return("image", UID, **WHY)
@@ -119,7 +119,8 @@ def test_what_another_process_is_deleting_cannot_return_yet(index: Index) -> Non
 
 @pytest.mark.parametrize("known", ["the return", "a later deletion"])
 def test_a_trail_without_its_last_records_undoes_no_decision(index: Index, known: str) -> None:
-    """An image whose return the trail lacked was deleted again, with its only copy, when the index was rebuilt."""
+    """Formerly, if the trail lacked the record of an allowed return, a rebuild deleted the image again, with its only
+    copy."""
     index.tombstones.mark_deleted("image", UID, **WHY)
     index.tombstones.delete_rows()
     recorded = list(index.trail.records())
@@ -152,7 +153,7 @@ def test_a_tombstone_without_the_last_records_of_the_trail_gets_them(index: Inde
 
 
 def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition_to_unlink(index: Index) -> None:
-    """The object of a purged original has gone already, and may be in use for another image."""
+    """The object of a purged original is gone already, or belongs to another image."""
     (one,) = index.originals.purgeable(now())
     assert index.originals.commit_purge(one, now(), ENTRY)
     with index.engine.begin() as connection:
@@ -166,7 +167,7 @@ def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition
 
 
 def test_an_acknowledgement_of_an_image_that_was_deleted_meanwhile_is_forgotten(index: Index) -> None:
-    """Its key may be that of no image: the next image would count as sent."""
+    """If the key of the deleted image were stored, the next image with that key would count as sent."""
     sent, replicas = held(index), Replicas(index.engine)
     replicas.acknowledged("ELSEWHERE", sent)
     assert (replicas.count("ELSEWHERE"), replicas.candidates("ELSEWHERE")) == (1, [])
@@ -203,7 +204,7 @@ def test_a_class_that_is_released_twice_is_in_the_trail_once(index: Index) -> No
 def test_two_readers_that_make_the_same_copy_of_an_annotation_get_one_uid(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one commits it between our look and our write."""
+    """The other reader commits the copy after our read and before our write."""
     index.add(new_instance("1.2.3.2", references=(UID,)))
     keys = [held(index, "1.2.3.2").key]
     other: list[object] = []

@@ -46,7 +46,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 class Clock:
-    """The time of day, moved by hand."""
+    """The time of day, which a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -101,7 +101,7 @@ def rows_of(engine: Engine) -> dict[str, int]:
 
 @pytest.mark.parametrize("since", ["now", "the first release"])
 def test_an_index_has_exactly_the_tables(tmp_path: Path, since: str) -> None:
-    """Whether it was created by this version, or by the first one and upgraded."""
+    """This holds for an index that this version created, and for one that was upgraded from the first version."""
     if since != "now":
         with zipfile.ZipFile(GOLDEN / "archive-v1.zip") as archive:
             Path(url_of(tmp_path).removeprefix("sqlite:///")).write_bytes(archive.read("index.sqlite"))
@@ -538,7 +538,7 @@ def test_what_failed_can_be_tried_again_from_the_start(index: Index) -> None:
 
 
 def test_exact_images_can_be_tried_again_by_their_reason(index: Index) -> None:
-    """As after a change of eligibility.classes. Pixels that cannot be trusted stay exact."""
+    """This is needed after a change of eligibility.classes. Images whose pixels cannot be trusted stay EXACT."""
     for uid, code in (("1.2.3.1", ReasonCode.SOP_CLASS), ("1.2.3.2", ReasonCode.LOSSY)):
         index.add(new_instance(uid))
         index.finish(claimed(index), InstanceState.EXACT, code)
@@ -602,7 +602,8 @@ def test_an_object_that_two_rows_share_takes_its_bytes_once(index: Index) -> Non
 
 
 def test_a_claim_ends_if_another_original_is_accepted_meanwhile(index: Index) -> None:
-    """The archivist's threads have one owner, and the accepted original is at its first attempt, too."""
+    """Owner and number of attempts are the same in both claims: all threads of the archivist have one owner, and the
+    accepted original is at its first attempt too."""
     index.add(new_instance("1.2.3.1", original_digest=digest("former")))
     stale = index.claim("node", 60)
     index.quarantine.put(digest("accepted"), "1.2.3.1", "MODALITY", "other content")

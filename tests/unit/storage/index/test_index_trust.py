@@ -1,4 +1,4 @@
-"""Proves that an index that cannot be trusted is told from a sound one, with the reason."""
+"""Proves that an index that cannot be trusted is distinguished from a sound one, with the reason."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def test_an_index_that_is_not_there_is_no_damaged_one(file: Path) -> None:
 def test_an_index_that_cannot_be_opened_is_one_sentence(
     file: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
 ) -> None:
-    """As without the right to read it or to write its folder, which the user of the tests may have all the same."""
+    """The error is that of a process that may not read the file or write its folder. The user who runs the tests may be
+    root."""
 
     def forbidden(*_: Any, **__: Any) -> None:
         failure = sqlite3.OperationalError("unable to open database file")
@@ -101,7 +102,7 @@ def test_an_index_that_cannot_be_opened_is_one_sentence(
 def test_an_error_with_an_extended_code_gets_the_advice_of_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as SQLITE_READONLY_DIRECTORY, where the folder of an index may not be written."""
+    """An example is SQLITE_READONLY_DIRECTORY, which means that the index's folder may not be written."""
     error = sqlite3.OperationalError("attempt to write a readonly database")
     error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY
 
@@ -122,7 +123,7 @@ def test_an_error_with_an_extended_code_gets_the_advice_of_its_kind(
 def test_a_disk_that_is_full_is_no_damage_and_a_broken_one_is(
     index: Index, file: Path, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
-    """SQLite says the same of both: it cannot make its file of shared memory."""
+    """SQLite reports both as the same error, because it cannot create its shared-memory file."""
     index.close()
     real = sqlite3.connect
 
@@ -164,7 +165,7 @@ def test_an_index_without_its_journal_is_doubted(index: Index, tmp_path: Path) -
 
 
 def test_an_index_that_ends_before_its_journal_is_doubted(index: Index, file: Path, tmp_path: Path) -> None:
-    """Objects that it does not know are no orphans."""
+    """Objects that such an index does not know are not orphans."""
     index.close()
     older = tmp_path / "older.sqlite"
     shutil.copyfile(file, older)
@@ -180,7 +181,7 @@ def test_an_index_that_ends_before_its_journal_is_doubted(index: Index, file: Pa
 def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
     index: Index, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by benchmarks.load: a command that was started beside a busy node wrote the whole journal again."""
+    """Found by benchmarks.load. Formerly, a command that started beside a busy node wrote the whole journal again."""
     url, real = f"sqlite:///{file}", ChangeJournal.last
     of_node = connect(url)  # it has no follower, and cannot journal while the journal is locked
 
@@ -204,7 +205,7 @@ def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
 def test_a_line_that_a_killed_command_wrote_in_part_does_not_damage_the_next_one(
     index: Index, file: Path, tmp_path: Path, segment: str
 ) -> None:
-    """A command was killed beside a node, whose next change became part of its line, and was acknowledged."""
+    """Formerly, the node's next change was appended to the partial line and acknowledged, and could not be read."""
     [first] = (tmp_path / "journal").glob("changes-*")
     with (first if segment == "the same" else first.with_name(segment)).open("ab") as torn:
         torn.write(b'0a1b2c3d {"number":3,"rows":[["+","lab')
@@ -216,7 +217,8 @@ def test_a_line_that_a_killed_command_wrote_in_part_does_not_damage_the_next_one
 
 
 def test_an_index_whose_objects_are_on_a_disk_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
-    """The index is elsewhere (storage.database). What a node stores at the mount point is hidden later."""
+    """The index is in another place (storage.database). Objects that a node stores at the mount point are hidden once
+    the disk is mounted."""
     root = tmp_path / "archive"
     root.mkdir()
     held = filled(root, 1)
@@ -235,7 +237,8 @@ def test_an_index_whose_objects_are_on_a_disk_that_is_not_mounted_is_refused(tmp
 
 
 def test_a_database_with_a_log_of_its_own_needs_no_change_journal(tmp_path: Path) -> None:
-    """As one in memory: only the audit trail is written beside the objects, and nothing is doubted."""
+    """An index in memory stands for such a database: only the audit trail is written beside the objects, and the index
+    is not doubted."""
     with pytest.raises(IndexRefused, match="is empty or missing, but there are objects or a journal"):
         open_checked_index("sqlite://", tmp_path, holds_objects=True)
     opened = open_checked_index("sqlite://", tmp_path, holds_objects=False)
@@ -250,7 +253,8 @@ def test_a_database_with_a_log_of_its_own_needs_no_change_journal(tmp_path: Path
 def test_a_change_that_was_committed_while_the_index_was_rebuilt_is_not_told_as_done(
     index: Index, file: Path, tmp_path: Path
 ) -> None:
-    """It is in the former index only: the new one had used its number, so that it was not journalled either."""
+    """The change is only in the former index. Formerly, the new index had used its number, so that the change was
+    acknowledged and not journalled."""
     written: list[bool] = []
     began, refused = threading.Event(), threading.Event()
 
@@ -284,7 +288,7 @@ def test_a_change_that_was_committed_while_the_index_was_rebuilt_is_not_told_as_
 def test_what_was_claimed_while_the_journal_could_not_be_written_is_free(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image had waited for its lease, 15 minutes, and the attempt had counted."""
+    """Formerly, the image waited 15 minutes until the lease expired, and the attempt counted."""
 
     def refuse(*_: object) -> None:
         raise StoreFull("no room")
@@ -322,7 +326,8 @@ def test_a_write_to_a_read_only_index_is_store_full(index: Index) -> None:
 def test_a_disk_that_is_writable_again_is_written_again(
     index: Index, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections that were opened while it was read-only had refused every write until the node was started again."""
+    """Formerly, connections that were opened while the disk was read-only refused every write until the node was
+    restarted."""
     real = dbapi2.connect
 
     def read_only(_: str, *arguments: Any, **named: Any) -> sqlite3.Connection:
@@ -351,7 +356,7 @@ def test_a_disk_that_is_writable_again_is_written_again(
 
 
 def test_an_error_in_a_statement_keeps_its_name(index: Index) -> None:
-    """It is a fault of this program: no advice on disks and rights would help."""
+    """Such an error is a fault of this program, and advice on disks and permissions would not help."""
     with pytest.raises(Exception, match="no such column") as raised, writing(index.engine) as connection:
         connection.exec_driver_sql("SELECT colour FROM label")
     assert not isinstance(raised.value, IndexFault | StoreFull)

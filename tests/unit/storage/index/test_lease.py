@@ -1,4 +1,4 @@
-"""storage.index.lease on every table with lease columns: one owner at a time, and a lost lease changes nothing."""
+"""Proves for every table with lease columns that it has one owner at a time, and that a lost lease changes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_row_may_stay_unclaimable_for_a_while(connection: Connection) -> None:
 def test_a_lease_from_before_the_clock_was_set_back_is_over(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker may be dead, and the row would wait until the clock is there again."""
+    """Its worker may be dead, and the row would wait until the clock has reached that time again."""
     wanted, now = job.c.name == "scrub", time.time()
     claimed = lease.claim(connection, job, wanted, "killed", 900)
     assert claimed is not None

@@ -22,7 +22,7 @@ from tests.support.index_rows import claimed, new_instance, new_rendition, url_o
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """Two patients with a study each; the original of one image of the first was purged."""
+    """Two patients with one study each. The original of one image of the first patient was purged."""
     opened = Index.open(url_of(tmp_path))
     for number, (study, series) in enumerate([("1.2.1", "1.2.1.7"), ("1.2.1", "1.2.1.8"), ("1.2.2", "1.2.2.7")], 1):
         opened.add(new_instance(f"1.2.3.{number}", patient_id=f"P{study[-1]}", study_uid=study, series_uid=series))
@@ -73,7 +73,8 @@ def test_what_has_a_purged_original_is_marked_at_every_level(
 
 @pytest.mark.parametrize("level", Level)
 def test_no_page_reads_all_originals(index: Index, level: Level) -> None:
-    """Not even a full page of patients, for which SQLite prefers to if it gets all of their keys at once."""
+    """This includes a full page of patients, for which SQLite would read all originals if it got all keys in one
+    query."""
     with writing(index.engine) as connection:
         row = dict(connection.execute(select(tables.patient).limit(1)).one()._mapping)
         connection.execute(
@@ -122,7 +123,7 @@ def test_a_patient_is_marked_under_each_of_its_names(index: Index) -> None:
     ids=["a letter", "the last character", "nothing but the last character", "before the surrogates"],
 )
 def test_a_prefix_finds_whatever_starts_with_it(tmp_path: Path, prefix: str, found: set[str]) -> None:
-    """The search in SQL is a range, and must end behind the last such value."""
+    """In SQL, the search is a range that must end after the last value with this prefix."""
     index = Index.open(url_of(tmp_path))
     names = ["A", "AB", "A\U0010ffff", "A\U0010ffffB", "B", "\ud7ff", "\ud7ffD", "\ue000", "\U0010ffff", "\U0010ffffC"]
     for number, name in enumerate(names, 1):

@@ -49,7 +49,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> FilledArchive:
 
 @pytest.fixture
 def made(original: FilledArchive, tmp_path: Path) -> FilledArchive:
-    """A copy of it, for one test."""
+    """A copy of the archive ``original``, for one test."""
     return original.twin(tmp_path)
 
 
@@ -126,7 +126,7 @@ rebuild(root / "index.sqlite", root, progress=progress)
     [("journal", 0), ("journal", 7), ("audit trail", 0), ("objects", 0), ("writing", 0), ("swap", 0), ("swap", 1)],
 )
 def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) -> None:
-    """SIGKILL in the middle; what was there is there still, and the next rebuild brings all back."""
+    """A rebuild gets SIGKILL. Everything from before is still there, and the next rebuild restores all rows."""
     held = filled(tmp_path, 300)
     held.index.close()
     opened = open_checked_index(f"sqlite:///{tmp_path / 'index.sqlite'}", tmp_path, holds_objects=True).index
@@ -148,7 +148,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) 
 
 @pytest.mark.slow
 def test_written_down_before_anybody_is_told(tmp_path: Path) -> None:
-    """Writers of several processes, one of them killed: what they were told is done comes back."""
+    """Several processes write, and one of them is killed. Every change that they were told is done comes back."""
     held = filled(tmp_path, 3)
     held.index.close()
     url = f"sqlite:///{tmp_path / 'index.sqlite'}"
@@ -191,7 +191,8 @@ for number in range(10**6):
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: float) -> None:
-    """The end of SQLite's log is lost, since commits are not synced; the journal, which is, brings it back."""
+    """The end of SQLite's log is lost, since commits are not synced. The journal is synced, and restores the
+    changes."""
     root = tmp_path / "archive"
     root.mkdir()
     held = filled(root, 3)
@@ -215,7 +216,8 @@ def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: floa
 
 @pytest.mark.parametrize("lost", ["records of requests", "a decision that the journal lost too"])
 def test_an_index_without_the_last_records_of_the_trail_gets_them(tmp_path: Path, lost: str) -> None:
-    """They are not in the change journal. New records had taken their numbers, and the chain was broken."""
+    """The change journal does not hold these records. Formerly, new records took their numbers, and the chain was
+    broken."""
     held = filled(tmp_path, 3)
     held.index.close()
     file = tmp_path / "index.sqlite"
@@ -253,7 +255,7 @@ def test_an_index_without_the_last_records_of_the_trail_gets_them(tmp_path: Path
 def test_an_older_copy_is_refused_if_the_journal_lost_images_that_were_stored_since(
     made: FilledArchive, tmp_path: Path, journal: str
 ) -> None:
-    """The node had started without a word, and did not find images that it had acknowledged."""
+    """Formerly, the node started without a message, and did not find images that it had acknowledged."""
     copy = made.file.read_bytes()
     segment = max((made.root / "journal").glob("changes-*.jsonl"))
     size, ds = segment.stat().st_size, mammogram(breast(120, 100))
@@ -341,7 +343,8 @@ def test_a_wrong_index_is_refused_by_everybody(made: FilledArchive, wrong: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["missing", "an empty file", "another archive's"])
 def test_somebody_may_mean_it(made: FilledArchive, wrong: str) -> None:
-    """The node begins anew. What the trail tells, holds and deletions, is taken over; the former journal is kept."""
+    """With ``accept_empty_index``, the node begins a new archive. Holds and deletions are taken over from the trail,
+    and the former journal is kept."""
     WRONG[wrong](made)
     with Node(made.settings, accept_empty_index=True) as node:
         assert node.index.by_uid(made.uids["verified"]) is None
@@ -353,7 +356,7 @@ def test_somebody_may_mean_it(made: FilledArchive, wrong: str) -> None:
 
 
 def test_an_older_copy_is_brought_up_to_the_journal(made: FilledArchive, tmp_path: Path) -> None:
-    """What came after the copy was made, deletions, holds and amendments above all, is done again."""
+    """Everything that happened after the copy was made is replayed, above all deletions, holds and amendments."""
     copy = tmp_path / "copy.sqlite"
     shutil.copy(made.file, copy)
     with Node(made.quiet) as node:
@@ -414,7 +417,8 @@ def forget_journal(made: FilledArchive) -> None:
 
 
 def test_objects_and_the_trail_alone_bring_images_back(made: FilledArchive) -> None:
-    """Not who sent them and when; but pixels, renditions, holds, labels, amendments, classes and tombstones."""
+    """Who sent the images, and when, is lost. Pixels, renditions, holds, labels, amendments, classes and tombstones
+    come back."""
     before = tables_of(made.file)
     forget_journal(made)
     report = rebuilt(made)
@@ -442,7 +446,7 @@ def test_objects_and_the_trail_alone_bring_images_back(made: FilledArchive) -> N
 
 
 def cut_before_decisions(made: FilledArchive) -> None:
-    """The journal without the first hold, amendment or tombstone, and all lines after it."""
+    """Cut off the journal at the first hold, amendment or tombstone."""
     (segment,) = (made.root / "journal").glob("changes-*.jsonl")
     lines = segment.read_bytes().splitlines(keepends=True)
     tables = (b'["+","hold"', b'["+","amendment"', b'["+","tombstone"')
@@ -451,7 +455,7 @@ def cut_before_decisions(made: FilledArchive) -> None:
 
 
 def test_decisions_that_a_cut_journal_lacks_are_taken_from_the_trail(made: FilledArchive) -> None:
-    """A rebuild had undone holds, labels and amendments, and had brought a deleted image back from quarantine."""
+    """Formerly, a rebuild undid holds, labels and amendments, and recovered a deleted image from quarantine."""
     with Node(made.quiet) as node:
         known = answers_of_people(node)
     cut_before_decisions(made)
@@ -501,7 +505,7 @@ def rows_of(file: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def damage_a_line(made: FilledArchive) -> None:
-    """One line in the middle of the journal, which a rebuild then leaves out."""
+    """Damage one line in the middle of the journal, which a rebuild then leaves out."""
     segment = max((made.root / "journal").glob("changes-*.jsonl"), key=lambda path: path.stat().st_size)
     lines = segment.read_bytes().splitlines(keepends=True)
     lines[len(lines) // 2] = b"0" * 8 + lines[len(lines) // 2][8:]
@@ -512,7 +516,7 @@ def damage_a_line(made: FilledArchive) -> None:
 def test_a_rebuild_that_dies_before_its_journal_is_begun_needs_nobody(
     made: FilledArchive, hurt: Callable[[FilledArchive], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node that starts next begins the journal itself; it had refused the index as older than its journal."""
+    """The node that starts next begins the journal itself. Formerly, it refused the index as older than its journal."""
     hurt(made)
 
     def dies(self: ChangeJournal, *arguments: object) -> None:
@@ -548,7 +552,8 @@ def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: FilledAr
 
 
 def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: FilledArchive, tmp_path: Path) -> None:
-    """An original that no row speaks of stays; one whose image is held otherwise, and rubbish, are moved aside."""
+    """An original that no row names stays. An original whose UID is held or was deleted, and a file that is not DICOM,
+    are moved to ``orphans/``."""
     with Node(made.quiet) as node:
         fresh = write(mammogram(breast(140, 100)), tmp_path / "fresh.dcm").read_bytes()
         known = write(
@@ -571,7 +576,8 @@ def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: FilledArchive, tmp
 
 
 def test_damaged_pages_are_found(made: FilledArchive) -> None:
-    """At start, and by the scrub of a node that runs; both name the rebuild, which mends it."""
+    """They are found at start, and by the scrub of a running node. Both messages name the rebuild, which repairs the
+    index."""
     before, good = tables_of(made.file), made.file.read_bytes()
     chance, refused = random.Random(3), 0
     for _ in range(6):
@@ -713,7 +719,7 @@ def test_a_newer_journal_is_refused(made: FilledArchive) -> None:
 
 @pytest.fixture
 def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Migrations with one more revision, as a later version has them."""
+    """Migrations with one more revision, as a later version would have."""
     from storage.index import connection
 
     folder = tmp_path / "migrations"
@@ -750,7 +756,7 @@ connection.migrate(connection.connect(f"sqlite:///{root / 'index.sqlite'}"))
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["copying", "upgrading", "upgraded"])
 def test_a_migration_that_is_killed_is_repeated(made: FilledArchive, next_revision: Path, point: str) -> None:
-    """Its copy of the index is complete or has another name, and no row is lost."""
+    """The copy of the index is complete or has another name, and no row is lost."""
     before = tables_of(made.file)
     revision = next_revision / "versions" / "0002_next.py"
     code = revision.read_text()
@@ -769,7 +775,7 @@ def test_a_migration_that_is_killed_is_repeated(made: FilledArchive, next_revisi
 
 
 def test_an_older_schema_without_room_for_its_copy_is_left(made: FilledArchive, next_revision: Path) -> None:
-    """It ended with an exception, and each start left one more part of a copy."""
+    """Formerly, this ended with an exception, and each start left one more partial copy."""
     before = made.file.read_bytes()
     for _ in range(2):
         with (
@@ -822,7 +828,7 @@ compact_journal(f"sqlite:///{root / 'index.sqlite'}", root)
 
 
 def with_outdated_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
-    """An archive whose journal has many segments and tells of rows that have changed since; its tables."""
+    """An archive whose journal has many segments, with rows that have changed since. Returns the rows of its tables."""
     monkeypatch.setattr("storage.objects.change_journal._SEGMENT_BYTES", 4000)
     filled(folder, 20).index.close()
     index = open_checked_index(f"sqlite:///{folder / 'index.sqlite'}", folder, holds_objects=True).index
@@ -862,7 +868,8 @@ def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monke
 def test_a_compaction_that_is_killed_has_lost_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """SIGKILL while lines are written, before and after the rename, and while former segments go; -1: at the last."""
+    """SIGKILL arrives while lines are written, before and after the rename, and while former segments are deleted; -1
+    is the last."""
     before = with_outdated_lines(tmp_path, monkeypatch)
     counts = range(steps, steps + 1) if steps >= 0 else range(11, 60)
     killed = 0

@@ -80,7 +80,7 @@ def test_a_base_that_another_rendition_needs_stays(bench: ArchiveParts) -> None:
 
 @pytest.mark.parametrize("collected", [False, True], ids=["before they are unlinked", "afterwards"])
 def test_a_withdrawn_rendition_that_is_made_again_has_its_objects(bench: ArchiveParts, collected: bool) -> None:
-    """Its row takes the base too: the coder may have written other bytes for the same pixels."""
+    """The row takes the new base too, since the coder may have written other bytes for the same pixels."""
     audited(bench)
     if collected:
         bench.work()
@@ -103,7 +103,7 @@ def test_a_withdrawn_rendition_that_is_made_again_has_its_objects(bench: Archive
 
 
 def test_what_lost_its_base_after_a_purge_is_not_tried_again(bench: ArchiveParts) -> None:
-    """There is no original to encode, and the state comes back with the base."""
+    """There is no original to encode. The image gets its state back when its base is whole again."""
     assert len(bench.retention.purge().purged) == 1
     row, integrity = made(bench), Integrity(bench.index.engine)
     integrity.note(NewDamage(row.base_digest, "base", "hot", held(bench).key, "missing", "", "", "lost"))

@@ -26,7 +26,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def pairs(index: Index, *uids: str) -> dict[str, dict[str, str]]:
-    """What the copies of those annotations name instead, by the UID of the annotation."""
+    """For each annotation, by its UID, the UIDs that its copy replaces and their substitutes."""
     keys = {key_of(index, uid): uid for uid in uids}
     return {keys[key]: dict(copy.pairs) for key, copy in copies(index.engine, list(keys)).items()}
 

@@ -1,7 +1,7 @@
-"""Proves that a decision made on an older state of a row changes nothing: the object that the row names now is kept.
+"""Proves that a decision on an older state of a row changes nothing: the object that the row names now stays.
 
-Whether an object is whole, packed or to be moved is found out on disk, outside of any transaction. Meanwhile another
-process may have packed, moved, removed or replaced it.
+Objects are examined on disk, outside of any transaction. Meanwhile another process may have packed, moved, removed or
+replaced the object.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def held(index: Index) -> HeldOriginal:
 
 
 def marked(index: Index) -> set[tuple[str, str]]:
-    """What is to be unlinked: digest and store."""
+    """The marked garbage: digest and store of each object."""
     with index.engine.connect() as connection:
         return {(row.digest, row.tier) for row in connection.execute(select(garbage))}
 
@@ -119,7 +119,7 @@ def test_an_original_that_was_given_up_is_free_at_once_or_after_a_while(index: I
 
 
 def test_of_two_packers_that_saw_the_same_original_one_gets_it(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one looked before the first had committed."""
+    """The second packer read the row before the first had committed."""
     found: list[OriginalClaim | None] = []
     originals = index.originals
     between_look_and_write(monkeypatch, index.engine, lambda: found.append(originals.claim_to_pack("first", 60.0)))
@@ -198,7 +198,7 @@ def test_a_lost_original_is_not_replaced_on_an_older_state(index: Index, why: st
 
 
 def test_a_lost_verbatim_original_that_is_sent_again_is_no_garbage(index: Index) -> None:
-    """It has the digest of the lost one; its damage is closed, and the image gets its state back."""
+    """The new object has the digest of the lost one. The damage is closed, and the image gets its state back."""
     before, rows = held(index), Integrity(index.engine)
     lost = NewDamage(before.object_digest, "original", "hot", before.instance_key, "missing", "", "", "reported")
     rows.note(lost)
@@ -216,7 +216,8 @@ def test_a_lost_verbatim_original_that_is_sent_again_is_no_garbage(index: Index)
 
 @pytest.mark.parametrize("first", ["original", "base"])
 def test_damage_that_ends_in_any_order_leaves_the_state_from_before_both(index: Index, first: str) -> None:
-    """The original was sent again, and the base came back later: the image had stayed FAILED, its original lost."""
+    """Formerly, if the original was sent again before the base came back, the image stayed FAILED, as if its original
+    were lost."""
     before, rows = held(index), Integrity(index.engine)
     for kind, code in (("original", ReasonCode.ORIGINAL_LOST), ("base", ReasonCode.PAYLOAD_LOST)):
         lost = NewDamage(digest(kind), kind, "hot", before.instance_key, "missing", "", "", "lost")
@@ -244,7 +245,7 @@ def test_an_instance_whose_object_is_gone_is_not_added(index: Index) -> None:
 
 
 def test_a_rendition_whose_objects_are_gone_is_not_committed(index: Index) -> None:
-    """The archivist stores them again; a peer is never sent pixels that nobody has."""
+    """The archivist stores the objects again, so that a peer is never promised pixels that the store does not hold."""
     index.add(new_instance("1.2.3.2"))
     claim, new = claimed(index), new_rendition("2.25.2")
     for lost in (new.base_digest, new.rendition_digest):
@@ -325,7 +326,7 @@ def test_a_former_original_on_hold_is_not_replaced(index: Index) -> None:
 
 @pytest.mark.parametrize("shared", ["series", "study"])
 def test_other_images_keep_their_attributes_when_one_of_them_is_replaced(index: Index, shared: str) -> None:
-    """Those of series and study come from the image that is now the only one in them, or stay."""
+    """Attributes of series and study are taken from the image if it is the only one left there; otherwise they stay."""
     series_uid = "1.2.1.7" if shared == "series" else "1.2.1.8"
     other = new_instance("1.2.3.2", series_uid=series_uid)
     described = {"00081030": {"vr": "LO", "Value": ["its study"]}}

@@ -1,4 +1,4 @@
-"""Proves that a manifest comes back as it was written, and that a changed or shortened one is refused."""
+"""Proves that a manifest is read as it was written, and that a changed or truncated one is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_many_objects_is_written_and_read_line_by_line(tmp_path: Path) -> None:
-    """A large archive has millions of them, and the node makes the backup in its main process."""
+    """A large archive has millions of objects, and the node makes the backup in its main process."""
     many = Manifest(
         "5f0c1c1e", 7, "", (), FILES, tuple(Entry(f"{number:064x}", 80_000, "hot") for number in range(5000))
     )
@@ -57,7 +57,7 @@ def test_a_manifest_of_many_objects_is_written_and_read_line_by_line(tmp_path: P
     ],
 )
 def test_a_changed_manifest_is_refused(tmp_path: Path, before: bytes, after: bytes, why: str) -> None:
-    """Or a restore would miss an object and call itself complete."""
+    """Otherwise a restore would miss an object and report that it is complete."""
     write_manifest(tmp_path, MADE)
     data = (tmp_path / NAME).read_bytes()
     for name in (NAME, COPY):
@@ -79,7 +79,7 @@ def test_a_shortened_manifest_is_refused(tmp_path: Path, lines: int) -> None:
 @pytest.mark.parametrize("name", [NAME, COPY])
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_one_of_the_two_manifests_is_enough(tmp_path: Path, name: str, damage: str) -> None:
-    """One flipped byte in the only manifest made a whole backup unusable."""
+    """Formerly there was one manifest, and one flipped byte in it made a whole backup unusable."""
     write_manifest(tmp_path, MADE)
     data = bytearray((tmp_path / name).read_bytes())
     data[len(data) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""Proves that the change journal gives back its changes and names what is damaged, also on a full disk."""
+"""Proves that the change journal returns its changes and names damaged lines, also on a full disk."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def fail_to_sync(*_: Any) -> None:
 
 
 def test_a_line_that_does_not_fit_leaves_nothing_behind(journal: ChangeJournal) -> None:
-    """Part of it is written, and the rest is written once more when the file is closed."""
+    """A part of the line is written at first, and the rest is tried once more when the file is closed."""
     (segment,) = segments(journal)
     before = segment.read_bytes()
     with largest_file(len(before) + 40), pytest.raises(StoreFull, match="no room for the object: File too large"):
@@ -112,7 +112,7 @@ def test_another_disk_error_leaves_nothing_behind_and_keeps_its_name(
 
 @pytest.mark.parametrize("last", [b"00000000 {}\n", b"not hex! {}\n", b"short\n"], ids=["checksum", "not hex", "short"])
 def test_a_damaged_last_line_is_not_taken_for_the_end(journal: ChangeJournal, last: bytes) -> None:
-    """The next change would get the number of one that is journalled already."""
+    """Otherwise the next change would get the number of a change that is journalled already."""
     (segment,) = segments(journal)
     with segment.open("ab") as out:
         out.write(last)
@@ -207,7 +207,7 @@ def test_a_compacted_segment_that_does_not_read_back_replaces_nothing(
 
 
 def test_lines_of_a_later_format_are_refused_before_they_are_repaired(journal: ChangeJournal) -> None:
-    """Its lines looked damaged to this version, which moved them away and refused the rest."""
+    """Formerly, lines of a later format looked damaged to this version, which moved them away."""
     newer = journal.folder / "changes-000000000006.jsonl"
     head = journal_module._line({"format": 2, "archive": NAME, "number": 5, "whole": False})
     newer.write_bytes(head + b"lines of another form\x00\n and more")
@@ -218,7 +218,7 @@ def test_lines_of_a_later_format_are_refused_before_they_are_repaired(journal: C
 
 
 def test_a_copy_of_a_segment_is_no_segment(journal: ChangeJournal) -> None:
-    """The next change would be written to the copy."""
+    """Otherwise the next change would be written to the copy."""
     (segment,) = segments(journal)
     for name in (f"{segment.stem}-copy.jsonl", f"{segment.stem} (2).jsonl", "changes-old.jsonl"):
         (journal.folder / name).write_bytes(segment.read_bytes())

@@ -29,7 +29,7 @@ from tests.support.transfers import got, stored
 
 @pytest.fixture(autouse=True)
 def _open_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As of most systems, before the archive sets its own, which its workers inherit."""
+    """Set the umask that most systems have, until the archive sets its own, which its workers inherit."""
     monkeypatch.setattr(pool, "START_METHOD", "spawn")
     before = os.umask(0o022)
     yield
@@ -37,7 +37,7 @@ def _open_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def modes(root: Path) -> dict[str, str]:
-    """Files and folders of an archive with permissions for others, and these permissions."""
+    """Files and folders of an archive that others may use, and their permissions for others."""
     found = {}
     for path in [root, *root.rglob("*")]:
         mode = stat.S_IMODE(path.lstat().st_mode)
@@ -123,7 +123,8 @@ NOBODY = 65534
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_command_of_root_leaves_no_files_that_another_user_cannot_use(tmp_path: Path) -> None:
-    """A hold that root added began a segment of the journal, and the node refused every image from then on."""
+    """Formerly, a hold that root added began a segment of the journal, and the node refused every image from then
+    on."""
     root = tmp_path / "archive"
     root.mkdir()
     os.chown(root, NOBODY, NOBODY)

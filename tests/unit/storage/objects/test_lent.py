@@ -1,4 +1,4 @@
-"""Proves that a reader keeps an object that is deleted meanwhile, and that only links nobody uses are removed."""
+"""Proves that a reader can still read an object that is deleted meanwhile, and that only unused links are removed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> ObjectStore:
 
 @pytest.fixture
 def running() -> Iterator[int]:
-    """The number of another process, which runs."""
+    """The id of another process, which runs."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
 
@@ -57,7 +57,7 @@ def no_hard_links(*_: Any, **__: Any) -> None:
 
 
 def delete_first(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-    """Let another process delete the object just before that function runs."""
+    """Let another process delete the object just before that function is called."""
     real = getattr(module, name)
 
     def late(*args: Any, **options: Any) -> Any:
@@ -77,8 +77,8 @@ def test_links_of_processes_that_run_stay(store: ObjectStore, running: int, ende
 def test_what_another_host_has_lent_is_removed_after_a_week(
     store: ObjectStore, running: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container that was killed has another host name when it runs again. Its links stayed for good, and after a
-    backup that was killed each deleted or purged object kept its bytes in a new link."""
+    """A container has another host name when it is started again. Formerly, the links of a killed container stayed for
+    good. After a backup was killed, each object that was deleted or purged kept its bytes in a new link."""
     links = [
         lent_by(store, running, host=host, ending=end) for host in (HOST, "container1") for end in ("", "-keeping")
     ]
@@ -94,7 +94,7 @@ def test_what_another_host_has_lent_is_removed_after_a_week(
 
 
 def test_a_backup_that_runs_for_weeks_keeps_what_is_deleted(store: ObjectStore) -> None:
-    """It renews its file with each object that it copies."""
+    """A backup renews its file in ``lent/`` with each object that it copies."""
     other = store.put(b"other")
     with store.keeping() as path_of:
         mark = next((store.root / "lent").glob("*-keeping"))
@@ -175,7 +175,7 @@ def test_only_a_backup_that_runs_keeps_what_is_deleted(store: ObjectStore, runni
 def test_an_object_that_goes_while_it_is_stored_again_is_written(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its digest was right, and it is moved away before its time is renewed."""
+    """The object had the right digest, and was removed before its time was updated."""
     delete_first(store, monkeypatch, os, "utime")
     assert store.put(DATA) == DIGEST
     assert store.read(DIGEST) == DATA
@@ -184,7 +184,7 @@ def test_an_object_that_goes_while_it_is_stored_again_is_written(
 def test_a_link_that_takes_the_place_of_an_object_is_replaced(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not followed, though what it names has the right bytes."""
+    """The link is not followed, although its target has the right bytes."""
     (tmp_path / "outside").write_bytes(DATA)
     real = ObjectStore.has
 
@@ -203,7 +203,7 @@ def test_a_link_that_takes_the_place_of_an_object_is_replaced(
 def test_an_error_that_is_not_of_the_object_is_not_taken_for_other_bytes(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller gets the error, and both files stay as they are."""
+    """The caller gets the error, and both files are unchanged."""
     before = store.path(DIGEST).stat()
 
     def broken(*_: Any, **__: Any) -> int:
@@ -221,7 +221,7 @@ def test_an_error_that_is_not_of_the_object_is_not_taken_for_other_bytes(
 
 @pytest.mark.parametrize("name", ["._x-keeping", "a+b-keeping", "{host}+x+y", "{host}+1", ".DS_Store"])
 def test_a_file_that_was_not_made_here_is_left_and_stops_nothing(tmp_path: Path, name: str) -> None:
-    """One with the ending of a mark made every deletion and every purge fail."""
+    """Formerly, a file whose name ends in ``-keeping`` made every deletion and every purge fail."""
     store = ObjectStore(tmp_path)
     digest = store.put(b"x")
     foreign = tmp_path / "lent" / name.format(host=store.lend(digest).name.partition("+")[0])

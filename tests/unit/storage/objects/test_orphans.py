@@ -49,7 +49,8 @@ def test_of_old_orphans_those_that_a_row_needs_are_put_back(store: ObjectStore) 
 
 @pytest.mark.parametrize("moved", [30, 29, "2000-13-01", "not-a-date", "2000-01-01"])
 def test_an_orphan_stays_until_its_days_are_over(store: ObjectStore, moved: str | int) -> None:
-    """A folder whose name is no date, or one by a wrong clock: nobody knows how old it is."""
+    """If the name of a folder is not a date, or a date by a wrong clock, nobody knows how old its objects are, and they
+    stay."""
     aside = orphan(store, DATA, day(moved) if isinstance(moved, int) else moved)
     assert forget_orphans(store, 30 * DAY, lambda _: False) == (0, 0)
     assert aside.read_bytes() == DATA
@@ -75,7 +76,8 @@ def test_a_moved_orphan_is_found_by_its_digest_again(store: ObjectStore) -> None
 def test_an_object_is_put_back_where_there_are_no_hard_links(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, stored_again: bool
 ) -> None:
-    """Such as FAT, and some network file systems. What was stored again meanwhile is not replaced."""
+    """FAT and some network file systems have no hard links. An object that was stored again meanwhile is not
+    replaced."""
     aside = orphan(store, DATA, day(0))
     if stored_again:
         store.put(DATA)
@@ -92,7 +94,7 @@ def test_an_object_is_put_back_where_there_are_no_hard_links(
 
 
 def test_an_old_orphan_is_kept_while_the_object_that_is_needed_is_damaged(store: ObjectStore) -> None:
-    """It may be the only whole copy; a scrub of a share had not seen the damage yet."""
+    """The orphan may be the only whole copy. A scrub of a share of the objects may not have seen the damage yet."""
     aside, nobodys = orphan(store, DATA, day(40)), orphan(store, b"nobody's", day(40))
     store.put(DATA)
     store.path(DIGEST).write_bytes(b"damaged")
@@ -105,7 +107,7 @@ def test_an_old_orphan_is_kept_while_the_object_that_is_needed_is_damaged(store:
 
 
 def test_a_folder_with_the_name_of_an_object_is_not_moved(store: ObjectStore) -> None:
-    """It could not be deleted as an orphan, and each scrub that tried ended with an exception."""
+    """Formerly it was moved, could not be deleted as an orphan, and each scrub that tried ended with an exception."""
     store.path(DIGEST).mkdir(parents=True)
     assert not move_orphan(store, DIGEST, older_than=time.time() + DAY)
     assert store.path(DIGEST).is_dir()
@@ -143,7 +145,7 @@ def test_an_object_that_goes_while_it_is_listed_is_left_out(
 
 
 def killed_before(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Let this process end, as far as the files show it, at its first ``step``."""
+    """Let this process end, as the files show it, before its first call of ``step``."""
 
     def kill(*_: object, **__: object) -> None:
         raise Killed
@@ -159,7 +161,8 @@ class Killed(BaseException):
 def test_a_put_back_that_was_killed_between_its_two_steps_is_finished(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, aside: str
 ) -> None:
-    """Both folders had the object then. The link in damaged/ kept its bytes for good, also after a purge."""
+    """Both folders hold the object after the kill. Formerly, the link in ``damaged/`` kept its bytes for good, even
+    after a purge."""
     store.put(DATA)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_before(patch, "unlink")
@@ -178,7 +181,8 @@ def test_a_put_back_that_was_killed_between_its_two_steps_is_finished(
 def test_a_reader_that_puts_an_object_back_while_it_is_moved_harms_nothing(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, move: Callable[[ObjectStore, str], object]
 ) -> None:
-    """It meets the object between the two steps. The one that moves it finds it gone, and reports no damage."""
+    """The reader puts the object back between the two steps of the move. The mover then finds it gone, and reports no
+    damage."""
     store.put(DATA)
     real = Path.rename
 

@@ -33,9 +33,10 @@ def store(tmp_path: Path) -> ObjectStore:
 def test_a_folder_on_another_file_system_than_the_objects_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    """Every store would be answered with A700, or no damaged object could be moved aside and no scrub would end.
+    """Otherwise every store would be answered with A700, or no damaged object could be moved aside and no scrub would
+    end.
 
-    The kernel answers so for two mounts, whatever the file.
+    The kernel gives this error for two mounts, whatever the file.
     """
     root = tmp_path / "store"
     (root / folder).mkdir(parents=True)
@@ -85,7 +86,7 @@ def test_put_bytes_are_held_under_their_digest(store: ObjectStore, data: bytes) 
 
 
 def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -> None:
-    """Only its time is updated, so that it is not removed as an orphan before its row is committed."""
+    """Only the time of the object is updated, so that it is not removed as an orphan before its row is committed."""
     assert store.put(DATA) == DIGEST
     os.utime(store.held(DIGEST), (1e9, 1e9))
     before = store.held(DIGEST).stat()
@@ -103,7 +104,7 @@ def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -
 def test_an_object_stored_by_two_threads_is_durable_before_either_returns(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, folder: bool
 ) -> None:
-    """It has its final name already, but its folder is not on disk yet."""
+    """The first thread has renamed the object, but has not synced the folder yet."""
     final, synced = store.path(DIGEST), []
     final.parent.mkdir()
     if not folder:
@@ -126,7 +127,7 @@ def test_digests_are_ordered(store: ObjectStore) -> None:
 
 
 def test_files_that_are_no_objects_are_no_digests(store: ObjectStore) -> None:
-    """File managers and people leave such files; a rebuild of the index ended with an exception on them."""
+    """File managers and people leave such files. Formerly, a rebuild of the index ended with an exception on them."""
     digest, objects = store.put(DATA), store.root / "objects"
     for name in (b".DS_Store", b"00", DIGEST[:2].encode() + b"/letter.txt", DIGEST[:2].encode() + b"/\xff\xfe"):
         (objects / os.fsdecode(name)).write_bytes(b"x")
@@ -139,7 +140,7 @@ def test_files_that_are_no_objects_are_no_digests(store: ObjectStore) -> None:
 def test_an_object_that_cannot_be_read_is_replaced_when_it_is_stored_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Its sender was refused with A700 for ever."""
+    """Formerly, its sender got A700 each time."""
     store.put(DATA)
     before, real = store.path(DIGEST).stat().st_ino, os.open
 
@@ -375,7 +376,7 @@ print("still works:", store.put(b"small"))
 
 
 def test_a_partial_write_stores_nothing(tmp_path: Path) -> None:
-    """EFBIG during a write, caused by a real limit in a child process."""
+    """The write fails with EFBIG, which a real limit in a child process causes."""
     done = subprocess.run(
         [sys.executable, "-c", SMALL_DISK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=300
     )

@@ -1,4 +1,4 @@
-"""Proves that the journal of the audit trail gives back its records, and moves damaged lines away."""
+"""Proves that the journal of the audit trail returns its records, and moves damaged lines away."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def segments(journal: TrailJournal) -> list[Path]:
 
 
 def test_the_newest_record_is_found_before_an_empty_segment(journal: TrailJournal) -> None:
-    """As after a process that was killed when it had begun a segment."""
+    """A process that is killed when it begins a segment leaves an empty one."""
     (journal.folder / "trail-000000000005.jsonl").touch()
     assert journal.last() == record(4)
     assert journal.repair() == ""
@@ -58,7 +58,7 @@ def test_segments_without_a_record_are_moved_away_and_named(journal: TrailJourna
 
 
 def test_a_copy_of_a_segment_is_no_segment(journal: TrailJournal) -> None:
-    """A rebuild of the index read its records twice, and ended with an exception."""
+    """Formerly, a rebuild of the index read the records twice, and ended with an exception."""
     for name in ("trail-000000000001-copy.jsonl", "trail-000000000004 (2).jsonl"):
         (journal.folder / name).write_bytes(segments(journal)[0].read_bytes())
     assert journal.last() == record(4)

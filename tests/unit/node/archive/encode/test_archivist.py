@@ -1,4 +1,4 @@
-"""Proves in which state the archivist leaves an image when workers, the index or other people come in between."""
+"""Proves in which state the archivist leaves an image when workers or the index fail, or others change the image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def delete(bench: ArchiveParts) -> None:
 
 
 def raising(error: Exception, *, times: int = 1) -> Callable[[object], None]:
-    """For ``InlinePool``: let requests to encode fail, as often as asked."""
+    """For ``InlinePool``: a function that lets the first ``times`` requests to encode fail."""
     left = [times]
 
     def first(request: object) -> None:
@@ -132,7 +132,7 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
 def test_what_the_machine_lacks_costs_an_image_no_attempt(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A disk that is full for a night would leave the whole backlog FAILED."""
+    """Otherwise a disk that is full for a night would set the whole backlog to FAILED."""
     with caplog.at_level(logging.ERROR):
         held = InlineArchivist(bench, InlinePool(raising(error, times=9))).run()
     assert held is not None
@@ -184,7 +184,7 @@ def test_an_archivist_outlives_an_index_that_cannot_be_read(
 def test_an_image_whose_result_cannot_be_committed_is_tried_again_at_once(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It had waited for the end of its lease, 15 minutes."""
+    """Formerly, the image waited 15 minutes until its lease expired."""
 
     def locked() -> None:
         raise IndexFault("the index is locked")
@@ -210,7 +210,7 @@ def test_an_image_whose_result_cannot_be_committed_is_tried_again_at_once(
 def test_an_index_that_cannot_be_written_is_asked_again_after_a_pause(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither a claim nor its end can be written; each was a traceback, the former one a second."""
+    """Neither a claim nor its end can be written. Formerly, each logged a traceback, and claims did so every second."""
 
     def full() -> None:
         raise error
@@ -278,7 +278,7 @@ def test_an_annotation_that_arrives_meanwhile_gets_its_patches(bench: ArchivePar
 
 
 class WithoutPatches(InlinePool):
-    """Workers that find no rendition at a given operating point that passes."""
+    """Workers that find no passing rendition if the operating point is given."""
 
     def submit(self, request: object, priority: object) -> Any:
         done = super().submit(request, priority)
@@ -373,7 +373,7 @@ def purge(bench: ArchiveParts) -> None:
 
 
 def test_an_image_that_is_purged_while_its_regions_are_checked_is_not_sent_back(bench: ArchiveParts) -> None:
-    """It had become FAILED after three attempts without an original, and peers got nothing."""
+    """Formerly, the image became FAILED after three attempts without an original, and peers got nothing."""
     held = InlineArchivist(bench).run()
     assert held is not None
     purge(bench)
@@ -382,7 +382,8 @@ def test_an_image_that_is_purged_while_its_regions_are_checked_is_not_sent_back(
 
 
 def test_a_purged_image_that_waits_keeps_its_rendition(encoded: Encoded) -> None:
-    """A scrub found its original damaged while it waited, and its state from before came back after the purge."""
+    """A scrub finds the original damaged while the image waits. The image gets its state from before back after the
+    purge."""
     bench, rows, uid = encoded.bench, Integrity(encoded.bench.index.engine), encoded.rendition.derived_uid
     waiting = image(bench)
     where = (waiting.original_digest, "original", "hot", waiting.key)
@@ -400,7 +401,7 @@ def test_a_purged_image_that_waits_keeps_its_rendition(encoded: Encoded) -> None
 
 
 def test_an_image_at_which_the_node_dies_is_given_up(bench: ArchiveParts) -> None:
-    """A killed process ends no claim, so its attempts are counted at the next claim."""
+    """A killed process does not end its claim, so the attempt is counted at the next claim."""
     attempts = bench.settings.archivist.attempts
     for number in range(attempts):
         claim = bench.index.claim(f"killed {number}", 60)

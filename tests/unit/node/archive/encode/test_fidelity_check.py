@@ -97,7 +97,7 @@ def test_a_rendition_beyond_the_limits_is_withdrawn_and_its_original_served(benc
 def test_a_rendition_is_flagged_and_not_withdrawn_if_the_original_is_lost_meanwhile(
     bench: ArchiveParts, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is measured, and then its original is lost: nothing else could be served."""
+    """The original is lost after the image was measured, and nothing but the rendition could be served."""
     hold_image(bench, measurable(), DERIVED)
     path = bench.hot.path(image(bench).original_digest)
     auditor = check(bench)

@@ -35,7 +35,7 @@ def bench(tmp_path: Path) -> ArchiveParts:
 
 @pytest.fixture
 def held(bench: ArchiveParts) -> ArchiveParts:
-    """An archive with one image, whose rendition was made with other parameters than those of today's model."""
+    """An archive with one image, whose rendition was made with other parameters than today's model has."""
     hold_image(bench, small(UID), DERIVED)
     return bench
 
@@ -101,7 +101,7 @@ def test_an_image_is_given_up_after_as_many_attempts_as_configured(
 
 
 def test_an_image_without_its_original_is_tried_at_every_run(held: ArchiveParts) -> None:
-    """Its disk may be mounted later."""
+    """The disk of the original may be mounted later."""
     found = held.index.by_uid(UID)
     assert found is not None
     path = held.hot.path(found.original_digest)
@@ -124,7 +124,7 @@ class OtherPixels(InlinePool):
 
 
 def test_an_image_that_passed_the_gate_passes_it_again_on_a_node_without_one(held: ArchiveParts) -> None:
-    """It stays VERIFIED, and its original may be purged."""
+    """The image stays VERIFIED, and its original may be purged."""
     with writing(held.index.engine) as connection:
         connection.execute(update(rendition).values(numerics_digest="1" * 64))
     ungated = SETTINGS.model_copy(update={"codec": SETTINGS.codec.model_copy(update={"profile": Profile.PAPER})})
@@ -137,7 +137,7 @@ def test_an_image_that_passed_the_gate_passes_it_again_on_a_node_without_one(hel
 
 
 def test_an_image_whose_model_is_missing_is_tried_at_every_run(held: ArchiveParts) -> None:
-    """Somebody may install it later."""
+    """Somebody may install the model later."""
     assert len(held.retention.purge().purged) == 1
     pool = failing(RenderAgainRequest, ModelMissing("not installed"))
     with writing(held.index.engine) as connection:

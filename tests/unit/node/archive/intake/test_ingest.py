@@ -43,7 +43,7 @@ def sha256(data: bytes) -> str:
 
 
 def quarantined(bench: ArchiveParts) -> list[tuple[str, str]]:
-    """Digest and reason of each object in quarantine; each is in the store."""
+    """Digest and reason of each object in quarantine. Checks that the store holds each object."""
     found = [(one.digest, one.reason) for one in bench.index.quarantine.all()]
     for digest, _ in found:
         assert bench.hot.read(digest)
@@ -107,7 +107,7 @@ def of_patient(uid: str, patient_id: str | None) -> Dataset:
 def test_an_image_of_another_patient_under_a_known_study_is_reported(
     bench: ArchiveParts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Queries find it under the patient of the study, and by its own Patient ID they do not."""
+    """Queries find the image under the patient of its study, and not by the Patient ID that it states."""
     notes = {}
     for number, patient_id in enumerate(("P1", "P1", None, "P2")):
         ds = of_patient(f"{UID}.{number}", patient_id)
@@ -160,7 +160,7 @@ def test_a_packed_original_that_is_purged_while_it_arrives_again_is_held_again(
 def test_a_verbatim_original_that_is_purged_while_it_arrives_again_is_not_acknowledged(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file that arrived was the very object that the purge unlinked."""
+    """The purge unlinks the very object that the new file would share."""
     ds = small(UID)
     data = hold_image(bench, ds, "2.25.7")
     just_before(monkeypatch, bench.index.originals, "of_digest", lambda: purge(bench))
@@ -171,7 +171,7 @@ def test_a_verbatim_original_that_is_purged_while_it_arrives_again_is_not_acknow
 
 
 def test_an_original_whose_row_was_lost_is_held_again(bench: ArchiveParts) -> None:
-    """A damaged line of the change journal takes the row of an original, and leaves that of its instance."""
+    """A damaged line of the change journal can take the row of an original, and leave the row of its instance."""
     ds = small(UID)
     data = as_file(bench, ds)
     receive(bench, data, ds)
@@ -317,7 +317,7 @@ def test_a_deleted_image_is_quarantined_with_the_day_of_its_deletion(bench: Arch
 
 
 def test_an_image_that_returns_leaves_the_quarantine(bench: ArchiveParts) -> None:
-    """Its storage commitment failed, as if another data set with its UID were in quarantine."""
+    """Formerly, its storage commitment failed, as if another data set with its UID were in quarantine."""
     ds = small(UID)
     data = as_file(bench, ds)
     receive(bench, data, ds)

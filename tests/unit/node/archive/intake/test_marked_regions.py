@@ -25,7 +25,7 @@ AT_10 = Box(10 - MARGIN, 10 - MARGIN, 2 * MARGIN, 2 * MARGIN)
 
 
 class Marked:
-    """An archive with one encoded image of 64 x 48 pixels, and a file of regions that is empty."""
+    """An archive with one encoded image of 64 x 48 pixels, and an empty file of regions."""
 
     def __init__(self, folder: Path) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
@@ -42,7 +42,7 @@ class Marked:
         return found
 
     def annotate(self, uid: str, *, study: str = STUDY) -> StoredInstance:
-        """Receive a presentation state that marks the place of column 10, row 10 on an image."""
+        """Receive a presentation state that marks the place at column 10 and row 10 of an image."""
         return self.receive(presentation_state(study, [uid], mark(uid)))
 
     def receive(self, ds: Dataset) -> StoredInstance:

@@ -36,7 +36,7 @@ def sha256(data: bytes) -> str:
 
 
 def reasons(bench: ArchiveParts) -> list[str]:
-    """Why each object in quarantine is there; each is in the store."""
+    """The reason of each object in quarantine. Checks that the store holds each object."""
     found = bench.index.quarantine.all()
     for one in found:
         assert bench.hot.read(one.digest)
@@ -59,7 +59,7 @@ class Image:
         return found
 
     def send(self, decoders: object = None) -> bool:
-        """Whether it counted as a new image."""
+        """Send the returned file. Returns whether it counted as a new image."""
         return receive(self.bench, self.returned, self.header, decoders).new
 
     def purge(self) -> None:
@@ -78,7 +78,7 @@ def test_a_reconstruction_that_returns_unchanged_is_acknowledged_and_not_stored(
 
 
 def test_a_reconstruction_of_an_amended_study_is_acknowledged_with_either_header(image: Image) -> None:
-    """It had raised a TypeError, and the peer got a failure each time."""
+    """Formerly, it raised a TypeError, and the peer got a failure each time."""
     study, changes = str(image.header.StudyInstanceUID), {"00080050": {"vr": "SH", "Value": ["A17"]}}
     image.bench.index.amendments.make(AmendmentKind.STUDY, study, changes, reason="typing error", who="user:me")
     assert not image.send(), "as it was before the amendment"
@@ -117,7 +117,7 @@ def test_a_reconstruction_with_a_corrected_header_is_quarantined_with_the_attrib
 
 
 def test_a_reconstruction_whose_payload_is_lost_is_kept(image: Image) -> None:
-    """Somebody may have corrected its header, which cannot be compared."""
+    """Somebody may have corrected its header, which cannot be compared without the payload."""
     bench = image.bench
     bench.hot.delete(image.row.base_digest)
     with pytest.raises(Duplicate, match="with a header that cannot be compared with ours now; it is in quarantine"):
@@ -137,7 +137,7 @@ def test_a_reconstruction_is_kept_if_its_payload_is_lost_after_the_original_was_
 
 @pytest.mark.parametrize("collected", [False, True], ids=["payload there", "payload gone"])
 def test_a_withdrawn_reconstruction_with_another_header_is_kept(image: Image, collected: bool) -> None:
-    """It was dropped with success, and nobody saw the correction."""
+    """Formerly, it was dropped with success, and nobody saw the corrected header."""
     Integrity(image.bench.index.engine).withdraw(DERIVED, "an audit failed")
     if collected:
         image.bench.index.garbage.collect(image.bench.stores)
@@ -230,7 +230,7 @@ def test_a_copy_on_which_a_decoder_crashes_is_quarantined(annotation: Annotation
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_copy_of_an_annotation_that_is_lost_is_quarantined(annotation: Annotation, harm: str) -> None:
-    """It may be all that is left of the annotation."""
+    """The copy may be all that is left of the annotation."""
     path = annotation.bench.hot.path(sha256(annotation.received))
     path.unlink() if harm == "missing" else path.write_bytes(b"damaged")
     with pytest.raises(Duplicate, match="made of an annotation, which is lost here; it is in quarantine"):
@@ -249,7 +249,7 @@ def test_a_copy_of_an_annotation_that_is_deleted_at_this_moment_is_not_acknowled
 
 
 def test_a_changed_copy_is_accepted_only_if_the_annotation_is_lost(annotation: Annotation) -> None:
-    """Two data sets had one UID: the one that was accepted, and the copy that peers get."""
+    """Otherwise two data sets would have one UID: the accepted one, and the copy that peers get."""
     bench, workers = annotation.bench, InlineWorkers()
     deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
     parts = bench.index, bench.originals, deletion, bench.settings

@@ -56,7 +56,7 @@ class Contested:
         return held
 
     def object(self) -> Path:
-        """The file of the original that is held."""
+        """The file of the object that holds the original."""
         held = self.original()
         return self.bench.stores[held.tier].path(held.object_digest)
 
@@ -86,7 +86,7 @@ def test_an_object_that_somebody_accepts_meanwhile_is_not_rejected(
 
 
 def test_nothing_that_arrived_for_an_image_on_hold_is_rejected(contested: Contested) -> None:
-    """The former original of an image waits in quarantine, too."""
+    """The quarantine also holds the former original of an image."""
     holds, digest = contested.bench.index.holds, sha256(contested.second)
     placed = holds.add(HoldKind.STUDY, str(contested.ds.StudyInstanceUID), reason="court", who="user:test")
     with pytest.raises(ChangeRefused, match=f"{UID} is on hold, and nothing that arrived under it is removed"):
@@ -109,7 +109,7 @@ def test_an_object_that_somebody_rejects_meanwhile_is_not_accepted(
 
 
 def test_a_refused_acceptance_leaves_no_copy_of_a_packed_original(tmp_path: Path) -> None:
-    """The copy would have stayed on the disk when the image was deleted."""
+    """Formerly, the copy stayed on the disk, even after the image was deleted."""
     contested = Contested(tmp_path, coder="jpegls")
     bench = contested.bench
     assert bench.work() == 1
@@ -123,7 +123,7 @@ def test_a_refused_acceptance_leaves_no_copy_of_a_packed_original(tmp_path: Path
 
 @pytest.mark.parametrize("withdrawn", ["", "an audit failed"])
 def test_a_reconstruction_of_a_replaced_original_that_returns_is_kept(contested: Contested, withdrawn: str) -> None:
-    """Neither its payload nor its original is here, though another original is held."""
+    """Its payload and its own original are gone; the image has another original now."""
     bench = contested.bench
     row = bench.index.rendition(DERIVED)
     assert row is not None
@@ -156,7 +156,7 @@ def test_a_purged_original_is_replaced_and_does_not_go_to_quarantine(contested: 
 
 @pytest.mark.slow
 def test_a_reconstruction_of_a_deleted_image_never_becomes_an_original(contested: Contested) -> None:
-    """Even if its return is allowed: its pixels are not those of a modality."""
+    """This holds even if its return is allowed, since its pixels are not those of a modality."""
     bench = contested.bench
     row = bench.index.rendition(DERIVED)
     assert row is not None
@@ -194,7 +194,7 @@ HARM: dict[str, Callable[[Path], None]] = {"missing": Path.unlink, "damaged": fl
 
 
 def contested_as(folder: Path, form: str) -> Contested:
-    """The held original is verbatim, packed, or packed in the cold store."""
+    """A contested image whose held original is verbatim, packed, or packed in the cold store."""
     path = {"path": str(folder / "cold")} if form == "cold" else {}
     contested = Contested(folder, coder="none" if form == "verbatim" else "jpegls", **path)
     if form == "cold":
@@ -235,7 +235,7 @@ def test_a_lost_original_is_replaced(tmp_path: Path, form: str, harm: str, scrub
 
 
 def test_a_lost_original_that_is_found_goes_to_quarantine(contested: Contested) -> None:
-    """A former scrub moved it aside, and it is whole."""
+    """A former scrub moved the original aside, and it is whole."""
     path = contested.object()
     aside = contested.bench.root / "damaged" / f"{path.name}.1"
     aside.parent.mkdir()

@@ -38,7 +38,7 @@ def caching(bench: ArchiveParts) -> OriginalAccess:
 
 
 def packed(bench: ArchiveParts) -> tuple[bytes, Path]:
-    """What was received, and the object that it is packed in."""
+    """The received bytes, and the path of the object in which they are packed."""
     every_grey_level = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     data = bench.receive(UID, state=InstanceState.EXACT, pixels=every_grey_level)
     assert bench.work() == 1
@@ -48,7 +48,7 @@ def packed(bench: ArchiveParts) -> tuple[bytes, Path]:
 
 
 def links(bench: ArchiveParts) -> list[Path]:
-    """Files that readers should have returned."""
+    """Files that readers should have removed."""
     return [*(bench.root / "lent").iterdir(), *(bench.root / "rendered" / "sending").iterdir()]
 
 
@@ -99,7 +99,8 @@ def test_an_original_that_moves_without_end_is_an_error_and_not_a_wait(
 
 @pytest.mark.parametrize("folder", ["damaged", "orphans/2026-01-31/{0:.2}"])
 def test_an_original_that_a_killed_scrub_had_moved_aside_is_read(bench: ArchiveParts, folder: str) -> None:
-    """SIGKILL between the two steps; each retrieval failed until a scrub came to it, perhaps weeks later."""
+    """The scrub was killed between its two steps. Formerly, each retrieval failed until another scrub came to the
+    object, perhaps weeks later."""
     data = bench.receive(UID)
     digest = sha256(data)
     aside = bench.root / folder.format(digest) / (f"{digest}.1" if folder == "damaged" else digest)
@@ -144,7 +145,8 @@ def test_nothing_is_unpacked_ahead_of_an_original_that_is_not_packed_or_not_held
 
 
 def test_a_deleted_original_does_not_stay_in_the_cache(bench: ArchiveParts) -> None:
-    """It is deleted while a reader unpacks it: the reader gets it, and the next one does not."""
+    """The image is deleted while a reader unpacks its original. This reader gets the original, and the next one does
+    not."""
     data, _ = packed(bench)
     cache = RenderedCache(bench.root / "rendered", 1 << 30)
 
@@ -184,7 +186,7 @@ def test_a_damaged_packed_object_is_reported_and_not_lent(bench: ArchiveParts) -
 
 
 def test_an_error_of_unpacking_alone_is_not_taken_for_damage(bench: ArchiveParts) -> None:
-    """The cache's disk is full: the object is whole, and nobody is told that it is damaged."""
+    """The disk of the cache is full. The object is whole, and no damage is reported."""
     data, _ = packed(bench)
 
     def full(packed: Path, digest: str, target: Path) -> None:
@@ -237,7 +239,7 @@ def test_an_original_in_a_store_that_is_not_configured_is_not_whole(tmp_path: Pa
 def test_a_packed_original_is_lent_where_nothing_can_be_linked(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a read-only disk, and on a file system without hard links."""
+    """This is so on a read-only disk, and on a file system without hard links."""
     data, _ = packed(bench)
 
     def refuse(*_: object) -> None:

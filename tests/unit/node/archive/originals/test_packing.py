@@ -27,7 +27,7 @@ UID = "1.2.3.1"
 
 
 class FailingWorkers(InlineWorkers):
-    """Workers that fail with an error, as often as asked, and then do their work."""
+    """Workers whose first requests fail with an error, and that work afterwards."""
 
     def __init__(self, error: Exception, times: int) -> None:
         self.error, self.times = error, times
@@ -101,7 +101,7 @@ def test_an_original_that_crashes_its_workers_is_given_up_in_the_trail(
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), WorkerDied("killed")], ids=["disk", "first crash"])
 def test_an_original_waits_before_it_is_packed_again(bench: ArchiveParts, error: Exception) -> None:
-    """Errors of the disk are never final, and one crash is not. The archivist pauses after those of the disk."""
+    """Errors of the disk are never final, and neither is one crash. The archivist pauses after an error of the disk."""
     bench.receive(UID, state=InstanceState.EXACT)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match=re.escape(str(error))):
@@ -152,7 +152,7 @@ def test_a_copy_in_the_cold_store_is_removed_if_its_original_is_purged_meanwhile
 def test_garbage_that_cannot_be_unlinked_stops_nothing(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a file that is immutable, or an error of the disk at one of them."""
+    """One object cannot be unlinked, for example because its file is immutable or the disk has an error there."""
     stuck, other = bench.hot.put(b"stuck"), bench.hot.put(b"other")
     for digest in (stuck, other):
         bench.index.garbage.mark(digest, Tier.HOT)
@@ -190,7 +190,7 @@ def test_garbage_on_a_disk_that_is_not_mounted_stays_marked(tmp_path: Path) -> N
 
 
 def test_nothing_is_moved_to_the_mount_point_of_a_disk_that_is_not_mounted(tmp_path: Path) -> None:
-    """It has the folders of a store if a node ran before the disk was mounted for the first time."""
+    """The mount point has the folders of a store if a node ran before the disk was mounted for the first time."""
     cold = tmp_path / "cold"
     bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(cold))
     bench.receive(UID)

@@ -83,7 +83,7 @@ def delete(bench: ArchiveParts) -> None:
 def test_an_image_that_is_deleted_while_it_is_purged_is_not_reported_as_kept(
     bench: ArchiveParts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Found by benchmarks.load: the purge reported a missing object, and ended with exit code 1."""
+    """Found by benchmarks.load. Formerly, the purge reported a missing object, and ended with exit code 1."""
 
     def render(_: int, rendition: StoredRendition) -> None:
         delete(bench)

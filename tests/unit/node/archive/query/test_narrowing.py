@@ -1,4 +1,4 @@
-"""Proves what a database is asked for a key, and that it is asked for nothing where it could lose a match."""
+"""Proves by which conditions SQL narrows a query for a key, and that there are none where one could lose a match."""
 
 from __future__ import annotations
 

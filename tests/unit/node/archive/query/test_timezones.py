@@ -15,7 +15,7 @@ WEST = Adjustment(timezone(timedelta(hours=-5)), UTC)
 
 
 def moved(**values: str | None) -> dict[str, Any]:
-    """The values in the zone of the request, by keyword."""
+    """The values converted to the time zone of the request, by keyword."""
     stored = {TAGS[keyword]: {"vr": "", "Value": [value]} for keyword, value in values.items()}
     found = WEST.adjusted(stored)
     return {keyword: found[TAGS[keyword]]["Value"][0] for keyword in values}

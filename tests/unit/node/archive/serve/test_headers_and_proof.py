@@ -71,7 +71,7 @@ def test_a_header_that_cannot_be_edited_is_an_error_without_its_values(tmp_path:
 
 
 def test_text_in_undeclared_latin_1_is_declared_and_not_written_anew(tmp_path: Path) -> None:
-    """An amendment adds an umlaut to a header that has others without saying in which character set."""
+    """An amendment adds an umlaut to a header that has other umlauts, and that declares no character set."""
     ds = small(UID)
     del ds.SpecificCharacterSet
     ds[0x00080080] = raw(0x00080080, "LO", "Kreiskrankenhaus Süd".encode("latin-1"))
@@ -86,7 +86,7 @@ def test_text_in_undeclared_latin_1_is_declared_and_not_written_anew(tmp_path: P
 
 @pytest.mark.parametrize("characters", ["ISO_IR 13", "ISO 2022 IR 87"])
 def test_a_name_that_the_character_set_lacks_is_written_in_utf_8(characters: str, tmp_path: Path) -> None:
-    """Python's shift_jis has kanji, and ISO_IR 13 (JIS X 0201) has none."""
+    """Python's codec shift_jis has kanji, but ISO_IR 13 (JIS X 0201) has none."""
     source = write(small(UID, SpecificCharacterSet=characters, PatientName="YAMADA^TAROU"), tmp_path / "x.dcm")
     name = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎"}]}}
     write_amended(source, tmp_path / "y.dcm", [Applied(1, "2026-01-02T03:04:05+00:00", name)])
@@ -108,7 +108,7 @@ def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path)
 def test_large_sequences_that_are_not_amended_are_not_read(
     undefined: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer's 15 MB of empty items would take a minute and 1.7 GB of the node, whenever the image is sent."""
+    """15 MB of empty items would take the node a minute and 1.7 GB whenever the image is sent."""
     monkeypatch.setattr("storage.dicom.element_walk._SEQUENCE_ITEMS", 3)
     described, code = Dataset(), Dataset()
     code.CodeValue, described.AnatomicRegionModifierSequence = "T-04020", [code]
@@ -131,7 +131,7 @@ def test_large_sequences_that_are_not_amended_are_not_read(
 
 
 def test_private_sequences_without_vr_are_converted_to_utf_8_too(tmp_path: Path) -> None:
-    """Only an undefined length shows that they are sequences; it must not be lost before they are read."""
+    """Only their undefined length shows that they are sequences, so it must not be lost before they are read."""
     inside = element(0x00080080, "LO", "Süd ".encode("latin-1"), ImplicitVRLittleEndian)
     block = element(0x00090010, "LO", b"ACME", ImplicitVRLittleEndian)
     items = sequence(0x00091001, item(inside, ImplicitVRLittleEndian), ImplicitVRLittleEndian)
@@ -151,7 +151,7 @@ def test_private_sequences_without_vr_are_converted_to_utf_8_too(tmp_path: Path)
 
 
 class Proof:
-    """The proof of an image's reconstruction; something is done before its objects are read back."""
+    """The proof of an image's reconstruction. A test can change something before the objects are read back."""
 
     def __init__(self, folder: Path, image: Dataset | None = None) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
@@ -199,7 +199,7 @@ def test_an_image_without_a_free_private_block_says_so(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_system_says_what_it_is_and_no_other_quotes_its_text() -> None:
-    """A full disk is not patient data; the text of an error about a value is."""
+    """The text of an error about a full disk holds no patient data; the text of an error about a value may."""
     assert safe_text(OSError(errno.ENOSPC, "No space left on device", "/x")) == "OSError: No space left on device"
     assert safe_text(OSError("Muster^Anna is no date")) == "OSError"
     assert safe_text(Unparseable("Muster^Anna is no date")) == "Unparseable"

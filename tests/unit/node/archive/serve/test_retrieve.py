@@ -70,7 +70,7 @@ class Served:
         return one
 
     def set_state(self, state: InstanceState, original: str) -> None:
-        """Bring the image to a state with its rendition kept, and its original held, purged or lost."""
+        """Set the state of the image, which keeps its rendition. ``original``: held, purged or lost."""
         if original == "purged":
             assert len(self.bench.retention.purge().purged) == 1
         code = ReasonCode.OTHER
@@ -104,7 +104,7 @@ class Served:
         self.pool.first = first
 
     def left(self) -> list[str]:
-        """Files that readers or makers should have removed."""
+        """Files that readers or writers should have removed."""
         folders = self.bench.root / "lent", self.bench.root / "rendered" / "sending"
         making = (self.bench.root / "rendered").glob("*.making")
         return [path.name for folder in folders for path in folder.iterdir()] + [path.name for path in making]
@@ -191,7 +191,7 @@ def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> No
 
 
 def test_the_reconstruction_is_sent_whose_base_a_killed_scrub_had_moved_aside(served: Served) -> None:
-    """The original is purged, so that nothing else could be sent until a scrub came to the base."""
+    """The original is purged. Formerly, nothing could be sent until a scrub came to the base."""
     choice = served.choice()
     assert choice.rendition is not None
     assert len(served.bench.retention.purge().purged) == 1

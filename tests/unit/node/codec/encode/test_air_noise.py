@@ -1,4 +1,4 @@
-"""Proves that noise of air is not coded, and that what stands out of it is (node/codec/encode/air_noise.py)."""
+"""Proves that noise of air is not coded, and that structures in the air are (node/codec/encode/air_noise.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proves that a base (node/codec/encode/base_coding.py) gives clipped places back at their extreme value."""
+"""Proves that a base (node/codec/encode/base_coding.py) restores clipped places at their extreme value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POINT = OperatingPoint(2, "jpegxl", distance=0.5, effort=5)
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_the_inside_of_a_clipped_implant_comes_back_exactly(photometric: str) -> None:
-    """The decoder cuts what lies beyond the extreme value."""
+    """The decoder clips values beyond the extreme value."""
     pixels = with_implant()
     pixels = 4095 - pixels if photometric == "MONOCHROME1" else pixels
     source, _ = source_of(pixels, PhotometricInterpretation=photometric)

@@ -34,7 +34,7 @@ def test_only_padding_changes_and_the_range_holds(rows: int, columns: int, share
 
 
 def test_it_goes_on_from_what_is_beside_it() -> None:
-    """A slope along the border of the padding is followed, which one value for all would not."""
+    """The fill follows a slope along the border of the padding, which one value for all padding would not."""
     pixels = np.tile(np.linspace(500, 3500, 800).astype(np.uint16)[:, None], (1, 600))
     mask = np.zeros(pixels.shape, dtype=bool)
     mask[:, 300:] = True

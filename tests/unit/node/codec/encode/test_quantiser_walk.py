@@ -9,7 +9,8 @@ from node.codec.encode.quantiser_walk import AIM, COARSEST, FINEST, Walk
 
 
 def burden_at(distance: float, steep_from: float, at: float) -> float:
-    """A burden that is 1 at the distance ``at``, and rises little beyond ``steep_from`` times that."""
+    """A burden that is 1 at the distance ``at``, and rises only a little more beyond ``steep_from`` times that
+    distance."""
     over = np.log2(distance / at)
     return float(2 ** (0.9 * over if over < np.log2(steep_from) else 0.9 * np.log2(steep_from) + 0.2 * over))
 

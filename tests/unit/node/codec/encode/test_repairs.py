@@ -11,7 +11,8 @@ from tests.support.encoder_samples import phantom, source_of, with_implant
 
 
 def test_errors_show_where_the_original_has_one_value() -> None:
-    """In a clipped implant, and in the air, as a marker rings there; but not in the grain of tissue."""
+    """Errors show in a clipped implant, and in the air, where a marker causes ringing. They do not show in the grain of
+    tissue."""
     pixels = with_implant()
     served = pixels.copy()
     for row, column, error in ((40, 500, 200), (600, 500, 100), (320, 50, -200), (320, 350, 200)):

@@ -57,7 +57,7 @@ def encoder(pixels: Pixels, limits: Thresholds | None, bits: int = 12, **changes
 def shared_source(
     pixels: bytes, shape: tuple[int, ...], bits: int, header: tuple[tuple[str, Any], ...]
 ) -> tuple[Source, Reference]:
-    """An image and what encoders have measured of it, which takes a third of the time of an encoding."""
+    """An image, and what encoders have measured of it. Measuring takes a third of the time of an encoding."""
     return source_of(np.frombuffer(pixels, np.uint16).reshape(shape), bits, **dict(header))
 
 
@@ -81,14 +81,14 @@ def searched(limits: Thresholds = BALANCED) -> Encoded:
 
 
 def decoded(made: Encoded, *, draw: bool = True) -> Pixels:
-    """Through the bytes of base and rendition."""
+    """The pixels that the decoder makes of the bytes of base and rendition."""
     rendition = decode_rendition(encode_rendition(rendition_of(made, "1.2.3")))
     base, side = decode_base(made.data), SideInformation.of(rendition)
     return Rendering(base, made.upscaler, side, seed=rendition.seed, steps=rendition.steps).pixels(draw=draw)
 
 
 class Blurred(Bicubic):
-    """A worse upscaler: it takes a finer base to make up for it."""
+    """A worse upscaler, which needs a finer base."""
 
     name = "blurred"
 
@@ -97,7 +97,7 @@ class Blurred(Bicubic):
 
 
 class Nearer(Bicubic):
-    """A better one, which knows a tenth of what is missing."""
+    """A better upscaler, which knows a tenth of the missing detail."""
 
     name = "nearer"
 
@@ -127,7 +127,7 @@ def test_a_search_finds_what_passes() -> None:
 
 
 def test_it_is_near_the_coarsest_that_passes() -> None:
-    """At 1.6 times the distance the structure itself fails; and it was not far from failing."""
+    """At 1.6 times the distance the structure itself fails, and at the chosen distance it is not far from failing."""
     made = searched()
     assert 0.75 < burden(made.figures, BALANCED) <= 1
     coarser = replace(made.base.point, distance=round(made.base.point.distance * 1.6, 4))
@@ -151,9 +151,10 @@ def test_the_same_bytes_twice() -> None:
 
 @pytest.mark.slow
 def test_another_upscaler_is_taken_only_if_it_saves_bytes() -> None:
-    """The last one is the baseline, whose base the other one is compared at.
+    """The last upscaler is the baseline. The other is compared with it on the same base.
 
-    Side information is not compared: the least difference of a base decides whether a place needs an exact patch.
+    Side information is not compared, because the smallest difference of a base decides whether a place needs an exact
+    patch.
     """
     worse = encoder(phantom(), BALANCED, upscalers=[Blurred(), Bicubic()])
     alike = encoder(phantom(), BALANCED, upscalers=[Bicubic(), Bicubic()])
@@ -169,7 +170,7 @@ def test_another_upscaler_is_taken_only_if_it_saves_bytes() -> None:
 
 
 def test_an_upscaler_that_keeps_too_little_more_is_reported() -> None:
-    """``instance show`` lists it, with what it lost."""
+    """``instance show`` lists the upscaler, with the share that it loses."""
 
     class Better(Bicubic):
         name = "better"
@@ -189,7 +190,7 @@ def test_an_upscaler_that_keeps_too_little_more_is_reported() -> None:
 
 @pytest.mark.parametrize(("share", "taken"), [(0.004, "bicubic"), (0.02, "nearer")])
 def test_an_upscaler_is_chosen_on_the_sample(share: float, taken: str) -> None:
-    """A network takes seconds on a whole image, and what it loses of the sample tells whether it is worth that."""
+    """A network takes seconds for a whole image, and its loss on the sample tells whether that is worth it."""
     pixels = np.tile(phantom(), (2, 2))
 
     class Nearer(Bicubic):
@@ -219,7 +220,7 @@ def test_a_test_pattern_without_noise_is_no_error(step: int) -> None:
 
 
 def test_no_more_is_coded_after_the_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A structure that no repair mends is tried at three distances, and none of them is coded in vain."""
+    """A structure that no repair corrects is tried at three distances. No distance is coded in vain."""
     searching = encoder(phantom(), BALANCED)
     coded, repaired = [], []
     measured_attempt = Encoder._measured_attempt
@@ -242,7 +243,7 @@ def test_no_more_is_coded_after_the_last_try(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_companded_bases_get_the_baseline() -> None:
-    """Networks were trained on bases as they are."""
+    """The networks were trained on bases without companding."""
 
     class Untouched(Bicubic):
         name = "untouched"
@@ -306,7 +307,8 @@ def marked() -> Pixels:
 
 
 def on_film() -> Pixels:
-    """The same with grain in the air, of which exact patches would take much more than residuals do."""
+    """The image of ``marked`` with grain in the air. Exact patches would take many more bytes for it than residuals
+    do."""
     grain = gaussian_filter(np.random.default_rng(3).standard_normal(phantom().shape), 0.8)
     return np.clip(np.rint(marked() + 150 + 60 * grain / grain.std()), 0, 4095).astype(np.uint16)
 
@@ -355,7 +357,7 @@ def test_a_region_that_was_asked_for_is_exact() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("noise", "distance"), [(0.0, 0.5), (180.0, 1.0)])
 def test_a_clipped_implant_passes(noise: float, distance: float) -> None:
-    """It has no noise of its own, and long filters see from within it that of the tissue beside it."""
+    """The implant has no noise of its own, and inside it, long filters still see the noise of the tissue beside it."""
     made = encoder(with_implant(noise), PLACES).encode_at(replace(POINT, distance=distance))
     assert made is not None
     assert made.base.point.distance == distance
@@ -370,7 +372,7 @@ def with_needle() -> Pixels:
 
 @pytest.mark.slow
 def test_no_noise_shows_in_a_clipped_needle() -> None:
-    """It fills no cell of 16 pixels, so that its cells are none without noise."""
+    """The needle fills no cell of 16 pixels, so that no cell is free of noise."""
     made = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024).encode_at(replace(POINT, distance=0.5))
     assert made is not None
     even = maximum_filter(with_needle(), 5) == minimum_filter(with_needle(), 5)
@@ -421,7 +423,8 @@ def test_a_model_that_samples_is_decoded_with_its_seed_and_steps() -> None:
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("shape", [(400, 360), (401, 363)])
 def test_a_structure_is_consistent_with_its_base(scale: int, shape: tuple[int, int]) -> None:
-    """Downsampled, the plain bicubic of a base is the base, to within what quantisation has changed in it."""
+    """If the plain bicubic structure of a base is downsampled, it is the base, except for the effect of
+    quantisation."""
     pixels = phantom()[: shape[0], : shape[1]]
     base = make_base(source_of(pixels)[0], replace(POINT, scale=scale))
     operator = Operator(*shape, scale)
@@ -474,7 +477,7 @@ def test_sixteen_bits() -> None:
     ],
 )
 def test_padding_keeps_exactly_its_values(values: tuple[int, int], header: dict[str, int]) -> None:
-    """PS3.3 C.7.5.1.1.2: padded pixels come back as they were, and no other pixel becomes one."""
+    """PS3.3 C.7.5.1.1.2: padding pixels keep their values, and no other pixel becomes padding."""
     low, high = values
     pixels = np.clip(phantom(), 20, 4000)
     noise = np.random.default_rng(0).integers(low, high + 1, pixels.shape).astype(np.uint16)
@@ -506,7 +509,7 @@ def test_side_information_of_another_image_is_refused() -> None:
 
 @pytest.mark.slow
 def test_repairs_are_added_to_what_is_within_range() -> None:
-    """Beside a marker the upsampled base overshoots the greatest value: repairs were measured after it was clipped."""
+    """Beside a marker, the upsampled base overshoots the greatest value. Repairs are measured after it was clipped."""
     pixels = np.minimum(on_film(), 2600)
     made = encoder(pixels, BALANCED).encode_at(POINT)
     assert made is not None

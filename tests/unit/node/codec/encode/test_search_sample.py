@@ -9,7 +9,7 @@ from tests.support.encoder_samples import phantom, source_of
 
 
 def test_padding_beyond_the_greatest_value_is_not_in_the_sample() -> None:
-    """A base gives no value beyond the extreme ones, so such a sample would fail at any distance."""
+    """A base has no value beyond the extreme ones, so a sample with such padding would fail at any distance."""
     pixels = np.tile(np.minimum(phantom(), 4000), (2, 2))
     pixels[pixels == 0] = 4095
     pixels[100:1200:97, 100:1000:53] = 4095

@@ -28,7 +28,7 @@ MG = "1.2.840.10008.5.1.4.1.1.1.2"
     ],
 )
 def test_the_default_of_lossless_jpeg_is_proposed_beside_the_other(held: str, proposed: set[str]) -> None:
-    """PS3.5 10.2."""
+    """PS3.5 10.2 names the default transfer syntax of lossless JPEG."""
     choice: Any = SimpleNamespace(
         sop_class_uid=MG, transfer_syntax_uid=held, instance=SimpleNamespace(transfer_syntax_uid=held)
     )

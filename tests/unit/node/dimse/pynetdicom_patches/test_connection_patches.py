@@ -160,7 +160,7 @@ def test_alike_contexts_keep_what_is_supported() -> None:
 
 
 def test_association_threads_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an error in the thread of an association the caller gets no answer, and the connection stays open."""
+    """After an error in the thread of an association, the caller gets no answer, and the connection stays open."""
 
     def fail(*_: object) -> None:
         raise IndexError
@@ -225,7 +225,7 @@ def test_a_wait_ends_when_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("connection", [None, SimpleNamespace(socket=None), SimpleNamespace(socket=1, _is_connected=0)])
 def test_a_wait_without_a_connection_is_a_short_sleep(connection: Any) -> None:
-    """Without it the thread would spin until its association has ended."""
+    """Without the sleep, the thread would spin until its association has ended."""
     began = time.monotonic()
     prompt_receive._wait_for_bytes(connection)
     assert time.monotonic() - began >= prompt_receive._WAIT

@@ -11,7 +11,7 @@ from node.dimse.pynetdicom_patches.listener import Listener
 
 
 def test_a_hundred_connections_at_one_moment_are_queued() -> None:
-    """Found by benchmarks.load: beside ten senders a C-ECHO took a second, since its connection had been dropped."""
+    """Found by benchmarks.load: beside ten senders, a C-ECHO took a second, because its connection had been dropped."""
     entity = AE("LATENTPACS")
     entity.add_supported_context("1.2.840.10008.1.1")
     listener = Listener(entity, ("127.0.0.1", 0), [])  # it is not started, as if it had no time to accept

@@ -96,20 +96,20 @@ def test_association_request_is_still_needed(request_pdu: bytes) -> None:
 
 
 def test_command_ae_titles_is_still_needed() -> None:
-    """A move destination that is padded with NUL is an error."""
+    """A move destination that is padded with NUL causes an error."""
     with pytest.raises(ValueError, match="Move Destination"):
         C_MOVE().MoveDestination = "VIEWER\0\0"
 
 
 @pytest.mark.filterwarnings("ignore:The value length")
 def test_command_uids_is_still_needed() -> None:
-    """An instance UID of 65 characters is an error."""
+    """An instance UID of 65 characters causes an error."""
     with pytest.raises(ValueError, match="Affected SOP Instance UID"):
         C_STORE().AffectedSOPInstanceUID = "1." + "2" * 63
 
 
 def test_invalid_commands_is_still_needed() -> None:
-    """A command without Command Field is an error that does not name it."""
+    """A command without Command Field causes an error that does not name the missing element."""
     with pytest.raises(AttributeError):
         dimse_messages.DIMSEMessage().decode_msg(_in_one(command_set(MessageID=7)))
 
@@ -182,7 +182,7 @@ def test_association_spool_is_still_needed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_file_sending_is_still_needed(tmp_path: Path) -> None:
-    """The whole file is in the queue before a byte has been sent."""
+    """The whole file is queued before the first byte is sent."""
     path = tmp_path / "file.dcm"
     path.write_bytes(bytes(10_000_000))
     assoc: Any = Association(AE("PLAIN"), "requestor")
@@ -224,7 +224,7 @@ def test_file_meta_information_is_parsed_once_for_each_image_sent(
 
 
 def test_bounded_responses_is_still_needed() -> None:
-    """Messages are queued however many wait to be sent."""
+    """The number of messages that wait to be sent has no limit."""
     assoc: Any = Association(AE("PLAIN"), "acceptor")
     assoc.requestor.maximum_length = 16384
     response: Any = C_ECHO()
@@ -263,7 +263,7 @@ def test_matched_responses_is_still_needed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_kept_release_is_still_needed() -> None:
-    """A request for release is taken from the queue, and what is left of the answers is not sent."""
+    """A request for release is taken from the queue, and the remaining answers are not sent."""
     assoc: Any = Association(AE("PLAIN"), "acceptor")
     assoc.dul.to_user_queue.put(A_RELEASE())
     service: Any = ServiceClass(assoc)
