@@ -25,7 +25,7 @@ _ACROSS = 16
 DISTANCE = 1.5
 """JPEG XL distance. It leaves an error of half the standard deviation of detector noise, and up to half of a large
 error beside an edge. A third of the distance leaves a fifth of the standard deviation and 3% of a large error, for two
-to three times the bytes (benchmarks.ablation)."""
+to three times the bytes."""
 _LINEAR = 4.0
 """Size of residuals up to which companding is nearly linear, in standard deviations of noise. Chosen, not measured."""
 _GAIN = 4600.0
