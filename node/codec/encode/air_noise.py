@@ -28,7 +28,7 @@ single square varies."""
 
 
 def without_air_noise(samples: Float, air: Mask) -> Float:
-    """Samples without the noise of the air: float32 (rows, columns), in grey levels. It is ``samples`` if air has none.
+    """Samples without the noise of the air: float32 (rows, columns), grey levels; ``samples`` itself if there is none.
 
     ``air``: bool, the same shape. Each sample moves towards the mean of its square by the share of the square's
     variance that noise explains (Lee 1980, IEEE PAMI 2:165, the local linear minimum mean square error filter).

@@ -24,8 +24,8 @@ DEARER = 1.25
 """log2 increase of the bytes per halving of the burden. It converts one trial into a forecast, and is typical of the
 images at hand."""
 _COMPANDED = 0.95
-"""Companding is considered if its first forecast is at most this share of that without. Films have 0.83 to 0.88; two
-digital images with 0.98 took 13% and 41% more bytes in all when companded."""
+"""Companding is considered if its first forecast is at most this share of the one without. Films have 0.83 to 0.88;
+two digital images with 0.98 took 13% and 41% more bytes in all when companded."""
 _COMPANDING_SAVES = 0.83
 """Smallest factor by which companding changed the bytes of any image. A scale that would not be the cheapest even with
 this factor is not tried with companding."""

@@ -33,7 +33,7 @@ Float = NDArray[np.float32]
 SAME = 1 / 64
 """Largest difference of samples that count as equal, in grey levels: the rounding error of resampling."""
 _EVERY = 4
-"""The noise curve is measured in every row of this number. Chosen, not measured."""
+"""Step between the rows in which the noise curve is measured. Chosen, not measured."""
 _SEEN = 200
 """Least number of pixels between two knots for their noise to be used. Chosen, not measured."""
 _VALUES = 1 << 16
@@ -93,7 +93,7 @@ class Source:
         noise.
 
         The noise at a grey level is the median absolute difference of a pixel from the mean of its left and right
-        neighbours, clipped to half to four times the average. Computed once; an excerpt has that of the whole image.
+        neighbours, clipped to 0.5 to 4 times the average. Computed once; an excerpt has that of the whole image.
         """
         if "noise" not in self._curves:
             self._curves["noise"] = _noise_curve(self)
