@@ -280,8 +280,9 @@ def _kernels(level: int, step: int) -> torch.Tensor:
     """Transforms of all filters of one width, cut into the parts of the spectrum that alias onto each other if only
     every ``step``-th pixel is computed: float32 (step, step, DIRECTIONS, side, side).
 
-    A ridge is even, so its transform is real. An edge is odd, so i times its transform is real. The sum of both filters
-    with both at once: the real part of the output is the response to the ridge, the imaginary part that to the edge.
+    A ridge is even, so its transform is real. An edge is odd, so i times its transform is real. Filtering
+    with their sum gives both responses: the real part of the output is that to the ridge, the imaginary part that to
+    the edge.
     """
     import torch
 

@@ -28,7 +28,7 @@ _DISPLAYED = 256
 
 
 class Reference:
-    """An original, and what measurements of its reconstructions need. It is computed on first use.
+    """An original, and what measurements of its reconstructions need, most of which is computed on first use.
 
     ``pixels``: uint16 (rows, columns), stored values. ``padding``: which pixels are padding: bool, the same shape.
     ``mask``: bool per cell of 16 x 16 pixels, true for breast. ``counted``: bool per pixel, false for padding.
@@ -52,7 +52,7 @@ class Reference:
 
     @property
     def inverted(self) -> bool:
-        """Whether dense tissue is dark in stored values (MONOCHROME1, or a falling rescale)."""
+        """Whether dense tissue is dark in stored values (``is_inverted``)."""
         return bool(self._sign < 0)
 
     @cached_property

@@ -30,12 +30,12 @@ pixels, would make any error look small. Chosen, not measured."""
 
 
 def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
-    """The first window of the header through which the breast can be seen. Without one, it is a ``linear_exact`` window
-    from the 0.5th to the 99.5th percentile of the breast.
+    """The first window of the header through which the breast can be seen; without one, a ``linear_exact`` window from
+    the 0.5th to the 99.5th percentile of the breast.
 
-    ``pixels``: uint16 (rows, columns), stored values. ``mask``: the result of ``breast_mask``. It raises no error,
-    whatever the header contains. MONOCHROME1 and Presentation LUT Shape are ignored: they only decide which end is
-    bright, and no figure depends on that.
+    ``pixels``: uint16 (rows, columns), stored values. ``mask``: the result of ``breast_mask``. No error is
+    raised, whatever the header contains. MONOCHROME1 and Presentation LUT Shape are ignored: they only decide which end
+    is bright, and no figure depends on that.
     """
     rows, columns = pixels.shape
     breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
@@ -48,7 +48,7 @@ def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
 
 
 def is_inverted(header: Dataset) -> bool:
-    """Whether dense tissue is dark in stored values: MONOCHROME1, or MONOCHROME2 with a falling rescale."""
+    """Whether dense tissue is dark in stored values: MONOCHROME1 or a falling rescale, but not both."""
     dark_is_high = str(readable(header, "PhotometricInterpretation")) == "MONOCHROME1"
     return dark_is_high != _Modality.of(header).falls
 
