@@ -45,7 +45,7 @@ _EVALUATED = 16
 
 
 class FolderTaken(InputInvalid):
-    """The output folder is that of the source model, lies in it, or contains other files; nothing was written."""
+    """The output folder is or lies in that of the source model, or has files of another origin; nothing was written."""
 
 
 @dataclass(frozen=True)

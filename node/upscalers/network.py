@@ -44,7 +44,7 @@ class NetworkConfig:
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around a residual; time and operating point scale and shift between them."""
+    """A residual block of two 3 x 3 convolutions. Time and operating point scale and shift the channels in between."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()

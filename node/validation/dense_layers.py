@@ -19,7 +19,7 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 _INNER_FOLDS = 4
-"""Folds of a training set, one of which is held out for tuning."""
+"""Largest number of folds of a training set, one of which is held out for tuning."""
 _COMPONENTS = 512
 """Largest number of principal components."""
 _ENSEMBLE = 3
