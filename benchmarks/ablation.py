@@ -1,12 +1,12 @@
-"""Effect on bytes of changing one choice of the encoder under the same gate.
+"""Measures the effect on bytes of changing one choice of the encoder under the same gate.
 
 - JPEG XL's effort, 5 to 9;
 - each scale alone;
-- number of squares in the sample, 12 to 48;
-- the distance of the coarse and of the fine exact patches of single cells.
+- the number of squares in the sample, 12 to 48;
+- the burden from which a search stops, 0.9 and 0.98.
 
 Bytes are the whole objects of base and rendition. An image without a passing reconstruction is ``exact`` and counts
-with its lossless bytes. Seconds are of the whole search and need a quiet machine.
+with its lossless bytes. Seconds are those of the whole search, which need a quiet machine.
 
     python -m benchmarks.ablation [--data FOLDER] [--only NAME] [--vary TEXT] [--profile balanced] [--upscaler mammo]
         [--json]
@@ -43,7 +43,7 @@ from node.codec.encode.search import Encoder
 
 @dataclass(frozen=True)
 class Variation:
-    """``fields``: values for fields of Encoder. ``constant``: a module, the name of a constant and its value."""
+    """One change. ``fields``: values of fields of Encoder. ``constant``: a module, the name of a constant, a value."""
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def measured(image: Image, encoder: Encoder, variation: Variation) -> dict[str, 
 
 
 def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Sums over the images, and their ratio to those of the unchanged encoder."""
+    """Per variation, sums over the images and their ratio to those of the unchanged encoder."""
     names = dict.fromkeys(row["variation"] for row in rows)
     plain = sum(row["bytes"] for row in rows if row["variation"] == PLAIN.name)
     for name in names:

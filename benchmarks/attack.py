@@ -36,7 +36,7 @@ SETTLING = 20
 
 
 class Attack:
-    """An attacked node, the number of its inputs, and its failures."""
+    """An attacked node, the number of inputs sent to it, and its failures."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.victim = Victim(folder / "attacked", network_timeout=10)
@@ -73,7 +73,7 @@ class Attack:
         self._before = self._settled()
 
     def growth(self) -> dict[str, float]:
-        """Memory, descriptors and threads of the node since ``begin_to_measure``."""
+        """Growth of memory, file descriptors and threads of the node since ``begin_to_measure``."""
         if not self.victim.alive or not self._before:
             return {"rss_mb": 0.0, "fd": 0, "threads": 0}
         after = self._settled()
@@ -99,7 +99,7 @@ class Attack:
     # --- inputs ---
 
     def _request(self) -> None:
-        """Send a mutated association request, and then a message whatever the answer is."""
+        """Send a mutated association request, and then a mutated message, whatever the answer is."""
         with suppress(OSError), self._connected() as connection:
             connection.sendall(changed_pdu(self.chance, self.chance.choice(self._requests)))
             self._answer(connection)
@@ -122,7 +122,7 @@ class Attack:
         self.tried += 1
 
     def _files(self, count: int) -> None:
-        """Send mutated data sets by valid C-STORE requests on one association; open a new one when it ends."""
+        """Send mutated data sets by valid C-STORE requests on one association. If it ends, open a new one."""
         connection: socket.socket | None = None
         for _ in range(count):
             self.tried += 1

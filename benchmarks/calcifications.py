@@ -1,25 +1,25 @@
 """Plants clusters of microcalcifications into real tissue and measures how many survive the codec.
 
-A cluster is 5 to 12 round specks within 1.5 to 5 mm of its centre, 150 to 500 micrometres in diameter, blurred as by a
-detector (a Gaussian of 0.6 pixels). The peak of a speck is 3 to 10 times the local noise: the median absolute
-difference to a Gaussian of 2 pixels, times 1.4826, over the 65 x 65 pixels around it. With ``--contrast speck`` peaks
-are drawn per speck, with ``--contrast cluster`` per cluster. Peaks near 3 are fainter than fluctuations of the noise,
-and no detector distinguishes them.
+A cluster has 5 to 12 round specks within 1.5 to 5 mm of its centre, 150 to 500 micrometres in diameter, blurred as by a
+detector (a Gaussian of 0.6 pixels). The peak of a speck is 3 to 10 times the local noise: 1.4826 times the median
+absolute difference of the image from itself blurred by a Gaussian of 2 pixels, over the 65 x 65 pixels around the
+speck. With ``--contrast speck`` peaks are drawn per speck, with ``--contrast cluster`` per cluster. Peaks near 3 are
+fainter than fluctuations of the noise, and no detector distinguishes them.
 
 Each image with its clusters is coded once (benchmarks/coded.py). The detector, a difference of boxes, shares no code
 with the gate. A speck is visible if the detector's response within 3 pixels of its centre is at least 5, in units of
 its response to the image's noise before planting, or to the rounding of a 256-level display if that is larger. A
 visible speck is kept if its contrast (mean of the core minus the median of the surrounding ring) in the structure, the
 reconstruction before noise is drawn, is 95 to 105% of that in the original. A cluster with visible specks is kept if
-all of them are. The contrast in the original contains noise and that in the structure contains less, which alone makes
-a speck of 5 deviations miss 5%. ``clusters_kept_in_sum`` is more stable: it counts clusters whose contrast, summed over
-the visible specks, is 95 to 105%. ``over_planted`` is free of that choice: it pools all specks with a planted peak of
-5 and more, visible or not, and divides their contrast in the original, the structure and the served image by the
+all of them are kept. The contrast in the original contains more noise than that in the structure, which alone makes a
+speck of 5 deviations miss the 5%. ``clusters_kept_in_sum`` is more stable: it counts clusters whose contrast, summed
+over the visible specks, is 95 to 105%. ``over_planted`` does not depend on what is visible: it pools all specks with a
+planted peak of 5 and more, and divides their contrast in the original, the structure and the served image by the
 contrast that planting added.
 
 Invented specks have a response of at least 6, in units of the original's noise, in the structure or in the served
-image, and no response of half that within 3 pixels in the original. In the served image they can be drawn noise:
-``false_positives_per_megapixel`` is the detector's rate in the originals before planting.
+image, and no response of half that within 3 pixels in the original. In the served image they can be drawn noise. For
+comparison, ``false_positives_per_megapixel`` is the detector's rate in the originals before planting.
 
     python -m benchmarks.calcifications [--data FOLDER] [--only NAME] [--clusters 100] [--seed 1]
         [--profile balanced] [--upscaler mammo] [--json]
@@ -49,6 +49,7 @@ Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
 
 KEPT = (0.95, 1.05)
+"""Smallest and largest share of the original's contrast with which a speck is kept."""
 NOISES = (3.0, 10.0)
 DIAMETERS_MM, SPREAD_MM = (0.15, 0.5), (1.5, 5.0)
 STRONG = 6.0
@@ -63,7 +64,7 @@ _DISPLAYED = 256
 
 @dataclass(frozen=True)
 class Speck:
-    """``row``, ``column``: centre; ``diameter``: in pixels; ``noises``: peak in units of local noise."""
+    """A speck. ``row``, ``column``: its centre. ``diameter``: in pixels. ``noises``: peak in units of local noise."""
 
     row: int
     column: int
@@ -82,8 +83,8 @@ class Planted:
 
 @dataclass(frozen=True)
 class Score:
-    """A planted speck: ``noises`` as planted, whether it is visible, the contrast that planting added and that of the
-    original in grey levels, and the shares of the original's contrast in the structure and in the served image."""
+    """The score of a planted speck. ``noises``: as planted. ``added``: contrast that planting added. ``contrast``: that
+    in the original. Both are in grey levels. ``structure``, ``served``: shares of the original's contrast in these."""
 
     noises: float
     visible: bool
@@ -128,7 +129,7 @@ def main() -> None:
 
 
 def plant(image: Image, count: int, random: np.random.Generator, *, per_speck: bool = True) -> Planted:
-    """Plant ``count`` clusters at random positions well inside the breast where no speck is clipped at white."""
+    """Plant up to ``count`` clusters at random positions well inside the breast, where no speck is clipped at white."""
     picture: Picture = image.picture
     inside = binary_erosion(picture.mask, iterations=4)
     places = np.argwhere(inside if inside.any() else picture.mask)
@@ -186,7 +187,7 @@ def _cluster(
 
 
 def local_noise(window: Float) -> float:
-    """Median-based deviation of the difference to a Gaussian of 2 pixels, in the inner 65 of 69 x 69 pixels."""
+    """Median-based deviation of what a Gaussian of 2 pixels removes, in the inner 65 x 65 of 69 x 69 pixels."""
     rough = np.abs(window - gaussian_filter(window, 2.0))[2:-2, 2:-2]
     return max(1.4826 * float(np.median(rough)), 1 / math.sqrt(12))
 
@@ -276,8 +277,8 @@ def _image(one: Planted, coded: Coded, strengths: Strengths, own: Sequence[Seque
 
 
 def box_strength(pixels: NDArray[np.generic], stored: Pixels, step: float = 1.0, sign: int = 1) -> Float:
-    """Largest difference between the means of a small and a larger box, over the RMS of that difference within 65
-    pixels in ``stored``, which is at least the RMS of rounding to ``step`` grey levels."""
+    """Largest difference between the means of a small and a larger box, over the RMS of that difference in the 65 x 65
+    pixels around in ``stored``. The RMS is taken as at least that of rounding to ``step`` grey levels."""
 
     def differences(image: Float) -> list[Float]:
         return [uniform_filter(image, inner) - uniform_filter(image, outer) for inner, outer in ((3, 9), (5, 15))]
@@ -296,7 +297,7 @@ def peaks(strength: Float, least: float) -> NDArray[np.bool_]:
 
 
 def invented(before: Float, after: Float) -> NDArray[np.bool_]:
-    """Specks of the later image without a response of half their strength within 3 pixels in the earlier one."""
+    """Specks of the image ``after`` that have no response of half their strength within 3 pixels in ``before``."""
     return np.asarray(peaks(after, STRONG) & (maximum_filter(before, 7) < after / 2))
 
 

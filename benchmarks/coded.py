@@ -1,8 +1,8 @@
-"""The images of the benchmarks, and their coding.
+"""Provides the images of the benchmarks, and their coding.
 
 All benchmarks of image quality use this module. ``images`` yields the available images, one in memory at a time.
 ``code`` encodes one from a DICOM file, as the archivist does. The use of an image is ``evaluation`` if no model of the
-project was trained on images of the same woman. ``spacing_mm`` is from the header, else from the table below.
+project was trained on images of the same woman. Its pixel spacing is from the header, or else from the table below.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ EXACT = "exact"
 UID = "1.2.3.4"
 """SOP Instance UID of the original in a rendition."""
 _MOST_WORST = 60
+"""Largest number of tiles in ``Coded.worst``."""
 
 _TRAINED_ON = ("sfm-benign-0", "nyu_bsd2_8bit", "monai_apache2_jpeg")
 _SPACING_MM = {
@@ -111,8 +112,8 @@ class Coded:
     noise is drawn, in grey levels. ``window``: stored values displayed as black and as white. ``breast``: bool (rows,
     columns). ``payload_bytes``: whole objects of base and rendition. If no reconstruction passes, all images are the
     original and the bytes are those of lossless JPEG XL. ``point``: operating point as text, or ``exact``. ``worst``:
-    top left corners (row, column) of some dozen 256-pixel tiles with breast, by decreasing coherent error. ``seconds``:
-    duration of the encoding.
+    top left corners (row, column) of at most 60 tiles with breast, by decreasing coherent error, or in order if the
+    image is exact. ``seconds``: duration of the encoding.
     """
 
     name: str
@@ -144,12 +145,12 @@ def images(data: Path | None = None, *, only: str = "") -> Iterator[Image]:
 
 
 def described(picture: Picture, folder: str) -> Image:
-    """A picture with the known facts of its folder; pictures of unknown folders are for evaluation."""
+    """A picture with what is known about its folder. Pictures in other folders are for evaluation."""
     kind = FILM if picture.film else DIGITAL
     woman = str(picture.header.get("PatientID", "")) or folder
-    if folder.startswith("sfm-"):  # the package names each view as a patient
+    if folder.startswith("sfm-"):  # the package gives each view a Patient ID of its own
         woman = folder
-    elif folder == "monai_apache2_jpeg":  # every file is of another woman
+    elif folder == "monai_apache2_jpeg":  # each file shows another woman
         woman = picture.name
     use = TRAINING if folder in _TRAINED_ON else EVALUATION
     return Image(picture, kind, woman, use, _spacing(picture, folder, kind))
@@ -173,9 +174,9 @@ def code(
     upscaler: str = "mammo",
     point: OperatingPoint | None = None,
 ) -> Coded:
-    """Encode one image. ``seed``: of the noise in the served image; None means the rendition's own.
+    """Encode one image. ``seed``: that of the noise in the served image; None means the rendition's own.
 
-    ``point``: the operating point to encode at without a gate, instead of the search.
+    ``point``: an operating point to encode at without the gate, instead of the search.
     """
     picture = image.picture
     began = time.monotonic()
@@ -271,7 +272,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
 
 
 def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> list[tuple[int, int]]:
-    """Tiles by decreasing ratio of coherent error to its limit; only tiles that are mostly breast, if there are any."""
+    """Tiles by decreasing ratio of coherent error to its limit; if any are mostly breast, only these."""
     worst = (made.figures.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
 
     def cells(tile: tuple[int, int]) -> tuple[slice, slice]:

@@ -1,4 +1,4 @@
-"""Everything that peers and operators do, to one study at once, in rounds; part of benchmarks.load."""
+"""Does everything that peers and operators do to one study at once, in rounds; part of benchmarks.load."""
 
 from __future__ import annotations
 
@@ -29,19 +29,22 @@ KEPT_FILES = 40
 
 
 class Contests:
-    """Rounds of work on the oldest study. Commands call the functions of ``latent-pacs``, each on an opened archive."""
+    """Rounds of work on the oldest study with a verified image, or else on the oldest one.
+
+    Commands call the functions of ``latent-pacs``, each on an archive that it opens.
+    """
 
     def __init__(self, config: Path, traffic: Traffic, index: Index, ledger: Ledger) -> None:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
-        """Commands that raised an error that is not one of ours, and damage that a scrub reported."""
+        """Errors of commands other than LatentPacsError, and damage that a scrub reported."""
         self._settings = load(config)
         self._traffic, self._index, self._ledger = traffic, index, ledger
         self._deleted_files: list[str] = []
         self._amended: str = ""
 
     def round(self, chance: random.Random) -> None:
-        """Store, retrieve, find, purge, amend, scrub and mostly delete one study at once; then check the results."""
+        """Store, retrieve, find, purge, amend, scrub and usually delete one study at once, then check the results."""
         studies = self._ledger.studies()
         if len(studies) < 2:
             time.sleep(1)
@@ -91,7 +94,7 @@ class Contests:
             self.counts[name] += 1
         except LatentPacsError as error:
             self._ledger.refuse(f"{name} {type(error).__name__}")
-        except Exception as error:  # noqa: BLE001 - any other error of a command is what the load looks for
+        except Exception as error:  # noqa: BLE001 - the load is there to find such errors of commands
             self.faults.append(f"{name}: {type(error).__name__}: {error}")
 
     def _amend(self, services: Services, study: str) -> None:
@@ -142,7 +145,7 @@ class Contests:
     # --- checks ---
 
     def _check(self, study: str, chance: random.Random) -> None:
-        """The contested study must be found and retrieved as the reports say, and deleted images must be refused."""
+        """Check that the study is found and retrieved as the reports say, and that a deleted image is refused."""
         self._traffic.find(study)
         self._traffic.get(study)
         found = self._traffic.accession(study)
@@ -156,7 +159,7 @@ class Contests:
             self._traffic.send([self._ledger.images[chance.choice(kept)]])
         self._command("reject", self._reject)
         single = [one for one in self._ledger.studies() if len(self._ledger.held(one)) == 1]
-        for surplus in single[:-STUDIES]:  # the ten senders send one after the other
+        for surplus in single[:-STUDIES]:  # the ten senders add one such study after the other
             self._command("delete", functools.partial(self._delete, study=surplus))
 
     def _reject(self, services: Services) -> None:

@@ -1,7 +1,7 @@
-"""Milliseconds of usual C-FIND queries on a large archive.
+"""Measures the milliseconds of usual C-FIND queries on a large archive.
 
-Fills an index in a temporary folder directly through the tables (8 instances per study, 2 studies per patient), then
-sends queries as a viewer would and encodes every answer. Run: ``python benchmarks/find.py [--json] [--instances N]``.
+It fills an index in a temporary folder directly through the tables (8 instances per study, 2 studies per patient), then
+queries as a viewer would and encodes every answer. Run: ``python benchmarks/find.py [--json] [--instances N]``.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def fill(engine: Engine, instances: int, console: Console) -> None:
 
 
 def rows_of(template: Dataset, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a patient with 2 studies of 2 series of 4 views. Only the first header is parsed, then edited."""
+    """Rows of a patient with 2 studies of 2 series of 4 views. One header is parsed, and edited for the other rows."""
     chance = random.Random(number)
     template.PatientID, template.PatientName = f"{number:08}", name(number)
     template.PatientBirthDate = f"{date(1940, 1, 1) + timedelta(days=chance.randrange(16_000)):%Y%m%d}"
@@ -240,7 +240,7 @@ def name(number: int) -> str:
 
 
 def start(number: int) -> str:
-    """The beginning of a name; about thirty patients per million instances share a family name."""
+    """The beginning of a name. Of a million instances, about thirty patients share each family name."""
     return f"{_word(number * 104_729 % 2000)}^*"
 
 

@@ -1,16 +1,17 @@
 """The channelised Hotelling observer: detectability of a known signal by the best linear observer of a few channels.
 
-The observer has p channels, each the inner product of the image with a kernel, at one position, and knows the signal
-exactly. From n positions without and with the signal it estimates the mean difference of the channels and their
-covariance K; its template is w = K^-1 (mean difference). Its detectability is d' = w . difference / sqrt(w K w) (Myers
-and Barrett, J Opt Soc Am A 4, 2447 (1987)). The channels of round signals are Laguerre-Gauss functions (Gallas and
-Barrett, J Opt Soc Am A 20, 1725 (2003)); those of lines are Hermite-Gauss functions of even order across the line.
+The observer knows the signal and its position exactly. It sees p channels, each the inner product of the image with a
+kernel at that position. From n positions without and with the signal it estimates the mean difference of the channels
+and their covariance K. Its template is w = K^-1 (mean difference), and its detectability is d' = w . difference /
+sqrt(w K w) (Myers and Barrett, J Opt Soc Am A 4, 2447 (1987)). The channels of round signals are Laguerre-Gauss
+functions (Gallas and Barrett, J Opt Soc Am A 20, 1725 (2003)); those of lines are Hermite-Gauss functions of even order
+across the line.
 
 d' at the positions from which K was estimated is too high by about p / n. Therefore positions are split into ten
-groups, and each group is tested with the template of the other nine. ``background``, responses at other positions
-without a signal, improves the estimate of K for large signals, of which few can be planted. The interval of a ratio of
-two d' is a bootstrap over positions, the same ones for both images; each position stays in its group, so no template
-is tested on a position that it was estimated from.
+groups, and each group is tested with the template of the other nine. ``background``, which holds responses at other
+positions without a signal, improves the estimate of K for large signals, of which few can be planted. The interval of a
+ratio of two d' is a bootstrap over positions, the same ones for both images. Each position stays in its group, so no
+template is tested on a position from which it was estimated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ Values = NDArray[np.float64]
 Kernels = NDArray[np.float32]
 
 GROUPS = 10
+"""Number of groups of positions for cross-validation."""
 DRAWS = 400
 """Bootstrap draws for an interval."""
 
@@ -118,7 +120,7 @@ def _moments(classes: list[Values], weights: Values, channels: int) -> tuple[lis
 
 
 def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> Ratio:
-    """Both d' and their ratio, from responses at the same positions of both images."""
+    """Both d' and their ratio, from responses at the same positions in both images."""
     places = len(original.absent)
     random = np.random.default_rng(seed)
     weights = np.ones((DRAWS + 1, places))

@@ -1,7 +1,8 @@
-"""C-STORE of full-field images to this archive and to Orthanc, in turn, by the same sender (DCMTK storescu).
+"""Times C-STORE of full-field images to this archive and to Orthanc, in turn, by the same sender (DCMTK storescu).
 
-Both are durable: the archive syncs bytes and row before it answers 0x0000, Orthanc uses its default SyncStorageArea.
-The archivist is off for the ratio, since Orthanc does no work after storing; the time with it on is printed too.
+Both are durable: this archive syncs object and journal before it answers 0x0000, and Orthanc uses its default
+SyncStorageArea. The archivist is off for the ratio, since Orthanc does no work after storing. The time with the
+archivist on is printed too.
 
     python -m benchmarks.ingest [--images 30] [--rounds 3] [--json]
 """
@@ -34,7 +35,7 @@ from rich.table import Table
 from benchmarks.samples import mammogram, write
 
 ROWS, COLUMNS = 4096, 2048
-"""Size of an image; its pixels are 16.8 MB."""
+"""Size of an image, whose pixels are 16.8 MB."""
 _given: set[int] = set()
 """Ports that ``free_port`` has returned."""
 
@@ -97,8 +98,8 @@ def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 class Batch:
     """Files of one study, whose UIDs are overwritten before each sending.
 
-    ``pixels``: uint16 (rows, columns) of a mammogram, which each image shows shifted by other rows; None means noise on
-    a ramp.
+    ``pixels``: uint16 (rows, columns) of a mammogram, which each image shows shifted by another number of rows; None
+    means noise on a ramp.
     """
 
     def __init__(self, folder: Path, images: int, *, pixels: NDArray[np.uint16] | None = None, **changes: Any) -> None:
@@ -114,7 +115,7 @@ class Batch:
         self.megabytes = sum(path.stat().st_size for path, _ in self._files) / 1e6
 
     def renew(self) -> None:
-        """Write new SOP Instance UIDs of the same length."""
+        """Write new SOP Instance UIDs of the same length into the files."""
         self._count += 1
         renewed = []
         for number, (path, uid) in enumerate(self._files):
@@ -148,7 +149,7 @@ class Batch:
 
 
 def noise_on_a_ramp(random: np.random.Generator) -> NDArray[np.uint16]:
-    """Pixels that compress badly: JPEG-LS needs 8.2 bits per pixel; for a mammogram it needs 2 to 4."""
+    """Pixels that compress badly: JPEG-LS needs 8.2 bits per pixel for them, and 2 to 4 for a mammogram."""
     ramp = np.linspace(0, 3800, COLUMNS, dtype=np.uint16)[None, :]
     return ramp + random.integers(0, 200, (ROWS, COLUMNS), np.uint16)
 
@@ -189,7 +190,7 @@ def start_orthanc(folder: Path, port: int, **configuration: Any) -> subprocess.P
 
 
 def free_port() -> int:
-    """A free port that this process was not given before, outside the range of ports for outgoing connections."""
+    """A free port that was not returned before, outside the range of ports for outgoing connections."""
     for port in random.sample(range(20000, 32000), 200):
         with socket.socket() as probe, suppress(OSError):
             if port not in _given:

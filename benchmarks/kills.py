@@ -33,14 +33,14 @@ SMALL, LARGE = (64, 48), (400, 320)
 """Rows and columns: images below 256 pixels a side stay exact, larger ones are encoded."""
 
 TASKS = 6
-"""Interrupted tasks between two checks, with one to three kills each."""
+"""Number of interrupted tasks between two checks, with one to three kills each."""
 PATIENCE = 2
-"""Seconds to wait for a sender after the node is killed; the sender itself may wait longer for an answer."""
+"""Seconds to wait for a sender after the node is killed. The sender itself may wait longer for an answer."""
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """An image whose C-STORE succeeded, and the SHA-256 of the data set sent."""
+    """An image whose C-STORE succeeded, with the SHA-256 of its data set as it was sent."""
 
     study: str
     sha: str
@@ -68,7 +68,7 @@ class Kills:
         self._plan: list[Callable[[], None]] = []
 
     def round(self) -> None:
-        """Kill a few times; then check the images acknowledged since the last round, and a few older studies."""
+        """Kill a few times, then check the images acknowledged since the last round and a few older studies."""
         for _ in range(TASKS):
             if not self._plan:
                 self._plan = [self._storing, self._storing, self._encoding, self._packing]
@@ -129,7 +129,7 @@ class Kills:
         self._beside("backing up", command, 0.8, 2.5)
 
     def _beside(self, name: str, command: subprocess.Popen[bytes] | None, least: float, most: float) -> None:
-        """Kill a command while the node works, or the node while the command works."""
+        """Kill the node while a command works; half of the time, kill the command first."""
         if command is None:
             return
         sender = self._sender(SMALL, 6)
@@ -205,8 +205,11 @@ class Kills:
     # --- checks ---
 
     def check(self, *, everything: bool) -> None:
-        """Retrieve acknowledged images: the original while it is stored, else the reconstruction."""
-        if not self._up():  # reported as a crash; an image is lost only if it stays missing
+        """Retrieve acknowledged images: originals, or reconstructions of those that were purged.
+
+        ``everything``: whether to check all studies, not only the new ones and three others.
+        """
+        if not self._up():  # this is noted as a crash; images are lost only if they are missing at the end
             if everything:
                 self.lost |= set(self.acknowledged)
             return

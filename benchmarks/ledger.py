@@ -1,4 +1,4 @@
-"""What was sent, acknowledged and deleted, and whether an answer contradicts it; part of benchmarks.load."""
+"""Records what was sent, acknowledged and deleted, and finds answers that contradict it; part of benchmarks.load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEVER = float("inf")
 
 @dataclass
 class Sent:
-    """An image that was sent. Times are those of ``time.monotonic``; NEVER if it did not happen."""
+    """An image that was sent. Times are those of ``time.monotonic``; NEVER means that it did not happen."""
 
     uid: str
     study: str
@@ -34,20 +34,20 @@ class Sent:
     deleted: float = NEVER
     """When the deletion of this image was reported."""
     deleting: int = 0
-    """Deletions in progress that may take this image."""
+    """Number of deletions in progress that may delete this image."""
     disturbed: float = 0.0
-    """When a deletion that left this image ended."""
+    """When the last deletion in the study of this image ended."""
 
 
 class Ledger:
-    """All images by UID, the amended studies, and the answers that contradict them. Threads may share it."""
+    """All images by UID, the amended studies, and the answers that contradict them. Threads may share a ledger."""
 
     def __init__(self) -> None:
         self.images: dict[str, Sent] = {}
         self.refused: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.reconstructed: set[str] = set()
-        """Purged images that came back as their reconstructions."""
+        """Images that were retrieved as their reconstructions."""
         self._amended: set[str] = set()
         self._deleting: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Ledger:
             return self.images.setdefault(uid, Sent(uid, study, path, *sums, deleting=self._deleting[study]))
 
     def stored(self, one: Sent, status: int, began: float) -> None:
-        """Note the status of a C-STORE that began at that time."""
+        """Note the status of a C-STORE that began at the time ``began``."""
         with self._lock:
             if status not in SUCCESSES:
                 self.refused[f"store {status:04X}"] += 1
@@ -83,14 +83,14 @@ class Ledger:
     # --- deletions and amendments ---
 
     def deletes(self, study: str) -> None:
-        """Note that a deletion of that study begins: whether its images are held is open until ``deleted``."""
+        """Note that a deletion of a study begins. Until ``deleted`` is called, its images may be held or not."""
         with self._lock:
             self._deleting[study] += 1
             for one in self._of(study):
                 one.deleting += 1
 
     def deleted(self, study: str, uids: Collection[str]) -> None:
-        """Note that a deletion ended, and which images it reported."""
+        """Note that a deletion ended, and which images it reported as deleted."""
         at = time.monotonic()
         with self._lock:
             self._deleting[study] -= 1
@@ -130,7 +130,7 @@ class Ledger:
     # --- answers ---
 
     def found(self, study: str, began: float, uids: Collection[str], index: Index) -> None:
-        """Compare the answers of a query for the images of a study, which began at that time, with what is held."""
+        """Compare the answers to a query for the images of a study with what is held. ``began``: start of the query."""
         own = {self._original(uid, index) for uid in uids}
         with self._lock:
             for one in self._of(study):
@@ -142,9 +142,10 @@ class Ledger:
     def retrieved(
         self, study: str, began: float, status: int | None, files: Mapping[str, Path], index: Index
     ) -> set[str]:
-        """Compare what a retrieve of a study brought with what was sent; the UIDs of images that came as they should.
+        """Compare the files that a retrieve of a study received with what was sent; return the UIDs of correct images.
 
-        A final status other than success may leave images out; it is counted as refused. None: there was none.
+        ``status``: the final status, or None if there was none. Images may be missing if it is not success. It is then
+        counted as a refusal.
         """
         right = {uid for name, path in files.items() if (uid := self._right(name, path, began, index))}
         own = {self._original(uid, index) for uid in files}
@@ -157,7 +158,7 @@ class Ledger:
         return right
 
     def _right(self, name: str, path: Path, began: float, index: Index) -> str:
-        """The original's UID if a received file is as it should be; otherwise empty, and noted as wrong."""
+        """The original's UID if a received file is correct; otherwise empty. Notes what is wrong with it."""
         uid = self._original(name, index)
         one = self.images.get(uid)
         if one is None:
@@ -179,7 +180,7 @@ class Ledger:
         return uid
 
     def _original(self, uid: str, index: Index) -> str:
-        """The SOP Instance UID of the image that has this original or derived UID; the UID itself if none has it."""
+        """The SOP Instance UID of the original that has this original or derived UID; the UID itself if none has."""
         if uid in self.images:
             return uid
         held = index.by_uid(uid)
@@ -200,5 +201,5 @@ def _is_held(one: Sent) -> bool:
 
 
 def _must_be_held(one: Sent, since: float) -> bool:
-    """Whether an image was held at that time, and no deletion has disturbed it since."""
+    """Whether an image was held at the time ``since``, and no deletion may have affected it since then."""
     return one.acknowledged < since and one.deleted == NEVER and not one.deleting and one.disturbed < since

@@ -1,10 +1,10 @@
-"""Mixed load on one node until time is up: nothing may be lost, come back, grow, or stop too late.
+"""Puts a mixed load on one node until time is up: nothing may be lost, reappear or grow, and it must stop in time.
 
-Ten senders send one instance at the same moment. Others send new studies, retrieve and query. In rounds, one study is
-stored to, retrieved, queried, amended, purged, scrubbed and deleted at once. A process sends a C-ECHO twice a second.
-Every answer is compared with what was sent. At the end all acknowledged images that are not deleted must come back byte
-for byte, or as the verified reconstruction. Then the node is stopped while it stores and sends. The exit code is 1 if
-anything was lost, wrong or crashed, or if the node stopped too late.
+Ten senders send one instance at the same moment. Others send new studies, retrieve and query. In rounds, images are
+stored to one study while it is retrieved, queried, amended, purged, scrubbed and deleted. A process sends a C-ECHO
+twice a second. Every answer is compared with what was sent. At the end all acknowledged images that are not deleted
+must be retrieved byte for byte, or as the verified reconstruction. Then the node is stopped while it stores and sends.
+The exit code is 1 if anything was lost, wrong or crashed, or if the node stopped too late.
 
     python -m benchmarks.load --minutes 30 [--seed S] [--json]
 """
@@ -39,21 +39,21 @@ from benchmarks.victim import ROOT, Victim
 from storage.dicom.dicomfile import accept_odd_values
 
 STOP_LIMIT = 10
-"""Seconds: node.shutdown_timeout of the loaded node."""
+"""Seconds within which the node must stop: its node.shutdown_timeout."""
 BETWEEN_SAMPLES = 3.0
 """Seconds between two samples of the node's resources."""
 WARM_UP = 60.0
-"""Seconds, or a tenth of the time if that is less, after which growth is measured."""
+"""Seconds after which resources are sampled; a tenth of the whole time, if that is less."""
 SETTLING = 120
-"""Seconds for the last images to be encoded."""
+"""Seconds to wait until the last images are encoded."""
 REASON = re.compile(r"WARNING node\.dimse\.associations\.refusals: refused .*: ([0-9A-F]{4}, .*)")
 """A line of the log that says why a request was refused."""
 NICE = 5
-"""Priority of peers and commands below that of the node and of the C-ECHO: peers are mostly other machines."""
+"""Nice value of peers and commands: node and C-ECHO have priority, since peers usually run on other machines."""
 LAST_STORES = 40
-"""Images of the association that is open when the node is stopped."""
+"""Number of images in the association that is open when the node is stopped."""
 CRASH = re.compile(r"Traceback \(most recent|\[\w+ at \S+\.py:\d+ ")
-"""A line of the log that reports an unforeseen error, by node/cli/logs.py or by Python."""
+"""A line of the log by which node/cli/logs.py or Python reports an unexpected error."""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def loaded(folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 
 class Load:
-    """A node under load, and what was observed."""
+    """A node under load, and the observations."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         accept_odd_values()
@@ -91,7 +91,7 @@ class Load:
         self.ledger, self.lost, self.crashes = Ledger(), set[str](), list[str]()
         self.samples: list[dict[str, float]] = []
         self.pulse: list[tuple[float, float, float, bool]] = []
-        """Of each C-ECHO, its start (s), milliseconds until its association and until its answer, and its success."""
+        """For each C-ECHO, its start (s), milliseconds until its association and until its answer, and its success."""
         self.stop_seconds = 0.0
         self.stored_while_stopping = 0
         self._seed, self._over = seed, threading.Event()
@@ -106,7 +106,7 @@ class Load:
         self.contests = Contests(self.victim.config, self.traffic, self.index, self.ledger)
 
     def _configure(self, mover_port: int) -> None:
-        """Add a move destination; let leases last on a busy machine."""
+        """Add a move destination, and make leases long enough for a busy machine."""
         settings = yaml.safe_load(self.victim.config.read_text())
         mover = {"ae_title": "MOVER", "host": "127.0.0.1", "port": mover_port, "allow": ["move"], "rendition": "auto"}
         settings["peers"].append(mover)
@@ -116,7 +116,7 @@ class Load:
     # --- load ---
 
     def run(self, seconds: float) -> None:
-        """Let all peers and operators work for that time."""
+        """Let all peers and operators work for ``seconds``."""
         tasks = [*self.traffic.tasks(), self.contests.round]
         threads = [
             threading.Thread(target=self._repeat, args=(task, random.Random(f"{self._seed} {number}")), daemon=True)
@@ -147,7 +147,7 @@ class Load:
         while not self._over.is_set():
             try:
                 task(chance)
-            except Exception as error:  # noqa: BLE001 - a fault of this program must not end the load unseen
+            except Exception as error:  # noqa: BLE001 - an error of this program must not end the load unnoticed
                 self.crashes.append(f"{getattr(task, '__name__', task)}: {type(error).__name__}: {error}")
                 time.sleep(1)
 
@@ -171,7 +171,7 @@ class Load:
     # --- checks ---
 
     def check(self) -> None:
-        """Retrieve every image that must be held, and query for every one that must not."""
+        """Retrieve every image that must be held, and query for every image that must not."""
         if not self.victim.alive:
             self.crashes.append(f"the node ended by itself: {self.victim.last_words()}")
             self.victim.start()
@@ -198,7 +198,7 @@ class Load:
         self.crashes.append(f"images are still not encoded {SETTLING} s after the load")
 
     def stop_under_load(self) -> None:
-        """Stop the node while it stores and sends; what it acknowledged meanwhile must be there after a start."""
+        """Stop the node while it stores and sends. What it acknowledged meanwhile must be held after a start."""
         chance = random.Random(f"{self._seed} stop")
         first = self.traffic.new(chance, LARGE)
         images = [first, *(self.traffic.new(chance, LARGE, first.study) for _ in range(LAST_STORES - 1))]
@@ -283,7 +283,7 @@ class Load:
         return round(medians[-1] - medians[0], 1) if medians else 0.0
 
     def _fifths(self, key: str) -> list[float]:
-        """Median of each fifth of the samples; nothing if there are fewer than five."""
+        """Median of each fifth of the samples; an empty list if there are fewer than five samples."""
         values, fifth = [one[key] for one in self.samples], len(self.samples) // 5
         parts = [values[at * fifth : (at + 1) * fifth] for at in range(4)] + [values[4 * fifth :]]
         return [round(statistics.median(part), 1) for part in parts] if fifth else []

@@ -1,11 +1,11 @@
-"""Contact sheets of reconstructions for visual inspection, and a table of figures that should agree with it.
+"""Makes contact sheets of reconstructions for visual inspection, and a table of figures that should agree with it.
 
 For each image three files are written to ``--out``:
 
 - NAME.png: original, reconstruction and difference of six places, at the image's own window and at a narrow one;
-- NAME-beside.png: the same places at the narrow window, with full-size JPEG XL and JPEG 2000 of the same bytes;
-- NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs, with
-  values turned over where dense tissue is dark in stored values, so that air is dark in all files.
+- NAME-beside.png: the same places at the narrow window, with full-size JPEG XL and JPEG 2000 of as many bytes;
+- NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs. The
+  values of MONOCHROME1 images are inverted, so that air is dark in all files.
 
 The table has one line per image; benchmarks/losses.py explains its figures. "of lossless" is the ratio to lossless JPEG
 XL of the same pixels, effort 7. The sheets show real mammograms: store them only where such images may be stored.
@@ -82,7 +82,7 @@ def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -
 
 
 def arrays_of(image: Image, coded: Coded) -> dict[str, Any]:
-    """The arrays of NAME.npz: images as of ``Coded``."""
+    """The arrays of NAME.npz: the images of ``Coded``, inverted for MONOCHROME1."""
     images = {"original": coded.original, "structure": coded.structure, "reconstructed": coded.served}
     window = np.array(coded.window)
     if image.inverted:
@@ -131,7 +131,7 @@ def _rows_of(image: Image, coded: Coded, place: Place, number: int) -> Iterator[
 
 
 def second_sheet(image: Image, coded: Coded, places: Sequence[Place], rivals: Sequence[Rival]) -> Any:
-    """Original, reconstruction and rivals, at each place's narrow window."""
+    """Original, reconstruction and rivals, each at the narrow window of the place."""
     rows = []
     for number, place in enumerate(places, 1):
         window = narrow_window(coded, place)

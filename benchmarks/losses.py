@@ -1,16 +1,16 @@
-"""Figures of visible losses in a reconstruction, measured in six squares of 640 pixels inside the breast.
+"""Measures visible losses in a reconstruction, in up to six squares of 640 x 640 pixels inside the breast.
 
 lost      per octave band (differences of Gaussians of 0, 0.7, 1.4, 2.8 and 5.6 pixels): root mean square of
-          (structure - original) over that of the original. 1: the band is lost; above 1: the band is wrong.
-spectrum  per band: energy of the served image over that of the original, in dB. 0: equal noise texture.
+          (structure - original) over that of the original. At 1 the band is lost; above 1 it is wrong.
+spectrum  per band: energy of the served image over that of the original, in dB. At 0 the noise texture is equal.
 lines     99.9th percentile of the response to ridges and edges in 12 directions, 1.2, 2.5 and 5 pixels wide, 8 times
           the width plus 13 pixels long, in (structure - original), over the noise of the same filters in the original.
           Missing noise alone gives 3.5 to 4 at the finest width; lost or invented lines give more.
 low       root mean square of (structure - original), and of (served - original), below all bands, in thousandths of
-          the window's width. Noise that equals what the structure lost raises it by a factor of 1.4. More is false
-          clouds.
-PSNR      in the breast, with the window's width as the peak. FSIM: mean of 256-pixel tiles through the window. Both are
-          given for the structure and for the served image: drawn noise lowers both, which is not a fault.
+          the window's width. Noise of the strength that the structure lost raises it by a factor of 1.4. A higher
+          factor means false clouds.
+PSNR      in the breast, with the window's width as the peak. FSIM: mean over tiles of 256 x 256 pixels, through the
+          window. Both are given for the structure and for the served image. Drawn noise lowers both, which is no fault.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LEAST_STEP = 1 / 256 / math.sqrt(12)  # rounding of a 256-level display, as a s
 
 @dataclass(frozen=True)
 class Losses:
-    """The figures above; bands and widths from fine to coarse."""
+    """The figures that the module describes; bands and widths are from fine to coarse."""
 
     lost: list[float]
     spectrum_db: list[float]
@@ -137,7 +137,7 @@ def _ridge_and_edge(reach: int, length: float, angle: float, width: float) -> It
 
 
 def _local_deviation(values: Float) -> Float:
-    """Median-based deviation in tiles of 128 pixels, interpolated; one tile if no more fit."""
+    """Median-based deviation in tiles of 128 x 128 pixels, interpolated; one tile if the image is smaller."""
     tile = min(_NOISE_TILE, *values.shape)
     rows, columns = values.shape[0] // tile, values.shape[1] // tile
     tiles = np.abs(values[: rows * tile, : columns * tile]).reshape(rows, tile, columns, tile).transpose(0, 2, 1, 3)

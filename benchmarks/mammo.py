@@ -1,14 +1,14 @@
-"""Gain and cost of ``mammo`` over ``bicubic`` under the same gate.
+"""Measures the gain and the cost of ``mammo`` over ``bicubic`` under the same gate.
 
-``bytes``: encodes every image with ``bicubic`` alone and with ``mammo``, which the encoder uses only if it saves bytes.
-``ratio`` is over the bytes with ``bicubic`` (whole objects), per image and pooled. ``--out`` writes both as
-NAME-bicubic.npz and NAME-mammo.npz, in the format of benchmarks.looks, for programs that compare them with the
-original.
+``bytes`` encodes every image with ``bicubic`` alone, and with ``mammo``, which the encoder chooses only if it loses
+less detail. ``ratio`` is over the bytes with ``bicubic`` (whole objects), per image and pooled. ``--out`` writes both
+as NAME-bicubic.npz and NAME-mammo.npz, with the arrays of benchmarks.looks but never inverted, for programs that
+compare them with the original.
 
-``speed``: seconds to reconstruct a full-field image of 13.6 megapixels with drawn noise, from bytes to integer pixels,
-with each upscaler on the CPU, and with ``mammo`` on CUDA if available. JPEG XL's encoding (effort 7) and decoding of
-the full image are given for comparison. Peak memory is of a separate process that reconstructs the image once: resident
-memory on the CPU, device memory on CUDA.
+``speed`` gives the seconds to reconstruct a full-field image of 13.6 megapixels with drawn noise, from bytes to integer
+pixels, with each upscaler on the CPU, and with ``mammo`` on CUDA if available. JPEG XL's encoding (effort 7) and
+decoding of the full image are given for comparison. Peak memory is that of a separate process that reconstructs the
+image once: resident memory, and on CUDA also device memory.
 
     python -m benchmarks.mammo bytes [--data FOLDER] [--only NAME] [--profile balanced] [--out FOLDER] [--json]
     python -m benchmarks.mammo speed [--rounds 3] [--json]
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def compared(image: Image, profile: str, out: Path | None) -> dict[str, Any]:
-    """Encode one image with and without the network."""
+    """Encode one image with and without ``mammo``."""
     both = {name: code(image, profile=profile, upscaler=name) for name in ("bicubic", "mammo")}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """Time each in turn, ``rounds`` times after a warm-up."""
+    """Time every variant in turn, ``rounds`` times after a warm-up."""
     pixels, bits = image()
     payload = payload_of(pixels, bits)
     full = imagecodecs.jpegxl_encode(pixels, distance=1.0, effort=7)
@@ -152,7 +152,7 @@ def once(base: Path, noise: Path, how: str) -> dict[str, float]:
 
 
 def _peak_of_this_process() -> int:
-    """Peak resident memory in kB; getrusage would include the parent's."""
+    """Peak resident memory in kB. getrusage would include that of the parent process."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 

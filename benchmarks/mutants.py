@@ -1,4 +1,4 @@
-"""Changes bytes, metadata and payload containers at random places with a seed, and reads all of them."""
+"""Changes bytes, metadata and payload containers at random, from a seed, and has them parsed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def changed_bytes(chance: random.Random, data: bytes) -> bytes:
 
 
 def changed_meta(chance: random.Random, meta: bytes) -> bytes:
-    """Metadata with a few members removed, added or of another type, at any depth."""
+    """JSON metadata with a few members removed, added or replaced by other values, at any depth."""
     whole: Any = json.loads(meta)
     for _ in range(chance.choice([1, 1, 2, 3])):
         node = whole
@@ -100,7 +100,7 @@ def side_sections() -> dict[str, bytes]:
 
 
 def use(data: bytes) -> None:
-    """Parse everything of an object that is read before upscaling."""
+    """Parse all parts of an object that are read before upscaling."""
     kind = data[6:7]
     if kind == b"B":
         base = decode_base(data)
@@ -118,7 +118,7 @@ def use(data: bytes) -> None:
 
 
 def opened_container(whole: bytes) -> dict[str, bytes]:
-    """The sections of a container, with side information added to a rendition so that it can be changed."""
+    """The sections of a container. A rendition gets side information, so that this can be changed too."""
     sections = unpack(whole, whole[6:7])
     return sections | side_sections() if whole[6:7] == b"R" else sections
 

@@ -1,7 +1,7 @@
 """Feeds mutated inputs to decoders and parsers, in a separate process; part of benchmarks.torture.
 
-Seed and number of an input reproduce it. An input must be accepted or raise an error that the archive defines. Any
-other exception, the death of the process and a duration of 20 s are crashes.
+An input can be reproduced from the seed and its number. It must be accepted or raise an error that the archive defines.
+Any other exception, the death of the process and a duration of 20 s count as crashes.
 
     python -m benchmarks.mutations SEED FIRST COUNT SECONDS REPORT
 """
@@ -67,7 +67,7 @@ class TooLong(BaseException):
 
 
 def trials(folder: Path) -> dict[str, Trial]:
-    """By kind of input, a function that makes a mutant and has it parsed."""
+    """For each kind of input, a function that makes a mutant and has it parsed."""
     reader = Reader(folder)
     containers = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.lpacs"))}
     by_section = {name: (whole[6:7], opened_container(whole)) for name, whole in containers.items()}
@@ -141,7 +141,7 @@ class Reader:
 
 
 def _association(spool: Path) -> Any:
-    """The part of an association that the decoders use."""
+    """A stand-in with the parts of an association that the decoders use."""
     entity = ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
     accepted = SimpleNamespace(transfer_syntax=[UID(ExplicitVRLittleEndian)], abstract_syntax=UID(MAMMOGRAPHY))
     peer = SimpleNamespace(address="127.0.0.1", ae_title="MODALITY")
@@ -206,7 +206,7 @@ def element(tag: int, value: bytes) -> bytes:
 
 
 def command_set(field: int, *elements: bytes, data: bool = True) -> bytes:
-    """A command set with its group length; ``data``: a data set follows."""
+    """A command set with its group length. ``data``: whether it announces a data set."""
     rest = b"".join(elements) + element(0x100, struct.pack("<H", field)) + element(0x110, b"\1\0")
     rest += element(0x700, b"\0\0") + element(0x800, b"\0\0" if data else b"\1\1")
     return element(0, struct.pack("<I", len(rest))) + rest
@@ -272,7 +272,7 @@ def changed_command(chance: random.Random, whole: bytes) -> bytes:
 
 
 def changed_pdu(chance: random.Random, whole: bytes) -> bytes:
-    """A PDU with bytes changed; in half of the cases its length is corrected, so that its content is parsed."""
+    """A PDU with bytes changed. In 60% of cases its length is corrected, so that its content is parsed."""
     changed = bytearray(changed_bytes(chance, whole))
     if len(changed) > 80 and chance.random() < 0.4:
         at = chance.randrange(74, len(changed) - 4)
@@ -288,7 +288,7 @@ def changed_pdu(chance: random.Random, whole: bytes) -> bytes:
 
 
 def fuzz(seed: int, first: int, count: int, seconds: float, report: Path) -> None:
-    """Try inputs by number until all are done or time is up; write the results to ``report``."""
+    """Try inputs in the order of their numbers until all are done or time is up; write the results to ``report``."""
     os.nice(10)  # nodes have priority
     limit_to(MEMORY)
     signal.signal(signal.SIGALRM, _too_long)

@@ -1,22 +1,22 @@
-"""Detectability of faint signals in reconstructions, relative to originals; the signals are planted into real tissue.
+"""Measures how detectable faint signals, planted into real tissue, are in reconstructions relative to originals.
 
-Calcifications, clusters, fine lines and masses (benchmarks/signals.py) are planted at random positions in the breast,
-as many per copy of the image as fit outside each other's channels. Each copy, and the image without signals, is coded
-once. A channelised Hotelling observer (benchmarks/hotelling.py) that knows signal and position compares the same
+Calcifications, clusters, fine lines and masses (benchmarks/signals.py) are planted at random positions in the breast.
+A copy of the image gets as many as fit outside each other's channels. Each copy, and the image without signals, is
+coded once. A channelised Hotelling observer (benchmarks/hotelling.py) that knows signal and position compares the same
 positions without and with the signal, in the originals and in the served images.
 
 The amplitude of each kind is the multiple of the local noise at which the observer reaches ``--threshold`` in the
-originals. The default, d' = 2.5, is an area under the ROC curve of 0.96 for a known position; a reader who has to
-search would hardly see such a signal. Local noise is the deviation around the position in the band between Gaussians of
-a quarter and half of the signal's size; all responses are in units of it. The target is a ratio of 0.95; the interval
-is a 95% bootstrap over positions.
+originals. The default, d' = 2.5, is an area under the ROC curve of 0.96 for a known position. A reader who has to
+search would hardly see such a signal. Local noise is the standard deviation around the position, in the band between
+Gaussians of a quarter and half of the signal's size. All responses are in units of it. The target is a ratio of 0.95.
+The interval is a 95% bootstrap over positions.
 
-This observer inverts the blur of a detector, so it uses frequencies where a smooth image has little noise, more than
-people can. ``contrast`` does not: it is the change due to planting in the structure, before noise is drawn, projected
-on the signal's shape, over the same change in the original. The coder smooths if it is below 1.
+This observer inverts the blur of a detector. It uses frequencies in which a smooth image has little noise, more than
+people can. ``contrast`` does not depend on that: it is the change due to planting in the structure, before noise is
+drawn, projected onto the signal's shape, over the same change in the original. Below 1, the coder smooths.
 
-``--distance`` shows what detectability costs: it codes the full matrix at that JPEG XL distance, draws the noise that
-is lost, and asks no gate.
+``--distance`` shows what detectability costs: it codes the full matrix at that JPEG XL distance and draws the noise
+that is lost, without the gate.
 
     python -m benchmarks.observer [--data FOLDER] [--only NAME] [--signals 80] [--threshold 2.5] [--seed 1]
         [--profile balanced] [--upscaler mammo] [--distance D] [--json]
@@ -48,22 +48,27 @@ Float = NDArray[np.float32]
 Values = NDArray[np.float64]
 
 WANTED = 0.95
+"""Ratio of detectability that a reconstruction should reach."""
 MARGIN_MM = 2.0
-"""Least distance of a signal from the skin line and from the edge of the frame."""
+"""Smallest distance of a signal from the skin line and from the edge of the frame, in mm."""
 MOST_COPIES = 40
+"""Largest number of copies of an image."""
 _FEWEST = 8
-"""Least number of positions for a figure."""
+"""Smallest number of positions for a figure."""
 _BACKGROUND = 150
-"""Further positions without a signal, per kind, for the observer's estimate of noise; they may overlap."""
+"""Further positions without a signal, per kind, for the observer's estimate of noise. They may overlap."""
 _TRIES = 300
+"""Random positions that are tried per kind and copy."""
 _GRID = 4
+"""Pixels between two positions of the grid on which space is searched."""
 
 
 @dataclass
 class Site:
-    """A signal at a position (row and column of its centre) in one of the copies; a negative copy means no signal.
+    """A signal at a position (row and column of its centre) in one of the copies. Copy -1 means that none is planted.
 
-    ``noise``: local noise in grey levels. ``responses``: by image and by presence of the signal.
+    ``signal``: number of its kind. ``noise``: local noise in grey levels. ``responses``: by name of the image, and 0
+    without or 1 with the signal.
     """
 
     signal: int
@@ -117,7 +122,7 @@ def main() -> None:
 def measured(
     image: Image, signals: int, threshold: float, seed: int, coder: Callable[[Image], Coded] = code
 ) -> dict[str, Any]:
-    """Figures of all kinds of signal in one image coded by ``coder``."""
+    """The figures of all kinds of signals in one image, coded by ``coder``."""
     random = np.random.default_rng(seed)
     kinds = all_signals()
     sites = laid_out(image, kinds, signals, random)
@@ -154,9 +159,9 @@ def measured(
 
 
 def laid_out(image: Image, kinds: Sequence[Signal], count: int, random: np.random.Generator) -> list[Site]:
-    """``count`` positions for each kind, times its share, over as many copies of the image as needed.
+    """``count`` times its share of positions for each kind, over as many copies of the image as are needed.
 
-    No signal overlaps the channels of another one in its copy; masses of 15 mm leave room for few others.
+    No signal overlaps the channels of another one in its copy. Masses of 15 mm leave room for few others.
     """
     wanted = [max(_FEWEST + 4, round(count * kind.share)) for kind in kinds]
     inside = _room(image)
@@ -201,7 +206,7 @@ def _background(
 
 
 def _room(image: Image) -> NDArray[np.bool_]:
-    """The breast mask at every fourth pixel, without a rim."""
+    """The breast mask at every fourth pixel, without a rim of ``MARGIN_MM``."""
     from scipy.ndimage import distance_transform_edt
 
     breast = image.breast[::_GRID, ::_GRID]
@@ -231,10 +236,10 @@ def _place(
 
 
 def _local_noise(image: Float, stamp: Stamp, row: int, column: int) -> float:
-    """Deviation in the band of the signal's size, over about three times its size and at least 65 pixels."""
+    """Standard deviation in the band of the signal's size, in a square of three times that size, at least 65 pixels."""
     half = max(32, round(1.5 * stamp.size))
     top, left = max(row - half, 0), max(column - half, 0)
-    step = max(1, int(stamp.size / 16))  # a fraction of the pixels suffices for a mass
+    step = max(1, int(stamp.size / 16))  # for a mass, a fraction of the pixels suffices
     part = image[top : row + half + 1 : step, left : column + half + 1 : step]
     band = gaussian_filter(part, stamp.size / step / 4) - gaussian_filter(part, stamp.size / step / 2)
     return max(float(band.std()), 0.05)
@@ -243,8 +248,8 @@ def _local_noise(image: Float, stamp: Stamp, row: int, column: int) -> float:
 def calibrated(image: Image, kinds: Sequence[Signal], sites: Sequence[Site], threshold: float) -> list[float]:
     """Amplitude of each kind, in units of local noise, at which the observer reaches ``threshold`` in the original.
 
-    The signal is added to the image, which leaves the noise unchanged, so d' is proportional to the amplitude. Kinds
-    with too few positions have 0.
+    Adding a signal to the image leaves the noise unchanged, so d' is proportional to the amplitude. Kinds with too few
+    positions get 0.
     """
     found = []
     for number in range(len(kinds)):
@@ -288,7 +293,7 @@ def _look(site: Site, coded: Coded) -> None:
 
 
 def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
-    """The figures of one kind of signal; None if too few positions were found."""
+    """The figures of one kind of signal. If too few positions were found, ``ratio`` is None and others are absent."""
     places = [site for site in sites if site.copy >= 0]
     row: dict[str, Any] = {"signal": name, "sites": len(places), "ratio": None}
     if len(places) < _FEWEST:

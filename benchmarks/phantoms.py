@@ -1,8 +1,8 @@
 """Makes mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
 
-``coarse``: a soft, round density, tens of pixels wide, like a mass, which every quantiser keeps. ``fine``: a
+``coarse`` is a soft, round density like a mass, tens of pixels wide, which every quantiser keeps. ``fine`` is a
 checkerboard of single pixels in a part of the breast, at the Nyquist limit, which downsampling by two or four removes.
-Features of a ResNet50 with random weights contain both: the pooled stem and first stage respond to local contrast, the
+Features of a ResNet50 with random weights show both: the pooled stem and first stage respond to local contrast, and the
 deeper stages to brightness.
 """
 
@@ -21,7 +21,7 @@ BITS = 12
 
 
 def phantom(rows: int, columns: int, seed: int, sign: str = "") -> NDArray[np.uint16]:
-    """A breast at the left edge, half of the frame wide, with 1/f tissue and noise. ``sign``: the planted sign."""
+    """A breast at the left edge, 58% of the frame wide, with 1/f tissue and noise. ``sign``: the planted sign."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     inside = ((y - rows / 2) / (rows * 0.40)) ** 2 + (x / (columns * 0.58)) ** 2 < 1
@@ -41,7 +41,7 @@ def phantom(rows: int, columns: int, seed: int, sign: str = "") -> NDArray[np.ui
 
 
 def cohort(folder: Path, images: int, sign: str, *, rows: int, columns: int) -> tuple[list[Path], Path]:
-    """Write ``images`` phantoms, two per patient, every second patient with ``sign``; return them and a label file."""
+    """Write ``images`` phantoms, two per patient, every second patient with ``sign``; return files and label file."""
     folder.mkdir(parents=True, exist_ok=True)
     files, lines = [], ["sop_instance_uid,class"]
     for number in range(images):

@@ -1,9 +1,8 @@
 """Sends C-ECHO requests at fixed times until its standard input ends, and prints how long each took.
 
-It is a process of its own, so that the load that benchmarks.load makes does not delay its clock. Each request has an
-association of its own. A line of output is seconds since the start, milliseconds from the connection until the
-association was accepted, milliseconds until the response, and 1 for success or 0. A slow answer does not delay the next
-request.
+It is a separate process, so that the load of benchmarks.load does not delay its clock. Each request has an association
+of its own. A line of output has the seconds since the start, the milliseconds from the connection until the association
+was accepted and until the response, and 1 for success or 0. A slow answer does not delay the next request.
 
     python -m benchmarks.pulse --port PORT [--every 0.5]
 """

@@ -1,8 +1,8 @@
-"""Seconds of ``latent-pacs index rebuild``, and a check that every row is restored.
+"""Times ``latent-pacs index rebuild``, and checks that every row is restored.
 
-Fills an archive in a temporary folder with small objects and with rows committed as by a node (arrival, renditions,
-state), some hundred images at a time, so that the journal has the records of a node. Then deletes and rebuilds the
-index, and compares both.
+It fills an archive in a temporary folder with small objects, and commits rows as a node does (arrival, renditions,
+state), 400 images at a time, so that the journal has the records of a node. Then it deletes and rebuilds the index, and
+compares both.
 
     python -m benchmarks.rebuild [--instances 100000] [--renditions 2] [--json]
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(root: Path, instances: int, renditions: int, console: Console) -> dict[str, Any]:
-    """Fill an archive, delete its index, rebuild and compare."""
+    """Fill an archive, delete its index, rebuild it and compare both."""
     settings = parse({"storage": {"root": str(root), "min_free": 0}}, "benchmark")
     store = ObjectStore(root)
     index = open_for_node(settings, accept_empty=False)
@@ -156,7 +156,7 @@ def put(store: ObjectStore, text: str) -> str:
 
 
 def digests(file: Path) -> dict[str, str]:
-    """A digest of each table's rows."""
+    """A digest of the rows of each table that a rebuild restores."""
     connection = sqlite3.connect(file)
     found = {}
     for name in [*TABLES, "trail", "archive"]:

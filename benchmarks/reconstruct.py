@@ -1,10 +1,10 @@
-"""Seconds to reconstruct a full-field image with ``bicubic``, compared with a plain torchvision bicubic resize.
+"""Times the reconstruction of a full-field image with ``bicubic``, compared with a torchvision bicubic resize.
 
 The image is real if the extra ``demo`` is installed, cropped or tiled to 4096 x 3328; otherwise it is synthetic.
 ``reconstruct_s`` is the time from the bytes of base and noise model to integer pixels: payload, JPEG XL, upsampling,
-noise, rounding, clipping. ``structure_s`` omits the noise. ``resize_s`` is torchvision's resize of the base to full
-size alone, float32 to float32. ``resize_to_integers_s`` includes conversion from and to integers, with rounding and
-clipping.
+noise, rounding, clipping. ``structure_s`` is without the noise. ``resize_s`` is torchvision's resize of the base to
+full size alone, from float32 to float32. ``resize_to_integers_s`` includes conversion from and to integers, with
+rounding and clipping.
 
     python -m benchmarks.reconstruct [--rounds 7] [--json]
 """
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def compare(rounds: int) -> dict[str, Any]:
-    """Time each in turn, ``rounds`` times after a warm-up."""
+    """Time every variant in turn, ``rounds`` times after a warm-up."""
     pixels, bits = image()
     payload = payload_of(pixels, bits)
     small = decode_base(payload.base).samples()
@@ -110,7 +110,7 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def turn_by_turn(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after one warm-up."""
+    """Median seconds of each function. They run in turn, ``rounds`` times after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, run in timed.items():
@@ -122,7 +122,7 @@ def turn_by_turn(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
-    """Base and noise model at ``POINT``, without the gate."""
+    """Base and noise model of an image at ``POINT``, without search and gate."""
     ds = mammogram(pixels, bits=bits)
     header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
     reference = Reference(pixels, ds)

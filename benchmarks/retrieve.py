@@ -1,17 +1,17 @@
-"""C-MOVE of full-field images from this archive and from Orthanc, in turn, to a receiver that discards them.
+"""Times C-MOVE of full-field images from this archive and from Orthanc, in turn, to a receiver that discards them.
 
-Both store the same images. This archive sends them as ``exact``, to a peer that receives originals, which are packed as
-by default; and as ``cached``, to a peer that receives reconstructions, from the rendered cache. Each ratio is Orthanc's
-time over this archive's. In ``exact_first`` every original is unpacked for the first time; in ``reconstructed_first``
-every reconstruction is computed. ``passed_first`` sends to a peer with ``transfer_syntaxes: [jpegls]``, which receives
-the packed codestreams unchanged; Orthanc sends uncompressed images. It is left out with ``--data``: values of real
-images have gaps, and such images are unpacked. ``reconstruct_s`` is the time of one reconstruction of 13.6 megapixels
-alone (benchmarks.reconstruct).
+Both store the same images. This archive sends them as ``exact`` to a peer that receives originals, which are packed as
+by default, and as ``cached`` to a peer that receives reconstructions from the rendered cache. Each ratio is Orthanc's
+time over this archive's. In ``exact_first`` every original is unpacked for the first time, and in
+``reconstructed_first`` every reconstruction is computed. ``passed_first`` sends to a peer with ``transfer_syntaxes:
+[jpegls]``, which receives the packed codestreams unchanged, whereas Orthanc sends uncompressed images. It is left out
+with ``--data``, since the values of real images have gaps, and such images are unpacked. ``reconstruct_s`` is the time
+of one reconstruction of 13.6 megapixels alone (benchmarks.reconstruct).
 
     python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
                                   [--data FOLDER --only NAME]
 
-``--originals`` omits reconstructions, which take minutes to encode; the images are then For Processing. The pixels are
+``--originals`` omits reconstructions, which take minutes to encode. The images are then For Processing. The pixels are
 noise everywhere, the slowest content for a coder, or with ``--data`` those of the first mammogram found there.
 """
 
@@ -99,7 +99,7 @@ def compare(
     reconstructed: bool = True,
     pixels: NDArray[np.uint16] | None = None,
 ) -> dict[str, Any]:
-    """Fill both, wait until this archive has encoded all images, and move the study from each in turn."""
+    """Fill both archives, wait until this one has encoded all images, and move the study from each in turn."""
     batch = Batch(folder / "files", images, pixels=pixels, **({} if reconstructed else FOR_PROCESSING))
     target, ours, theirs = free_port(), free_port(), free_port()
     archive = folder / "ours" / "archive"
@@ -172,7 +172,7 @@ def receiving(port: int) -> Iterator[None]:
 
 @contextmanager
 def running_ours(folder: Path, port: int, target: int, coder: str) -> Iterator[None]:
-    """This archive with profile ``paper``, which encodes every image at one attempt."""
+    """This archive with profile ``paper``, which encodes every image at one operating point."""
     at = {"host": "127.0.0.1", "port": target}
     peers = [
         {"ae_title": "MODALITY", "allow": ["store"]},
@@ -211,7 +211,7 @@ def running(command: list[str], port: int) -> Iterator[None]:
 
 @contextmanager
 def ending(process: subprocess.Popen[bytes], port: int) -> Iterator[None]:
-    """Wait until a server listens, and end it after the block."""
+    """Wait until a server listens. Terminate it after the block."""
     try:
         wait_until_listening(process, port)
         yield
@@ -221,7 +221,7 @@ def ending(process: subprocess.Popen[bytes], port: int) -> Iterator[None]:
 
 
 def wait_for_rest(root: Path, images: int) -> None:
-    """Wait until every image has a rendition and every original is packed."""
+    """Wait until every image is encoded, or exact with ``--originals``, and every original is packed."""
     index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
     try:
         while True:

@@ -1,7 +1,7 @@
-"""Full-size JPEG XL and JPEG 2000 of a given number of bytes, for comparison with reconstructions.
+"""Codes images by full-size JPEG XL and JPEG 2000 in a given number of bytes, to compare with reconstructions.
 
 Both code the whole frame with samples scaled to 16 bits, which suits them best. The setting (JPEG XL's distance, JPEG
-2000's target PSNR) is searched until the codestream is within 1% of the given size, or as near as the coder allows.
+2000's target PSNR) is searched until the codestream is within 1% of the given size, or for 14 tries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ MOST_TRIES = 14
 
 @dataclass(frozen=True)
 class Rival:
-    """An image decoded from another coder: uint16 (rows, columns), in the original's grey levels."""
+    """An image decoded from another coder.
+
+    ``pixels``: uint16 (rows, columns), the original's grey levels. ``size``: bytes of the codestream.
+    """
 
     name: str
     pixels: Pixels
@@ -56,8 +59,8 @@ def jpeg_2000(pixels: Pixels, bits: int, size: int) -> Rival:
 def at_size(encode: Callable[[float], bytes], size: int, *, fine: float, coarse: float) -> tuple[float, bytes]:
     """The setting between ``fine`` and ``coarse`` whose codestream is nearest to ``size`` bytes, and the codestream.
 
-    Bytes decrease towards ``coarse``. The interval is divided by linear interpolation of the logarithms of the sizes at
-    its ends, or in the middle if that did not shorten it.
+    Bytes decrease towards ``coarse``. The interval is divided by linear interpolation between the logarithms of the
+    sizes at its ends, and every third time in the middle.
     """
     found = [(setting, encode(setting)) for setting in (fine, coarse)]
     low, high = found

@@ -1,4 +1,4 @@
-"""Synthetic Digital Mammography objects for benchmarks and tests, and DICOM files of them."""
+"""Makes synthetic Digital Mammography objects for benchmarks and tests, and writes DICOM files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def breast(rows: int = 640, columns: int = 512, *, bits: int = 12, seed: int = 0
 def mammogram(pixels: NDArray[np.uint16] | None = None, *, bits: int = 12, **changes: Any) -> Dataset:
     """A Digital Mammography X-Ray Image (For Presentation) in which dciodvfy finds no error.
 
-    ``changes``: attributes by keyword to set; None deletes.
+    ``changes``: attributes to set, by keyword; None deletes an attribute.
     """
     pixels = breast(bits=bits) if pixels is None else pixels
     ds = Dataset()
@@ -127,7 +127,7 @@ def _code(value: str, scheme: str, meaning: str) -> Dataset:
 
 
 def write(ds: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> Path:
-    """Write a data set as a Part 10 file in a native transfer syntax."""
+    """Write a data set as a Part 10 file in an uncompressed transfer syntax."""
     with path.open("wb") as out:
         write_preamble(out, file_meta(ds.SOPClassUID, ds.SOPInstanceUID, syntax))
         out.write(encode(ds, syntax))
@@ -135,7 +135,7 @@ def write(ds: Dataset, path: Path, syntax: UID = ExplicitVRLittleEndian) -> Path
 
 
 def write_body(body: bytes, path: Path, *, sop_class: str, sop_instance: str, syntax: UID) -> Path:
-    """Write a Part 10 file with these data set bytes, valid or not."""
+    """Write a Part 10 file whose data set is ``body``, valid or not."""
     with path.open("wb") as out:
         write_preamble(out, file_meta(sop_class, sop_instance, syntax))
         out.write(body)

@@ -1,8 +1,8 @@
 """Draws contact sheets: chosen places of an image, original and reconstruction side by side.
 
-All pixels are drawn one to one. A difference is drawn in units of the original's local noise (median absolute deviation
-of the difference to a Gaussian of 2 pixels, in blocks of 32 pixels), or of the rounding of a 256-level display if that
-is larger. Mid-grey is 0; black and white are at least four times the noise.
+All pixels are drawn one to one. A difference is drawn in units of the original's local noise (the median absolute
+deviation of what a Gaussian of 2 pixels removes, in blocks of 32 x 32 pixels), or of the rounding of a 256-level
+display if that is larger. Mid-grey is 0; black and white are at least four times the noise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ Grey = NDArray[np.uint8]
 SIDE = 384
 """Side of a place, in pixels; shorter if the image is smaller."""
 PLACES = 6
+"""Largest number of places per image."""
 NOISES = 4.0
+"""Difference that is drawn black or white, in units of local noise."""
 NARROWEST = 40
-"""Largest ratio of the image's window to a narrow window; narrower ones show only rounding and air."""
+"""Largest ratio of the image's window to a narrow window. Even narrower windows show only rounding and air."""
 _GAP, _TITLE, _THUMB = 6, 24, 300
 _BLOCK = 32
 _COARSE = 8
@@ -58,10 +60,10 @@ class Panel:
 
 
 def places_of(coded: Coded) -> list[Place]:
-    """Up to six squares: the worst tile of the gate, the worst one well inside the breast, dense tissue, fatty tissue,
-    fine structure, and the skin line.
+    """Up to six squares: the worst tile by the gate, the worst one well inside the breast, fine structure, dense
+    tissue, fatty tissue and the skin line.
 
-    They are at least half of their side apart, so a small breast has fewer.
+    Their corners are at least half of a side apart, so a small breast has fewer.
     """
     side = min(SIDE, *coded.original.shape)
     tissue = _without_rim(coded.breast)
@@ -102,7 +104,7 @@ def _take(chosen: list[Place], place: Place) -> bool:
 
 
 def _without_rim(breast: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The breast more than 48 pixels from the skin line, which is not structure, and from the frame, where film has an
+    """The breast without 48 pixels along the skin line, which is no structure, and along the frame, where film has an
     edge."""
     coarse = np.pad(breast[::_COARSE, ::_COARSE], 1)
     deep = distance_transform_edt(coarse)[1:-1, 1:-1] * _COARSE > _RIM
@@ -110,7 +112,7 @@ def _without_rim(breast: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _corners(breast: NDArray[np.bool_], side: int) -> tuple[NDArray[np.intp], Float]:
-    """Squares on a grid of 64 pixels that contain breast, and the share of breast in each."""
+    """Top left corners, on a grid of 64 pixels, of the squares with more than 20% of breast; and that share."""
     rows, columns = breast.shape
     grid = [(row, column) for row in range(0, rows - side + 1, 64) for column in range(0, columns - side + 1, 64)]
     share = [breast[row : row + side : 4, column : column + side : 4].mean() for row, column in grid]
@@ -119,7 +121,7 @@ def _corners(breast: NDArray[np.bool_], side: int) -> tuple[NDArray[np.intp], Fl
 
 
 def _brightness_and_detail(coded: Coded, side: int, corners: NDArray[np.intp]) -> tuple[Float, Float]:
-    """Mean grey level of each square, and its deviation at the scale of vessels over the mean level."""
+    """Mean brightness of each square through the window, and its variance at the scale of vessels."""
     low, high = coded.window
     image = np.clip((coded.original.astype(np.float32) - low) / (high - low), 0, 1)
     vessels = np.square(gaussian_filter(image, 1.4) - gaussian_filter(image, 4.0))
@@ -156,8 +158,11 @@ def windowed(image: NDArray[np.generic], place: Place, window: tuple[float, floa
 
 
 def narrow_window(coded: Coded, place: Place) -> tuple[float, float]:
-    """The window that shows the faintest contrast of a place: the 0.5th to 99.5th percentile, widened by a fifth on
-    each side, of the quarter of the place, all breast, where that range is narrowest. Other parts may be clipped."""
+    """The window that shows the faintest contrast of a place.
+
+    It is the 0.5th to 99.5th percentile, widened by a fifth on each side, of a quarter of the place: among the quarters
+    with the most breast, the one whose range is narrowest. Other parts may be clipped.
+    """
     values, breast = place.of(coded.original), place.of(_without_rim(coded.breast)) > 0
     half, found = place.side // 2, []
     for row in range(0, place.side - half + 1, max(1, half // 4)):
@@ -178,7 +183,7 @@ def _grey(shown: Float) -> Grey:
 def sheet(
     rows: Sequence[Sequence[Panel]], heading: Sequence[str], overview: Grey, marks: Sequence[Place], scale: int
 ) -> Pictures.Image:
-    """Rows of panels below a heading and an overview with marked places. ``scale``: of the overview."""
+    """Rows of panels below a heading and an overview with marked places. ``scale``: reduction of the overview."""
     side, columns = rows[0][0].grey.shape[0], max(map(len, rows))
     width = columns * (side + _GAP) + _GAP
     top = max(overview.shape[0], 28 * len(heading)) + 2 * _GAP

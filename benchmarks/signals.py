@@ -1,11 +1,11 @@
-"""Signals to plant into tissue at the threshold of visibility, and the channels of a model observer for them.
+"""Makes signals to plant into tissue at the threshold of visibility, and a model observer's channels for them.
 
-- calcifications of 150, 200, 300 and 500 micrometres: discs blurred as by a detector, single or five within 5 mm;
+- calcifications of 150, 200, 300 and 500 micrometres: discs blurred as by a detector, one alone or five within 5 mm;
 - lines like spiculations, 150 and 250 micrometres wide, 3 to 8 mm long, in random directions;
 - masses of 5, 10 and 15 mm: discs whose edge is blurred by an eighth of their diameter.
 
-Every signal has a peak of 1 and lies on a square of odd side, like its channels. The observer knows the positions of
-the specks of a cluster and the direction of a line: it sums the channels of all specks and aligns those of a line.
+Every signal has a peak of 1, and is an array of odd side, like its channels. The observer knows the positions of the
+specks of a cluster and the direction of a line: it sums the channels of all specks, and aligns those of a line.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ MASSES_MM = (5, 10, 15)
 SPECKS, CLUSTER_MM = 5, 5.0
 CHANNELS, LINE_CHANNELS = 6, 5
 _PSF = 0.7
-"""Blur of detector and pixel: standard deviation of a Gaussian, in pixels."""
+"""Blur of detector and pixel, as the standard deviation of a Gaussian in pixels."""
 _FULL_WIDTH = 2.355
 _FINE = 8
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """One signal to plant: ``pattern``, peak 1, float32 (side, side), centred on its position.
+    """One signal to plant. ``pattern``: float32 (side, side), peak 1, centred on its position.
 
-    ``extent``: distance in pixels from the centre beyond which the signal is 0. ``reach``: half of the side. ``size``:
-    width of its smallest part in pixels. ``strength``: amplitude relative to others of the same kind.
+    ``extent``: distance from the centre beyond which the signal is about 0, in pixels. ``reach``: half of the side.
+    ``size``: width of its smallest part, in pixels. ``strength``: amplitude relative to others of the same kind.
     """
 
     pattern: Float
@@ -58,7 +58,7 @@ class Stamp:
 class Signal:
     """A kind of signal: its name, and a function that makes one for a pixel spacing in millimetres.
 
-    ``share``: fraction of the requested number that is planted; masses need much room.
+    ``share``: fraction of the requested number that is planted. Masses have a smaller one, since they need much room.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Signal:
 
 
 def all_signals() -> list[Signal]:
-    """Every kind and size, the largest first, which is the best order for placing them."""
+    """Every kind and size, the largest first, so that they find room."""
     masses = [Signal(f"mass {mm} mm", _mass(mm), 0.3) for mm in reversed(MASSES_MM)]
     clusters = [Signal(f"cluster {um} um", _cluster(um)) for um in CALCIFICATIONS_UM]
     lines = [Signal(f"line {um} um", _line(um)) for um in LINES_UM]
@@ -130,7 +130,7 @@ def _line(um: int) -> Callable[[np.random.Generator, float], Stamp]:
         def channels() -> Float:
             return np.asarray(hermite_gauss(aside, 0.5 * across, LINE_CHANNELS) * profile, dtype=np.float32)
 
-        # long lines are easier to see: give every line the contrast at which it is as hard as one of medium length
+        # long lines are easier to see, so each gets the contrast at which it is as hard to see as one of mean length
         strength = math.sqrt(np.mean(LENGTHS_MM) / (length * spacing))
         return Stamp(pattern.astype(np.float32), channels, extent, across, strength)
 
@@ -158,7 +158,7 @@ def _distance(reach: int) -> NDArray[np.float64]:
 
 
 def _disc(diameter: float, reach: int) -> Float:
-    """A disc computed at eight times the resolution, then blurred; peak 1."""
+    """A blurred disc with a peak of 1, computed at eight times the resolution."""
     axis = (np.arange((2 * reach + 1) * _FINE) + 0.5) / _FINE - reach - 0.5
     disc = (np.hypot(axis[:, None], axis[None]) <= diameter / 2).astype(np.float32)
     blurred = gaussian_filter(disc, _PSF * _FINE)

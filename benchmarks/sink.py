@@ -1,6 +1,6 @@
 """A Storage SCP that accepts and discards everything, so that a benchmark measures the sender.
 
-DCMTK's storescp, even with --ignore, needs longer to receive 17 MB than the archives need to send them.
+DCMTK's storescp, even with --ignore, takes longer to receive 17 MB than the archives take to send them.
 
     python -m benchmarks.sink PORT
 """
@@ -59,7 +59,7 @@ class Association(socketserver.BaseRequestHandler):
 
 
 def accepted(asked: bytes) -> bytes:
-    """A-ASSOCIATE-AC that accepts every context with its first transfer syntax."""
+    """The A-ASSOCIATE-AC that accepts every context with its first transfer syntax."""
     pdu = A_ASSOCIATE_RQ()
     pdu.decode(asked)
     answer: A_ASSOCIATE = pdu.to_primitive()
@@ -83,7 +83,7 @@ def accepted(asked: bytes) -> bytes:
 
 
 def success(context: int, command: bytes) -> bytes:
-    """C-STORE-RSP with status 0000."""
+    """The C-STORE-RSP with status 0000 for a C-STORE-RQ."""
     asked, answer = decode(BytesIO(command), True, True), Dataset()
     answer.AffectedSOPClassUID = UID(asked.AffectedSOPClassUID)
     answer.CommandField = 0x8001

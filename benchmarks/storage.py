@@ -1,10 +1,10 @@
-"""Bytes of real mammograms under the gate, compared with full-size JPEG XL that passes the same limits on structure.
+"""Compares the bytes of real mammograms under the gate with full-size JPEG XL that passes the same limits on structure.
 
-Per image: raw bytes, lossless JPEG XL (effort 7), and hot bytes, the whole objects of base and rendition. An image
-without a passing reconstruction is ``exact`` and counts with its lossless bytes. ``rival`` is full-size JPEG XL at the
-same effort: the coarsest distance at which the structure passes the gate, with the same repairs and points. The gate's
-limits on drawn noise do not apply to it, and its noise model is not counted. Images without a header are wrapped as
-Digital Mammography (JPEG is halved first).
+For each image it gives raw bytes, lossless JPEG XL (effort 7), and hot bytes, which are the whole objects of base and
+rendition. An image without a passing reconstruction is ``exact`` and counts with its lossless bytes. ``rival`` is
+full-size JPEG XL at the same effort, at the coarsest distance at which the structure passes the gate, with repairs and
+points. The gate's limits on drawn noise do not apply to it, and its noise model is not counted. Images without a header
+are wrapped as Digital Mammography (JPEG is halved first).
 
     python -m benchmarks.storage [--data FOLDER] [--only NAME] [--no-rival] [--profile balanced] [--upscaler mammo]
         [--json]
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measured(image: Image, settings: Settings, *, rival: bool) -> dict[str, Any]:
-    """Encode one image, and its rival."""
+    """Encode one image, and its rival if ``rival`` is true."""
     began = time.monotonic()
     encoder = encoder_of(image.picture, settings)
     made = encoder.search()
@@ -104,7 +104,7 @@ def rival_of(encoder: Encoder) -> Encoder:
 
 
 def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Sums over film, digital and all images, and ratios of sums. ``worst``: the largest ratio to the rival's bytes."""
+    """Sums over film, digital and all images, and their ratios. ``worst``: an image's largest ratio to its rival."""
     for name in (FILM, DIGITAL, "all"):
         group = [row for row in rows if name in (row["kind"], "all")]
         if not group:

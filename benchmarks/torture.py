@@ -1,7 +1,8 @@
-"""Kills, mutated inputs and resource growth, in rounds until time is up: nothing may be lost or crash.
+"""Kills and attacks nodes in rounds until time is up: nothing may be lost or crash, and resources may not grow.
 
-A node is killed while it stores, encodes, packs, purges, scrubs, rebuilds its index and is backed up. After a few kills
-every image acknowledged since the last check must be retrieved byte for byte, or as the verified reconstruction.
+A node is killed while it stores, encodes and packs images, is purged, scrubbed and backed up, and has its index
+rebuilt. After a few kills every image acknowledged since the last check must be retrieved byte for byte, or as the
+verified reconstruction.
 Meanwhile a process feeds mutated inputs to decoders and parsers, and another node receives mutated PDUs, messages and
 files. The exit code is 1 if anything was lost, wrong or crashed.
 
@@ -31,13 +32,13 @@ from benchmarks.mutations import fuzz_in_process_of_its_own
 from storage.dicom.dicomfile import accept_odd_values
 
 WARM_UP = 5
-"""Rounds of attacks after which the node has opened its threads and index connections; found by printing them."""
+"""Rounds of attacks after which the node has all its threads and index connections, found by printing their number."""
 LIVE = 30
 """Inputs to the attacked node per round."""
 BATCH = 30.0
-"""Seconds of one process that mutates inputs."""
+"""Seconds for which one process tries mutated inputs."""
 LAST = 0.08
-"""Share of the time reserved for the last check, of all acknowledged images."""
+"""Share of the time that is reserved for the last check, which covers all acknowledged images."""
 
 
 def main() -> None:

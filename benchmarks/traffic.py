@@ -1,4 +1,4 @@
-"""Peers of a node that store, query and retrieve until they are stopped; part of benchmarks.load."""
+"""Runs peers of a node that store, query and retrieve; part of benchmarks.load."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from storage.index import Index
 SMALL, LARGE = (64, 48), (288, 272)
 """Rows and columns: images below 256 pixels a side stay exact, larger ones are encoded."""
 SENDERS = 10
-"""Senders of one instance at the same moment."""
+"""Number of senders that send one instance at the same moment."""
 STUDIES = 14
-"""Held studies of several images, and of one image: surplus ones are deleted, so that the archive's size is steady."""
+"""Number of studies of several images that are held, and of studies of one image. Others are deleted, so that the
+archive does not grow."""
 UNREACHABLE = (LatentPacsError, RuntimeError, OSError, ValueError)
 
 
 class Mover(Receiver):
-    """A move destination. It is asked by one thread at a time, which empties ``received`` before."""
+    """A move destination. One thread at a time uses it, and empties ``received`` first."""
 
     def _store(self, event: Any) -> int:
         path = self.folder / f"{time.monotonic_ns()}.dcm"
@@ -47,7 +48,7 @@ def series_of(study: str) -> str:
 
 
 class Traffic:
-    """The peers of one node. ``counts``: how many requests of each kind were answered."""
+    """The peers of one node. ``counts``: number of answered requests of each kind."""
 
     def __init__(self, folder: Path, address: Address, index: Index, ledger: Ledger, mover: Mover) -> None:
         self.counts: Counter[str] = Counter()
@@ -58,7 +59,7 @@ class Traffic:
         self._moving, self._counting = threading.Lock(), threading.Lock()
 
     def tasks(self) -> list[Callable[[random.Random], None]]:
-        """What peers do again and again, each in a thread of its own. A peer's argument is its random generator."""
+        """The tasks that peers repeat, each in a thread of its own. The argument is the thread's random generator."""
         return [self.send_study, self.send_study, self.send_together, self.get_any, self.move_any, self.find_any]
 
     # --- stores ---
@@ -73,12 +74,12 @@ class Traffic:
         return write(ds, self._files / f"{generate_uid()}.dcm")
 
     def new(self, chance: random.Random, shape: tuple[int, int], study: str = "") -> Sent:
-        """A new image in a file, in the ledger."""
+        """A new image, written to a file and noted in the ledger."""
         ds = self.image(chance, shape, study)
         return self._ledger.sends(ds, self.written(ds))
 
     def send_study(self, chance: random.Random) -> None:
-        """Send a study of two small images and one that is encoded, if the archive does not hold enough studies."""
+        """Send a study of two small images and one that is encoded, unless the archive holds enough studies."""
         if len(self._ledger.studies()) < 2 * STUDIES:
             first = self.new(chance, LARGE)
             self.send([first, *(self.new(chance, SMALL, first.study) for _ in range(2))])
@@ -97,9 +98,9 @@ class Traffic:
         self._reach("store", lambda: client.store(list(by_path), self._address, calling="MODALITY", each=answered))
 
     def send_together(self, chance: random.Random) -> None:
-        """Ten senders of one instance at one moment; sometimes half of them send other content under its UID.
+        """Send one instance from ten senders at once; sometimes half of them send other content under its UID.
 
-        All that are answered with success must have sent the same content, and it must come back.
+        All senders that get a success must have sent the same content, and it must be retrieved.
         """
         ds = self.image(chance, SMALL if chance.random() < 0.7 else LARGE)
         paths = [self.written(ds)]
@@ -140,7 +141,7 @@ class Traffic:
         self._any(chance, self.find)
 
     def get(self, study: str) -> set[str]:
-        """Retrieve a study by C-GET; the UIDs of images that came as they should."""
+        """Retrieve a study by C-GET; return the UIDs of the correct images."""
         with tempfile.TemporaryDirectory(dir=self._files) as folder:
             receiver, began, status = Receiver(Path(folder)), time.monotonic(), Dataset()
 
@@ -182,7 +183,7 @@ class Traffic:
         self._reach("find", ask)
 
     def accession(self, study: str) -> set[str]:
-        """The accession numbers under which a query finds a study: none if it finds nothing."""
+        """The accession numbers with which a query finds a study; empty if it finds nothing."""
         asked, answers = client.image_identifier(study), list[Dataset]()
         asked.AccessionNumber = ""
         self._reach("find", lambda: answers.extend(client.find(asked, self._address, calling="VIEWER")))
@@ -201,7 +202,7 @@ class Traffic:
         time.sleep(chance.uniform(0.2, 1.5))
 
     def _reach(self, what: str, ask: Callable[[], None]) -> None:
-        """Ask the node; a lost association, or one that is not accepted, is counted as a refusal."""
+        """Ask the node. An association that is lost or not accepted counts as a refusal."""
         try:
             ask()
         except UNREACHABLE as error:

@@ -1,4 +1,4 @@
-"""Builds PDUs of the upper layer byte by byte (PS3.8 9.3), also those that no library would send."""
+"""Builds PDUs of the upper layer byte by byte (PS3.8 9.3), including those that no library would send."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 VERIFICATION, IMPLICIT = b"1.2.840.10008.1.1", b"1.2.840.10008.1.2"
 ACCEPTED, REJECTED, DATA, ABORTED, CLOSED = 2, 3, 4, 7, -1
-"""PDU types of answers; CLOSED if there was none."""
+"""PDU types of answers. CLOSED means that the connection was closed without one."""
 
 Context = tuple[int, bytes | None, Sequence[bytes]]
 
@@ -36,7 +36,7 @@ def associate(
     version: int = 1,
     kind: int = 1,
 ) -> bytes:
-    """An A-ASSOCIATE-RQ, for Verification unless contexts are given. Titles are padded with spaces."""
+    """An A-ASSOCIATE-RQ, for Verification unless contexts are given. AE titles are padded with spaces."""
     data = struct.pack(">HH", version, 0) + called.ljust(16) + calling.ljust(16) + bytes(32)
     data += item(0x10, b"1.2.840.10008.3.1.1.1")
     data += b"".join(contexts) or context(1, VERIFICATION, IMPLICIT)
@@ -61,13 +61,13 @@ def echo(number: int = 1) -> bytes:
 
 
 def received(connection: socket.socket) -> bytes:
-    """The next PDU; empty if the connection was closed."""
+    """The next PDU; empty if the connection was closed. Raises TimeoutError."""
     head = _exactly(connection, 6)
     return head + _exactly(connection, struct.unpack(">xxI", head)[0]) if head else b""
 
 
 def ask(port: int, *messages: bytes, seconds: float = 20) -> list[bytes]:
-    """The answers, one for each message sent, until one is neither an acceptance nor data."""
+    """Send messages one by one and return the answers, up to the first that is neither A-ASSOCIATE-AC nor P-DATA-TF."""
     answers: list[bytes] = []
     with socket.create_connection(("127.0.0.1", port), seconds) as connection:
         for message in messages:

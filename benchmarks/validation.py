@@ -1,10 +1,10 @@
-"""Seconds of a validation of phantoms with a planted sign, stored and retrieved through a real node.
+"""Times a validation of phantoms with a planted sign, which are stored and retrieved through a real node.
 
-Images are 1024 x 1024, two per patient, and half of the patients have the sign. Weights are none, other settings are
-the defaults. The codec profile is ``paper`` (x2, 16-bit PNG, no gate), which encodes every image. ``validate_s`` is the
-time of the run: retrieval, features, figures, training and report. ``cpu_s`` is the processor time of all its
-processes, ``load`` the machine's load average at its end. With ``--sign fine`` the sign is at the limit of resolution
-and compression removes it.
+Images are 1024 x 1024, two per patient, and half of the patients have the sign. The weights are ``none``; other
+settings are the defaults. The codec profile is ``paper`` (x2, 16-bit PNG, no gate), which encodes every image.
+``validate_s`` is the time of the run: retrieval, features, figures, training and report. ``cpu_s`` is the processor
+time of all its processes, and ``load`` the load average of the machine at the end. With ``--sign fine`` the sign is at
+the limit of resolution, and compression removes it.
 
     python -m benchmarks.validation [--images 200] [--side 1024] [--sign coarse] [--upscaler bicubic] [--json]
 """
@@ -64,7 +64,7 @@ def settings(root: Path, upscaler: str) -> Settings:
 
 
 def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
-    """Store, wait for the archivist, label, and validate."""
+    """Store the files, wait for the archivist, set labels, and validate."""
     began = time.perf_counter()
     address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
     client.store(files, address, calling="MODALITY", each=lambda *_: None)

@@ -1,4 +1,4 @@
-"""A node in a separate process, to be killed and attacked; part of benchmarks.torture."""
+"""Runs a node in a separate process that can be killed and attacked; part of benchmarks.torture and benchmarks.load."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHEAP: dict[str, Any] = {
         {"ae_title": "VIEWER", "allow": ["echo", "find", "get"], "rendition": "auto"},
     ],
 }
-"""Settings that make every step fast; originals may be purged as soon as their images are verified."""
+"""Settings that make every step fast. Originals may be purged as soon as their images are verified."""
 
 
 class Victim:
@@ -50,7 +50,7 @@ class Victim:
         storage = {"root": str(self.root), "min_free": 0}
         self.config.write_text(yaml.safe_dump({**CHEAP, "node": settings, "storage": storage}))
         self.process: subprocess.Popen[bytes] | None = None
-        """The running node; None once it is killed."""
+        """The node; None before the first start and after a kill."""
         self._groups: list[int] = []
 
     @property
@@ -62,7 +62,7 @@ class Victim:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> bool:
-        """Start the node unless it runs; False if it does not listen within a minute."""
+        """Start the node unless it runs. Returns False if it does not listen within a minute."""
         if self.alive:
             return True
         self.process = self._started("serve")
@@ -95,7 +95,7 @@ class Victim:
         return lines[-1] if lines else ""
 
     def kill(self) -> bool:
-        """Kill the node by SIGKILL; False if it did not run."""
+        """Kill the node by SIGKILL. Returns False if it did not run."""
         done, self.process = killed(self.process), None
         return done
 
@@ -138,7 +138,7 @@ class Victim:
 
 
 def killed(process: subprocess.Popen[Any] | None) -> bool:
-    """Kill a process by SIGKILL; False if it had ended already."""
+    """Kill a process by SIGKILL. Returns False if it had ended already."""
     if process is None or process.poll() is not None:
         return False
     process.kill()

@@ -1,1 +1,1 @@
-"""An image to a payload and back."""
+"""Encodes images to payloads, and decodes payloads to pixels."""

@@ -32,7 +32,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SideInformation:
-    """The parts of a rendition that the decoder needs beside the base. Each part may be missing."""
+    """The parts of a rendition that the decoder needs besides the base. Each part may be missing."""
 
     noise: NoiseModel | None = None
     repairs: CodedResiduals | None = None
@@ -41,7 +41,7 @@ class SideInformation:
 
     @classmethod
     def of(cls, rendition: Rendition) -> SideInformation:
-        """Raises PayloadError."""
+        """Decode the parts of a rendition. Raises PayloadError."""
         return cls(
             noise=decode_noise(rendition.noise) if rendition.noise else None,
             repairs=decode_residuals(rendition.repairs) if rendition.repairs else None,
@@ -57,7 +57,7 @@ class SideInformation:
                 raise PayloadError(f"{kind} is of {part.rows} x {part.columns} pixels, the image of {rows} x {columns}")
 
     def held_pixels(self, shape: tuple[int, int]) -> Mask:
-        """Pixels that residuals or patches hold, so that no noise is drawn there: bool, of ``shape``."""
+        """Pixels in cells with residuals or patches, for which no noise is needed: bool, of ``shape``."""
         mask = np.zeros(shape, dtype=bool)
         if self.repairs is not None:
             mask |= self.repairs.pixels
@@ -71,7 +71,7 @@ class Decoded:
     """A decoded base, from which several images can be made.
 
     ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic
-    (storage/formats/resample.py). Both in grey levels.
+    (storage/formats/resample.py). Both are in grey levels.
     """
 
     base: Base
@@ -80,17 +80,17 @@ class Decoded:
 
     @classmethod
     def of(cls, base: Base) -> Decoded:
-        """Raises PayloadError."""
+        """Decode and upsample a base. Raises PayloadError."""
         samples = base.samples()
         return cls(base, samples, base.operator.lift(samples))
 
     @cached_property
     def padding(self) -> tuple[Mask, Pixels] | None:
-        """Which pixels are padding, and their values in raster order."""
+        """Which pixels are padding, and their values in raster order; None if no pixel is."""
         return self.base.padding_content()
 
     def task(self, noise: NoiseModel | None, seed: int = 0, steps: int = 0) -> UpscaleTask:
-        """The input of an upscaler. Without a noise model its ``deviation`` is 0 everywhere."""
+        """The input of an upscaler. Without a noise model the task's ``deviation`` is 0 everywhere."""
         deviation = _nothing(self.upsampled.shape) if noise is None else noise.deviation(self.upsampled)
         base = self.base
         return UpscaleTask(
@@ -104,7 +104,7 @@ class Decoded:
         return self.with_side(self._within_range(upscaler.structure(task)), side)
 
     def with_side(self, image: Float, side: SideInformation) -> Float:
-        """Adds points and residuals to a structure (float32, modified in place) and clips it to the image's range."""
+        """Add points and residuals to a structure (float32, modified in place) and clip it to the image's range."""
         if side.points is not None:
             image += side.points.field()
         if side.repairs is not None:
@@ -124,7 +124,7 @@ class Decoded:
     ) -> Float:
         """The drawn noise to add to the structure: float32, grey levels; 0 in cells with coded residuals.
 
-        ``deviation``: that of the noise model for the structure, if it is known already.
+        ``deviation``: the noise model's ``deviation(structure)``, if it is known already.
         """
         if side.noise is None:
             return np.zeros_like(structure)
@@ -134,13 +134,11 @@ class Decoded:
         return noise
 
     def pixels(self, image: Float, side: SideInformation) -> Pixels:
-        """The image rounded and clipped, with padding restored and patches pasted: uint16. ``image`` may be
-        modified.
-        """
+        """The image rounded and clipped, with padding restored and patches pasted: uint16. May modify ``image``."""
         import torch
 
         base = self.base
-        # torch rounds half to even as numpy does, with both cores and without float64 temporaries
+        # torch rounds half to even as numpy does, but uses all cores and no float64 temporaries
         values = torch.from_numpy(image).round_().clamp_(base.minimum, base.maximum)
         pixels: Pixels = values.to(torch.int32).to(torch.uint16).numpy()
         if base.padding is not None:
@@ -148,11 +146,11 @@ class Decoded:
         return pixels if side.patches is None else pasted(pixels, side.patches)
 
     def rounded_structure(self, structure: Float, side: SideInformation) -> Float:
-        """A structure in whole grey levels, as it is served without noise: float32."""
+        """The pixels that are served without noise, as float32. ``structure`` is not modified."""
         return self.pixels(structure.copy(), side).astype(np.float32)
 
     def _restore_padding(self, pixels: Pixels, padding: tuple[int, int]) -> None:
-        """Restores padding exactly, and moves other pixels out of the padding range (PS3.3 C.7.5.1.1.2)."""
+        """Restore padding exactly, and move other pixels out of the padding range (PS3.3 C.7.5.1.1.2)."""
         low, high = padding
         accidental = (pixels >= low) & (pixels <= high)
         if accidental.any():

@@ -1,10 +1,10 @@
-"""The fingerprint of verified pixels, which tells rounding by another machine or library from another picture.
+"""The fingerprint of verified pixels, which distinguishes rounding differences from another picture.
 
 Another processor or release of a library changes single grey levels of a reconstruction, so that its digest differs.
-If its original was purged, it cannot be measured again. The fingerprint has a sum of each square of the verified
-pixels, with random signs. It changes by about the root of the number of pixels times the RMS of their differences,
-wherever these are (Johnson and Lindenstrauss, 1984). The signs of each square are its own, so that squares together
-also show a difference that is the same everywhere.
+If the original was purged, the reconstruction cannot be measured again. The fingerprint has one sum per square of the
+verified pixels: each pixel enters with a random sign. A sum changes by about the root of the number of pixels times the
+RMS of their differences, wherever in the square these are (Johnson and Lindenstrauss, 1984). Each square has signs of
+its own, so that a difference that is the same in all squares is tested once per square.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 256
-"""Longest side of the squares, in pixels: 2 bytes for each, 0.5% of a payload. All squares of an image have the same
-size to within a pixel, since one difference is too much for a square of few pixels, and their noise is not known."""
+"""Longest side of the squares, in pixels. Each takes 2 bytes, and all of them 0.5% of a payload. The squares of an
+image have the same size to within a pixel: in a narrow remainder at the border a single difference would exceed the
+limit, and the noise of so few pixels could not be estimated."""
 RMS = 0.02
 """Largest RMS of the differences in a square, over the standard deviation of its drawn noise: 34 dB below the noise.
-With other vector extensions it was 0.005 on a digital image with mammo."""
+Between two sets of vector extensions it was 0.005 on a digital image with mammo."""
 LEAST_RMS = 0.1
-"""The same in grey levels, where less noise is drawn: every hundredth pixel differs by one."""
+"""The limit in grey levels where little noise is drawn: as if every hundredth pixel differed by one."""
 _SIGMAS = 3.0
-"""Largest difference of a sum, in standard deviations at the largest RMS."""
+"""Largest difference of a sum, in the standard deviations that it has at the largest RMS. Chosen, not measured."""
 _MOST = 1 << 14
-"""Largest difference of a sum that can be told from others: sums are stored modulo 65536."""
+"""Largest difference of a sum that is accepted: sums are stored modulo 65536, so larger ones would be ambiguous."""
 _STREAM = 0x66707269
-"""Key of the signs, beside the number of the square."""
+"""First word of the generator's key; the second is the number of the square."""
 
 Pixels = NDArray[np.uint16]
 
@@ -39,10 +40,10 @@ def fingerprint_of(pixels: Pixels) -> bytes:
 
 
 def difference(verified: bytes, served: Pixels, plain: Pixels) -> str:
-    """A sentence about the first square that is not the verified one but for rounding; empty if there is none.
+    """A sentence about the first square that differs from the verified one by more than rounding; empty if none does.
 
-    ``served`` and ``plain``: the pixels with drawn noise and without it, both uint16, rows x columns. ``verified``: the
-    fingerprint of those with noise that were measured.
+    ``verified``: the fingerprint of the measured pixels, with drawn noise. ``served`` and ``plain``: the pixels to
+    compare, with drawn noise and without it, both uint16, rows x columns.
     """
     known, squares = np.frombuffer(verified, "<u2").tolist(), list(_squares(served))
     if len(known) != len(squares):

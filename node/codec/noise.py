@@ -1,15 +1,16 @@
-"""The noise model: the noise that a structure lacks, stored in some hundred bytes and drawn by the decoder.
+"""The noise model: the noise that a structure lacks, stored in a few hundred bytes and drawn by the decoder.
 
-It is the classical model of quantum and grain noise, a Gaussian field with three parts (the encoder fits them in
-encode/noise_fitting.py):
+It is the classical model of quantum and grain noise, a Gaussian field with three parts, which the encoder fits
+(encode/noise_fitting.py):
 
-- its spectrum, two-dimensional: the original's noise power spectrum less the structure's, so that detector blur,
-  sharpening and film grain are all in it (averaged periodograms over local variance, IEC 62220-1);
-- its standard deviation as a curve of the structure's own grey level;
-- a coarse map of the place: by how much more or less it varies there than the curve says.
+- a two-dimensional power spectrum: the original's noise power spectrum less the structure's, so that it includes
+  detector blur, sharpening and film grain (averaged periodograms over local variance, IEC 62220-1);
+- a curve of the standard deviation as a function of the structure's grey level;
+- a coarse map of the place: the ratio of the local standard deviation to that of the curve.
 
-To draw: white noise from a counter-based generator, keyed by the object and by the pixel's position, filtered by the
-root of the spectrum, times curve, times map. The result does not depend on how an image is cut into tiles.
+The decoder draws white noise from a counter-based generator, keyed by the rendition's seed and the pixel's position,
+filters it by the root of the spectrum, and multiplies it by curve and map. The result does not depend on how an image
+is cut into tiles.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ LEVELS = 32
 _STEPS = 4096
 """Steps between the image's extreme values in which the curve is looked up, interpolated linearly between its knots."""
 _AT_ENDS = 4.0
-"""Largest standard deviation, over the distance to the nearer extreme value. Clipped air or white leaves no room for
-noise, and the curve's knots describe levels further inward."""
+"""Largest standard deviation at a grey level, over its distance to the nearer extreme value. Clipped air or white
+leaves no room for noise, and the nearest knots of the curve describe levels further inward."""
 PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
-"""Frequencies of the stored spectrum: vertical -0.5 to 0.5, horizontal 0 to 0.5 cycles per pixel."""
+"""Shape of the stored spectrum: vertical frequencies -0.5 to 0.5, horizontal ones 0 to 0.5 cycles per pixel."""
 WINDOW = 128
 """Side of the periodograms, in pixels."""
 _REACH = 32
@@ -63,7 +64,7 @@ POWER_STEP = 0.25
 _NEAR = 1
 """Largest error of a spectrum code that JPEG-LS may make: one step of 0.75 dB."""
 _STREAM = 0x6C617465
-"""Second word of the generator's key: it sets this use of a seed apart from others."""
+"""Second word of the generator's key, which keeps this use of a seed apart from others."""
 _HEADER = struct.Struct("<BHHfffIIIB")
 _FORMAT = 1
 
@@ -72,11 +73,12 @@ _FORMAT = 1
 class NoiseModel:
     """The noise that is missing in a structure of ``rows`` x ``columns`` pixels.
 
-    ``curve``: uint8 (LEVELS,), standard deviation per knot, as ``deviations_of`` reads it, of levels from ``low`` to
-    ``high``. ``place``: uint8 (rows / PLACE, columns / PLACE), likewise, times 2**-8; 0 is none. ``spectrum``: uint8
-    SPECTRUM, power of the noise per frequency over the greatest, 255 less ``POWER_STEP`` octaves a step; 0 is none.
-    ``gain``: a further factor of the drawn noise. ``quiet``: bool, cells of CELL pixels where nothing is drawn:
-    the original has one value there.
+    ``low`` and ``high``: smallest and largest grey level of the original, without padding. ``curve``: uint8 (LEVELS,),
+    code of the standard deviation at knots from ``low`` to ``high`` (``deviations_of``). ``place``: uint8 (rows /
+    PLACE, columns / PLACE), rounded up, code of 256 times the ratio to the curve; 0 means no noise. ``spectrum``: uint8
+    SPECTRUM, code of the power per frequency over the greatest one (``power_of``); 0 means none. ``gain``: further
+    factor of the drawn noise. ``quiet``: bool, cells of CELL pixels in which nothing is drawn, since the original has
+    one value there.
     """
 
     rows: int
@@ -91,7 +93,7 @@ class NoiseModel:
 
     @cached_property
     def part(self) -> tuple[slice, slice]:
-        """The bounding rectangle of all cells with noise."""
+        """The bounding rectangle of all cells with noise, in pixels; empty slices from 0 if there is none."""
         found = [np.flatnonzero((self.place > 0).any(axis=axis)) for axis in (1, 0)]
         if not all(each.size for each in found):
             return slice(0, 0), slice(0, 0)
@@ -115,7 +117,7 @@ class NoiseModel:
         return found
 
     def without_map(self, structure: Float) -> Float:
-        """What the curve alone says for each pixel of any part of a structure: float32, its shape, grey levels."""
+        """Standard deviation by the curve alone, for any part of a structure: float32, the same shape, grey levels."""
         import torch
 
         knots = np.linspace(0, LEVELS - 1, _STEPS)
@@ -129,7 +131,7 @@ class NoiseModel:
     def draw(self, structure: Float, seed: int, deviation: Float | None = None) -> Float:
         """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``.
 
-        ``deviation``: that of the structure, if it is known already.
+        ``deviation``: the result of ``deviation(structure)``, if it is known already.
         """
         result = np.zeros(structure.shape, dtype=np.float32)
         rows, columns = self.part
@@ -147,7 +149,7 @@ class NoiseModel:
 
 
 def unit_noise(rows: slice, columns: slice, spectrum: Codes, seed: int) -> Float:
-    """Gaussian noise of unit variance and of that spectrum for a part of an image, float32: the same on any tiling.
+    """Gaussian noise of unit variance with a given spectrum for a part of an image: float32, the same on any tiling.
 
     The part's first row and column are multiples of PLACE.
     """
@@ -176,10 +178,10 @@ def unit_noise(rows: slice, columns: slice, spectrum: Codes, seed: int) -> Float
 
 
 def white_noise(rows: slice, columns: slice, seed: int) -> Float:
-    """Independent normal values of a part of the plane, float32: Philox (Salmon et al. 2011) keyed by ``seed`` and the
-    block of 256 pixels.
+    """Independent normal values for a part of the plane, float32: Philox (Salmon et al. 2011), keyed by ``seed`` and
+    the block of 256 x 256 pixels.
 
-    The raw output of a bit generator is the same in every release of numpy; 16 bits of it look a quantile up.
+    Each 16 bits of the generator's raw output, which is the same in every release of numpy, select a quantile.
     """
     quantiles = _quantiles()
     result = np.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
@@ -207,7 +209,7 @@ def _quantiles() -> Float:
 
 @lru_cache(maxsize=4)
 def _kernel(codes: bytes) -> torch.Tensor:
-    """The transform, complex64 (_SQUARE, _SQUARE / 2 + 1), of a filter of unit energy whose power is the spectrum's."""
+    """Transform of the drawing filter of a stored spectrum: complex64 (_SQUARE, _SQUARE / 2 + 1), of unit energy."""
     import torch
 
     kernel, _ = drawing_filter(power_of(np.frombuffer(codes, np.uint8).reshape(SPECTRUM)))
@@ -218,13 +220,15 @@ def _kernel(codes: bytes) -> torch.Tensor:
 
 
 def power_of(codes: Codes) -> NDArray[np.float64]:
-    """Power per frequency of stored codes, over the greatest: float64 SPECTRUM."""
+    """Power per frequency of stored codes, over the greatest one: float64 SPECTRUM."""
     return np.where(codes > 0, 2.0 ** ((codes.astype(np.float64) - 255) * POWER_STEP), 0.0)
 
 
 def drawing_filter(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """The drawing filter of a power spectrum, float64 SPECTRUM: float64, 2 _REACH + 1 pixels square, of unit energy;
-    and its energy before it was scaled to that. Its taper smooths the spectrum."""
+    """The drawing filter of a power spectrum (float64 SPECTRUM), and its energy before it was scaled to unit energy.
+
+    The filter is float64, 2 _REACH + 1 pixels a side. It is tapered, which smooths the spectrum.
+    """
     fine = _doubled(_doubled(power).T).T  # (129, 65)
     half = np.fft.ifftshift(fine[:-1], axes=0)
     impulse = np.fft.fftshift(np.fft.irfft2(np.sqrt(half), s=(WINDOW, WINDOW)))
@@ -245,7 +249,7 @@ def _doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(cells: Float, rows: int, columns: int) -> Float:
-    """Cells interpolated linearly between their middles; the pixels of an empty cell are 0."""
+    """Cells interpolated bilinearly between their centres: float32 (rows, columns); pixels of a cell of 0 stay 0."""
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(cells))[None, None]
@@ -259,7 +263,7 @@ def _spread(cells: Float, rows: int, columns: int) -> Float:
 
 
 def deviation_codes(deviation: NDArray[np.generic]) -> Codes:
-    """Standard deviations as bytes: 0 for none, else 128 plus ``_PER_OCTAVE`` steps an octave, at least 1."""
+    """Standard deviations as uint8 codes: 0 up to 2**-8, else 128 plus ``_PER_OCTAVE`` times the log2, 1 to 255."""
     values = np.asarray(deviation, dtype=np.float64)
     steps = 128 + _PER_OCTAVE * np.log2(np.maximum(values, 1e-9))
     return np.where(values > 2.0**-8, np.clip(np.rint(steps), 1, 255), 0).astype(np.uint8)
@@ -277,7 +281,7 @@ def deviations_of(codes: Codes) -> Float:
 def encode_noise(model: NoiseModel) -> bytes:
     """A model as bytes: header, curve, map and spectrum as JPEG-LS, mask of quiet cells.
 
-    Only the spectrum is coded with a loss: each code is off by ``_NEAR`` steps at most.
+    Only the spectrum is coded with loss: each code is off by at most ``_NEAR`` steps.
     """
     place = bytes(imagecodecs.jpegls_encode(model.place))
     spectrum = bytes(imagecodecs.jpegls_encode(model.spectrum, level=_NEAR))

@@ -1,8 +1,8 @@
 """Exact patches: squares of the original that are stored without loss and pasted into the reconstruction.
 
-They keep places bit-exact that would fail the gate, such as a clip or a lead marker. Patches are cells of 16 pixels
-on a grid from the image's top left. For coding, the cells of each square of 256 pixels are laid out in rows of
-sixteen, in their order: a whole square keeps its shape.
+They keep places bit-exact that would fail the gate, such as a clip or a lead marker. Patches are cells of 16 x 16
+pixels. For coding, the patched cells of each square of 256 x 256 pixels are laid out in raster order, in rows of
+sixteen, so that a square that is patched wholly keeps its shape.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from storage.records import OperatingPoint
 Pixels = NDArray[np.uint16]
 
 _ACROSS = 16
+"""Cells side by side in the strip."""
 _CODER = OperatingPoint(1, "jpegxl", distance=0.0, effort=7)
 _HEADER = struct.Struct("<BHHI")
 _FORMAT = 1
@@ -30,8 +31,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of one image of ``rows`` x ``columns`` pixels. ``strip``: their pixels as they are coded, uint16,
-    256 pixels wide; cells at the image's border are filled up by repeating it."""
+    """The patches of one image of ``rows`` x ``columns`` pixels.
+
+    ``strip``: the pixels of the patches in the layout in which they are coded: uint16, 256 pixels wide. A cell that the
+    image's border cuts off is filled up by repeating its last row and column.
+    """
 
     rows: int
     columns: int
@@ -40,7 +44,7 @@ class Patches:
 
 
 def cells_under(boxes: Iterable[tuple[int, int, int, int]], rows: int, columns: int) -> Cells:
-    """The cells that boxes (row, column, height, width) touch."""
+    """The cells that boxes (row, column, height, width, in pixels) touch."""
     cells: Cells = np.zeros(cell_grid(rows, columns), dtype=bool)
     for row, column, height, width in boxes:
         cells[row // CELL : -(-(row + height) // CELL), column // CELL : -(-(column + width) // CELL)] = True
@@ -48,7 +52,7 @@ def cells_under(boxes: Iterable[tuple[int, int, int, int]], rows: int, columns: 
 
 
 def cut(original: Pixels, cells: Cells) -> Patches:
-    """The patches of an original (uint16, rows x columns)."""
+    """Cut the marked cells out of an original (uint16, rows x columns)."""
     rows, columns = original.shape
     places = _layout(cells)
     height = CELL * (1 + max((top for _, (top, _) in places), default=-1))
@@ -61,7 +65,7 @@ def cut(original: Pixels, cells: Cells) -> Patches:
 
 
 def pasted(pixels: Pixels, patches: Patches) -> Pixels:
-    """``pixels`` with the patches in place, a fresh array. Raises PayloadError where the image has another size."""
+    """A copy of ``pixels`` with the patches pasted. Raises PayloadError if the image has another size."""
     if pixels.shape != (patches.rows, patches.columns):
         raise PayloadError(f"patches are of {patches.rows} x {patches.columns} pixels, the image has {pixels.shape}")
     whole = pixels.copy()
@@ -73,7 +77,7 @@ def pasted(pixels: Pixels, patches: Patches) -> Pixels:
 
 
 def _layout(cells: Cells) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Each patched cell (down, across) and its place in the strip (down, across), both in cells."""
+    """The (row, column) of each patched cell in the image and in the strip, counted in cells."""
     places, top = [], 0
     for down in range(0, cells.shape[0], _ACROSS):
         for across in range(0, cells.shape[1], _ACROSS):

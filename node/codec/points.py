@@ -1,11 +1,11 @@
-"""Points: small round spots that the encoder puts back, a few bytes each where an exact patch takes hundreds.
+"""Points: small round spots that restore lost specks, in a few bytes each where an exact patch takes hundreds.
 
-A calcification of a few pixels loses contrast in a downsampled base. The encoder sees how much, and writes down where
-which profile of which height restores it; the decoder adds the profiles. What is added is measured signal of the
-original, and the gate measures the result like everything else.
+A calcification of a few pixels loses contrast in a downsampled base. The encoder measures the loss and stores the
+positions, profiles and heights of the points that make up for it; the decoder adds them. Points restore signal that was
+measured in the original, and the gate measures the result like everything else.
 
-A calcification is an opaque grain, so the profiles are those of a disc: whole, and what a downsampled base lacks of it,
-a flat core with a dark rim around it.
+A calcification is an opaque grain, so the profiles are those of a disc: the whole disc, or the part of it that a
+downsampled base lacks, which is a flat core with a dark rim.
 """
 
 from __future__ import annotations
@@ -27,31 +27,34 @@ Float = NDArray[np.float32]
 DISCS = (4.0,)
 """Diameters of the profiles that are a whole disc, in pixels."""
 EDGES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-"""Diameters of the discs of which a profile is what a low-pass filter takes away, in pixels."""
+"""Diameters of the discs for the other profiles, in pixels: the part of a disc that a low-pass filter removes."""
 PROFILES = len(DISCS) + len(EDGES)
+"""Number of profiles."""
 REACH = 9
-"""Distance from the middle of a profile beyond which it is 0, in pixels."""
+"""Distance from the centre of a profile beyond which it is 0, in pixels. Computed for the widest profile."""
 _BLUR = 0.6
-"""Standard deviation of the Gaussian that blurs each disc, as a detector does, in pixels."""
+"""Standard deviation of the Gaussian that blurs each disc as a detector does, in pixels. Chosen, not measured."""
 _LOW_PASS = 1.3
 """Standard deviation of the Gaussian that stands for the low-pass filter of a base of half the size, in pixels."""
 _FINE = 8
-"""Samples per pixel with which a disc is drawn."""
+"""Samples per pixel with which a disc is drawn. Chosen, not measured."""
 _STEP = 1 / 1024
-"""Profiles are rounded to multiples of it, so that they are the same on every machine."""
+"""Profiles are rounded to multiples of this, so that they are the same on every machine."""
 _LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
+"""Least height in grey levels and steps of heights per doubling, which were chosen, not measured; and the largest step,
+which is beyond the range of 16 bits."""
 _HEADER = struct.Struct("<BHHI")
 _MOST_SPOTS = 1 << 20
-"""Most points that are read. An image of 13 megapixels has some hundred."""
+"""Most points that a decoder reads: a limit against hostile bytes. An image of 13 megapixels has a few hundred."""
 _PLANES = 6
 """Bytes of a point before they are packed, each in a plane of its own."""
 _PACKED = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 1 << 16}]
-"""LZMA without contexts: points are few, and no byte tells much of the next."""
+"""LZMA without contexts: points are few, and a byte says little about the next one."""
 _FORMAT = 1
 
 
 class Point(NamedTuple):
-    """One spot: its middle, the number of its ``profile``, and its height: ``level_of`` of grey levels."""
+    """One spot: its centre, the number of its ``profile``, and its height as ``level_of`` codes it."""
 
     row: int
     column: int
@@ -68,7 +71,7 @@ class Points:
     spots: tuple[Point, ...]
 
     def field(self) -> Float:
-        """What they add: float32, shape (rows, columns), in grey levels. Spots that overlap add up, in their order."""
+        """The sum of the spots: float32 (rows, columns), grey levels. Their order fixes how the sum rounds."""
         around = np.zeros((self.rows + 2 * REACH, self.columns + 2 * REACH), dtype=np.float32)
         for spot in self.spots:
             area = around[spot.row : spot.row + 2 * REACH + 1, spot.column : spot.column + 2 * REACH + 1]
@@ -77,7 +80,7 @@ class Points:
 
 
 def joined(some: Points | None, more: Points | None) -> Points | None:
-    """The spots of both, in the order in which a decoder adds them up."""
+    """The spots of both, in the order in which a decoder adds them; None if both are None."""
     if some is None or more is None:
         return some or more
     return replace(some, spots=tuple(sorted((*some.spots, *more.spots))))
@@ -85,7 +88,7 @@ def joined(some: Points | None, more: Points | None) -> Points | None:
 
 @lru_cache(maxsize=PROFILES)
 def profile(number: int) -> Float:
-    """A spot of height 1: float32, (2 REACH + 1, 2 REACH + 1). ``DISCS`` come first, then ``EDGES``."""
+    """A profile with a peak of 1: float32, (2 REACH + 1, 2 REACH + 1). ``DISCS`` are numbered first, then ``EDGES``."""
     from scipy.ndimage import gaussian_filter
 
     side = 2 * REACH + 1
@@ -100,7 +103,7 @@ def profile(number: int) -> Float:
 
 
 def level_of(grey: float) -> int:
-    """The height that is nearest to ``grey`` levels: -255..255, 0 for none; one step is a twentieth more."""
+    """The coded height nearest to ``grey`` levels: -255..255, 0 for none. Each step is a twentieth larger."""
     if abs(grey) < _LEAST / 2:
         return 0
     steps = 1 + round(_PER_OCTAVE * float(np.log2(max(abs(grey), _LEAST) / _LEAST)))
@@ -108,13 +111,16 @@ def level_of(grey: float) -> int:
 
 
 def grey_levels(height: int) -> float:
-    """The inverse of ``level_of``."""
+    """The inverse of ``level_of``, in grey levels."""
     return float(np.sign(height)) * _LEAST * 2.0 ** ((abs(height) - 1) / _PER_OCTAVE) if height else 0.0
 
 
 def encode_points(points: Points) -> bytes:
-    """Points as bytes: format, size, count; then low and high bytes of all rows (as differences) and of all columns
-    (as differences within a row), profiles with signs, and sizes of heights, packed by LZMA."""
+    """Points as bytes: format, size of the image, count; then six planes, packed by LZMA.
+
+    The planes are the low and high bytes of all rows (as differences), those of all columns (as differences within a
+    row), the profiles with the signs of the heights, and the absolute heights.
+    """
     spots = np.array(sorted(points.spots), dtype=np.int64).reshape(-1, 4)
     down = np.diff(spots[:, 0], prepend=0)
     across = np.where(down == 0, np.diff(spots[:, 1], prepend=0), spots[:, 1])
@@ -125,7 +131,7 @@ def encode_points(points: Points) -> bytes:
 
 
 def decode_points(data: bytes) -> Points:
-    """The inverse of ``encode_points``, the spots sorted. Raises PayloadError."""
+    """The inverse of ``encode_points``, with the spots sorted. Raises PayloadError."""
     try:
         form, rows, columns, count = _HEADER.unpack_from(data)
         if form != _FORMAT:

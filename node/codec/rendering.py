@@ -20,9 +20,10 @@ Float = NDArray[np.float32]
 
 
 class Rendering:
-    """A base decoded with its side information. Its structure is computed once and gives both objects of a rendition.
+    """A base decoded with its side information. The structure is computed once and serves both objects of a rendition.
 
-    ``structure``: float32 (rows, columns), grey levels. ``numerics``: those of this process. Raises PayloadError.
+    ``structure``: float32 (rows, columns), grey levels. ``numerics``: those of this process, which may differ from the
+    rendition's. Raises PayloadError.
     """
 
     def __init__(self, base: Base, upscaler: Upscaler, side: SideInformation, *, seed: int, steps: int) -> None:
@@ -35,12 +36,15 @@ class Rendering:
 
     @classmethod
     def of(cls, base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None) -> Rendering:
-        """With the model that made the rendition. Raises ModelMissing and PayloadError."""
+        """Render with the model that made the rendition. Raises ModelMissing and PayloadError.
+
+        ``model``: folder with the archive's copy of that model, or None.
+        """
         side, upscaler = SideInformation.of(rendition), catalogue.for_rendition(rendition, model)
         return cls(base, upscaler, side, seed=rendition.seed, steps=rendition.steps)
 
     def pixels(self, *, draw: bool) -> Pixels:
-        """The pixels with drawn noise or without: uint16 (rows, columns), bits above Bits Stored clear."""
+        """The pixels with drawn noise or without it: uint16 (rows, columns), with no bit above Bits Stored set."""
         image = self.structure.copy()
         if draw:
             image += self._decoded.drawn_noise(self._upscaler, self._task, self.structure, self._side)
@@ -61,7 +65,7 @@ def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixel
 
 
 def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:
-    """Reads a base and its rendition. Raises PayloadError if the rendition is of another base."""
+    """Read a base and its rendition. Raises PayloadError if one is malformed or the rendition is of another base."""
     data = base_path.read_bytes()
     rendition = decode_rendition(rendition_path.read_bytes())
     if rendition.base_digest != hashlib.sha256(data).hexdigest():

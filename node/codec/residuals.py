@@ -1,8 +1,8 @@
-"""CodedResiduals: cells of 16 pixels whose residual is coded, since the base lost more than noise there.
+"""Codes the residual of cells of 16 x 16 pixels in which the base lost more than noise.
 
 The residual (original minus structure) of those cells is laid out as one image, companded by an inverse hyperbolic
-sine so that noise is coded evenly and great errors still fit, and coded by JPEG XL. What stays wrong is below the
-local noise, except beside the sharpest edges. No noise is drawn in a repaired cell: its own is in the residual.
+sine so that noise is coded evenly and large errors still fit, and coded by JPEG XL. The remaining error is below the
+local noise, except beside the sharpest edges. No noise is drawn in these cells, since their residual contains it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _ACROSS = 16
 """Cells side by side in the coded image."""
 DISTANCE = 1.5
 """JPEG XL distance. It leaves an error of half the standard deviation of detector noise, and up to half of a large
-error beside an edge. A third of the distance leaves a fifth and 3%, for two to three times the bytes
-(benchmarks.ablation)."""
+error beside an edge. A third of the distance leaves a fifth of the standard deviation and 3% of a large error, for two
+to three times the bytes."""
 _LINEAR = 4.0
-"""Standard deviations of noise up to which companding is nearly linear."""
+"""Size of residuals up to which companding is nearly linear, in standard deviations of noise. Chosen, not measured."""
 _GAIN = 4600.0
 """Coded levels per unit of the inverse hyperbolic sine: 1000 standard deviations reach 28,600 of 32,767."""
 _MIDDLE = 32768
+"""Coded level of a residual of 0."""
 _HEADER = struct.Struct("<BHHfI")
 _FORMAT = 1
 
@@ -39,7 +40,8 @@ _FORMAT = 1
 class CodedResiduals:
     """The residuals of some cells of an image of ``rows`` x ``columns`` pixels.
 
-    ``unit``: the noise's standard deviation, in grey levels. ``coded``: the JPEG XL codestream.
+    ``unit``: the noise's standard deviation, in grey levels. ``cells``: which cells are coded. ``coded``: the JPEG XL
+    codestream.
     """
 
     rows: int
@@ -64,7 +66,7 @@ class CodedResiduals:
         return cls(rows, columns, unit, cells, coders.encode(image, _point()))
 
     def field(self) -> Float:
-        """The residuals to add: float32 (rows, columns), grey levels. Raises PayloadError."""
+        """The residuals to add: float32 (rows, columns), grey levels; 0 in all other cells. Raises PayloadError."""
         places = np.argwhere(self.cells)
         tall = -(-len(places) // _ACROSS)
         image = coders.decode(self.coded, _point(), (tall * CELL, _ACROSS * CELL)).astype(np.float32)
@@ -86,7 +88,7 @@ def _point() -> OperatingPoint:
 
 
 def encode_residuals(repairs: CodedResiduals) -> bytes:
-    """Header, mask of cells, codestream."""
+    """Residuals as bytes: header, mask of cells, codestream."""
     mask = pack_mask(repairs.cells)
     return _HEADER.pack(_FORMAT, repairs.rows, repairs.columns, repairs.unit, len(mask)) + mask + repairs.coded
 

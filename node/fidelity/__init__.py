@@ -1,1 +1,1 @@
-"""How alike two images are, tile by tile inside the breast, and whether that is good enough."""
+"""Measures reconstructions against their original, and decides whether they pass the gate."""

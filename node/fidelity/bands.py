@@ -1,8 +1,8 @@
-"""Octave bands of an image: how much energy lies in details of about 2, 4, 8 and 16 pixels, tile by tile.
+"""Measures the energy of an image in octave bands, with details of about 2, 4, 8 and 16 pixels, tile by tile.
 
-A band is the difference of two Gaussians of standard deviations 0, 0.7, 1.4, 2.8 and 5.6 pixels. The two coarser
-bands are measured on an image that is halved once and twice, which changes their energies by little and costs a
-quarter.
+A band is the difference of the image blurred by two consecutive Gaussians, with standard deviations of 0, 0.7, 1.4, 2.8
+and 5.6 pixels. The two coarser bands are measured on an image that is halved once and twice, which changes their
+energies little and takes a quarter of the time.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 BANDS = 4
-"""Octave bands: sigma 0 to 0.7, to 1.4, to 2.8, to 5.6 pixels."""
+"""Number of octave bands: the Gaussians' sigma is 0 to 0.7, 0.7 to 1.4, 1.4 to 2.8 and 2.8 to 5.6 pixels."""
 _MARGIN = 40
-"""Pixels around a strip of tiles that are filtered with it: all its Gaussians together reach 38."""
+"""Pixels around a strip of tiles that are filtered with it: all Gaussians together reach 38 pixels."""
 _FIRST = 0.7
 """Standard deviation of the finest Gaussian, in pixels."""
 _STEP = float(np.sqrt(1.4**2 - 0.7**2))
-"""Standard deviation that takes a Gaussian of 0.7 pixels to one of 1.4; on a halved image, 1.4 to 2.8, and so on."""
+"""Standard deviation that takes a Gaussian of 0.7 pixels to one of 1.4; on a halved image, 1.4 to 2.8 pixels, etc."""
 
 
 def totals(energies: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Energy per octave band over all tiles, float64 (BANDS,); ``energies``: of ``band_energies``."""
+    """Energy per octave band over all tiles: float64 (BANDS,). ``energies``: the result of ``band_energies``."""
     return np.asarray(energies[:BANDS].sum(axis=(1, 2)))
 
 
 def band_energies(
     image: Float, inside: Mask, before: NDArray[np.float64] | None = None, changed: Mask | None = None
 ) -> NDArray[np.float64]:
-    """Energy per band and tile, and what is coarser than all bands.
+    """Energy per tile in each band, and in everything coarser than the bands.
 
     ``image``: float32 (rows, columns), grey levels. ``inside``: bool, the same shape: the pixels that count.
-    Returns float64 (BANDS + 1, tile rows, tile columns): sums of squares in grey levels squared, per counted pixel of
-    the full image. The last plane is that of the image blurred by 5.6 pixels, less the mean of the tile with its
-    margin: for a difference image, its slow error.
-    ``before``: what this gave for an image that differed only in the cells ``changed``, bool (rows / 16, columns / 16):
-    rows of tiles away from them are not measured again.
+    Returns float64 (BANDS + 1, tile rows, tile columns): sums of squares over the counted pixels of the full image, in
+    grey levels squared. The last plane is that of the image blurred by 5.6 pixels, less the mean of the tile with its
+    margin. For a difference image this is the slow error.
+    ``before``: the result for an image that differed only in the cells ``changed``, bool (rows / 16, columns / 16).
+    Rows of tiles away from these cells are not measured again.
     """
     rows, columns = (-(-length // TILE) for length in image.shape)
     result = np.zeros((BANDS + 1, rows, columns))
@@ -67,7 +67,7 @@ def band_energies(
 
 
 def tile_sums(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums over tiles, those at the right and the lower border cut off: float64 (tile rows, tile columns)."""
+    """Sums over tiles, of which the right and lower ones may be cut off: float64 (tile rows, tile columns)."""
     return reduced(values, TILE, np.add, np.float64)
 
 
@@ -83,11 +83,11 @@ def _pixels_of(tile: int) -> slice:
 
 
 def _of_strip(image: Float, inside: Mask, strip: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Energies of the tiles side by side in one strip: float64 (BANDS + 1, tiles). ``strip``: number of the row of
-    tiles, of the first tile in it, and of the one after the last.
+    """Energies of the tiles of one strip: float64 (BANDS + 1, tiles). ``strip``: number of the row of tiles, of the
+    first tile in it, and of the tile after the last.
 
-    They are filtered together: a tile alone takes more than twice the time, since its operations are so short that
-    threads mostly wait for the interpreter's lock.
+    The tiles are filtered together. One by one they would take more than twice the time, since their operations are so
+    short that threads mostly wait for the interpreter's lock.
     """
     import torch
 
@@ -125,7 +125,7 @@ def _means_of_tiles(image: Float, place: tuple[slice, slice], first: int, end: i
 
 
 def octaves(image: Float) -> list[Float]:
-    """The bands, finest first, and the rest: float32 arrays, the two coarser bands and the rest at a smaller size."""
+    """The bands, finest first, and the image that remains: float32. The last three are halved once, twice and twice."""
     import torch
 
     seen = torch.from_numpy(np.ascontiguousarray(image - image.mean(dtype=np.float64), dtype=np.float32))
@@ -141,7 +141,7 @@ def octaves(image: Float) -> list[Float]:
 
 
 def finest_octave(image: Float) -> Float:
-    """The finest band of an image, float32, at its full size: that of details of about 2 pixels."""
+    """The finest octave band of an image, with details of about 2 pixels: float32, the same shape."""
     import torch
 
     seen = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
@@ -149,8 +149,8 @@ def finest_octave(image: Float) -> Float:
 
 
 def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur, float32, with the border repeated. Shifted images are added up: on one channel that takes a third
-    of the time of a convolution."""
+    """Gaussian blur, float32, with the border repeated. It adds up shifted images, which takes a third of the time of
+    torch's convolution for one channel."""
     import torch
 
     weights = _weights(sigma)
@@ -175,7 +175,7 @@ def _halved(image: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=2)
 def _weights(sigma: float) -> tuple[float, ...]:
-    """Of a pixel, and of those 1, 2 .. pixels away: up to four standard deviations."""
+    """Weights of a Gaussian at distances of 0, 1, 2, ... pixels, up to four standard deviations."""
     away = np.arange(int(np.ceil(4 * sigma)) + 1)
     weights = np.exp(-np.square(away) / (2 * sigma * sigma))
     return tuple(float(weight) for weight in weights / (2 * weights.sum() - 1))

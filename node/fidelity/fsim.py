@@ -1,8 +1,8 @@
 """FSIM (Zhang et al., IEEE TIP 20(8), 2011) of 256 x 256 grey tiles, with the features of a tile kept for reuse.
 
-Equal to ``piq.fsim(chromatic=False)`` (tests/unit/node/fidelity/test_fidelity.py holds it to that), which builds its
-filters anew and computes the original's phase congruency again on every call; here one original is compared with
-several candidates.
+Results equal those of ``piq.fsim(chromatic=False)``, as tests/unit/node/fidelity/test_fidelity.py checks. piq builds
+its filters and computes the original's phase congruency again on every call. Here one original is compared with several
+candidates.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SCALES, _ORIENTATIONS = 4, 4
 _T1, _T2 = 0.85, 160.0
+"""The paper's constants for the similarity of phase congruency and of gradient magnitude."""
 _EPS = float(np.finfo(np.float32).eps)
 _SAMPLED = 61
 """Subsampling factor of the values that bracket the median."""
@@ -36,22 +37,22 @@ class Features:
 
 
 def features(tile: torch.Tensor) -> Features:
-    """Features of a tile: float32, shape (256, 256), values 0..1."""
+    """Features of a tile, float32 (256, 256) with values 0..1."""
     grey = tile * 255.0
     return Features(_phase_congruency(grey), _gradient(grey))
 
 
 def similarity(x: Features, y: Features) -> float:
-    """FSIM of two tiles from their features; 1 for identical tiles, also for two that hold nothing at all."""
+    """FSIM of two tiles from their features; 1 for identical tiles, even if their phase congruency is 0 everywhere."""
     alike, weight = _alike_and_weight(x, y)
     total = weight.sum()
     if total == 0:
-        return float(alike.mean())  # congruency is alike everywhere then: what is left is the gradient's
+        return float(alike.mean())  # phase congruency is equal everywhere, so only the gradient differs
     return float((alike * weight).sum() / total)
 
 
 def _alike_and_weight(x: Features, y: Features) -> tuple[torch.Tensor, torch.Tensor]:
-    """How alike two tiles are at each pixel, and what that counts."""
+    """The similarity of two tiles at each pixel, and its weight: the larger phase congruency."""
     import torch
 
     alike = _alike(x.congruency, y.congruency, _T1) * _alike(x.gradient, y.gradient, _T2)
@@ -63,7 +64,7 @@ def _alike(x: torch.Tensor, y: torch.Tensor, constant: float) -> torch.Tensor:
 
 
 def _gradient(grey: torch.Tensor) -> torch.Tensor:
-    """By Scharr's filters, each a difference along one axis and a mean of three along the other; beyond the tile 0."""
+    """Gradient magnitude by Scharr's filters. Pixels outside the tile count as 0."""
     import torch
 
     around = torch.nn.functional.pad(grey[None, None], (1, 1, 1, 1))[0, 0]
@@ -80,7 +81,7 @@ def _phase_congruency(grey: torch.Tensor) -> torch.Tensor:
     spectrum = torch.fft.fft2(grey)
     kept, total = torch.zeros(TILE, TILE), torch.zeros(TILE, TILE)
     filtered = torch.empty(_SCALES, TILE, TILE, dtype=torch.complex64)
-    for orientation in range(_ORIENTATIONS):  # one at a time stays in the processor's cache
+    for orientation in range(_ORIENTATIONS):  # one orientation at a time fits into the processor's cache
         response = torch.fft.ifft2(torch.mul(spectrum, bank.filters[orientation], out=filtered))
         even, odd = response.real.contiguous(), response.imag.contiguous()
         amplitude = torch.addcmul(even * even, odd, odd).sqrt_()
@@ -95,7 +96,7 @@ def _phase_congruency(grey: torch.Tensor) -> torch.Tensor:
 
 
 def _noise_threshold(finest: torch.Tensor, orientation: int) -> float:
-    """From the finest scale's median power (Kovesi), by its Rayleigh distribution."""
+    """Kovesi's noise threshold, from the median amplitude of the finest scale, which has a Rayleigh distribution."""
     bank = _filters()
     lower = _lower_median(finest.numpy().ravel())
     noise_power = -(float(lower) ** 2) / math.log(0.5) / float(bank.finest_power[orientation])
@@ -127,7 +128,7 @@ class _Bank:
 
 @lru_cache(maxsize=1)
 def _filters() -> _Bank:
-    """Log-Gabor filters, shape (orientations, scales, 256, 256), and the constants the noise estimate needs."""
+    """Log-Gabor filters, shape (orientations, scales, 256, 256), and the sums that the noise threshold needs."""
     import torch
 
     axis = torch.arange(-TILE / 2, TILE / 2) / TILE

@@ -1,10 +1,10 @@
-"""The gate: measures what an eye would see in the difference to the original, and decides whether it passes.
+"""The gate: measures what an eye would see in the difference from the original, and decides whether it passes.
 
 The gate has two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by
-noise only: it must have no coherent error along lines, no lost band, no shift, no slow error, no lost lines of a grid,
-and no speck that is lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the
-same energy in every octave band, no repeating pattern, and nothing where the original is flat. FSIM and PSNR are
-measured beside the paper's figures and gate nothing.
+noise only: no coherent error along lines, no lost octave band, no shift of brightness, no slow error, no lost lines of
+a grid, no error outside the breast, and no speck that is lost, raised or invented. The *served* image, with drawn
+noise, must have the original's noise: the same energy in every octave band, no repeating pattern, and no noise where
+the original is flat. FSIM and PSNR are measured for comparison with the paper, and have no limit.
 
 ``Reference`` holds what is computed once per original.
 """
@@ -31,40 +31,40 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
 Specks = dict[tuple[int, int], tuple[list[Speck], list[Speck]]]
+"""Per tile (its top left corner), the specks of the original and those of the structure (``specks_of_tile``)."""
 
 EXACT_PSNR_DB = 200.0
-"""PSNR of an identical image, in dB: JSON has no infinity."""
+"""PSNR of an identical image, in dB, since JSON has no infinity. Chosen, not measured."""
 CLUSTER = 50.0
-"""Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
+"""Greatest distance between specks of one cluster, in pixels: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
 _TAIL = 0.999
-"""Percentile of the coherent errors that is held to the limit, as a share."""
+"""Quantile of the coherent errors that is compared with the limit. The limits were found for this one."""
 _SPARED = 0.1
-"""Share of the squares, the worst ones, that this percentile leaves out: film borders, folds and labels, which no
-quantiser improves. They are held to ``lines_most`` like every other place."""
+"""Share of the squares, the worst ones, that this quantile leaves out: film borders, folds and labels, which no
+quantiser improves. They must meet ``lines_most``, like every other place."""
 _TILES = 0.95
-"""Share of the tiles whose band energies must keep to the limit of a tile."""
+"""Share of the tiles whose band energies must meet the limit of a tile. Chosen, not measured."""
 _ENOUGH = 0.25
-"""Least share of breast in a tile whose bands and slow error are judged."""
+"""Smallest share of breast in a tile whose band energies, shift and slow error count. Chosen, not measured."""
 _ROUNDING = 0.5
 """Error of a speck's contrast that is always allowed, in grey levels: pixels are rounded."""
 _ROUNDED = 1 / 12
-"""Energy of a pixel's rounding, in squared grey levels: a tile's band below it counts as this, as in a clipped implant,
-where one pixel makes tens of dB."""
+"""Energy of rounding per pixel, in squared grey levels. Less energy in a band of a tile counts as this much: in a
+clipped implant a single pixel would otherwise change the ratio by tens of dB."""
 _FSIM_TILES = 8
-"""Most tiles whose FSIM is measured. It gates nothing, and all tiles of a film would take a quarter of the time to
-encode."""
+"""Largest number of tiles whose FSIM is measured. FSIM has no limit, and all tiles of a film would take a quarter of
+the time of encoding."""
 
 
 @dataclass(frozen=True)
 class StructureFigures:
-    """A structure measured against its original.
+    """The figures of a structure against its original.
 
-    ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
-    worst tile, in window widths. ``periodic``: autocorrelation of the error, as of ``Repetition.look``. ``outside``:
-    float64, greatest error out of the breast per cell of 16 pixels, in window widths. ``specks``: per tile (its top
-    left corner), those of the original, and the structure's own; empty where they were not looked for. ``error``: what
-    was measured, float32, structure minus original, 0 in padding.
-    ``bands``: its energies as of ``band_energies``.
+    ``lines``: coherent errors. ``lost``: float64 (BANDS,), RMS of the error in each octave band over the original's.
+    ``shift`` and ``slow``: those of the worst tile, in window widths. ``periodic``: the result of ``Repetition.look``.
+    ``outside``: float64, greatest error outside the breast per cell of 16 x 16 pixels, in window widths. ``specks``:
+    empty if specks were not measured. ``error``: structure minus original, 0 in padding: float32, grey levels.
+    ``bands``: the result of ``band_energies`` for ``error``.
     """
 
     lines: Lines
@@ -86,10 +86,11 @@ def measure_structure(
     limits: Thresholds | None = None,
     before: StructureFigures | None = None,
 ) -> StructureFigures:
-    """Measures ``structure``: float32, the original's shape, grey levels. ``specks``: whether specks are measured too.
+    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to measure specks too.
 
-    ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
-    ``before``: what was found in another structure of this original: where both are equal nothing is measured again.
+    ``limits``: given for a structure that will be repaired. Places that exceed them are then left out of the figures of
+    the whole image, and only appear in ``broken_cells``. ``before``: figures of another structure of this original;
+    where both structures are equal, nothing is measured again.
     """
     error = structure - reference.image
     error[~reference.counted] = 0
@@ -125,20 +126,20 @@ def measure_structure(
 def burden(found: StructureFigures, limits: Thresholds) -> float:
     """The whole image's figure that is nearest to its limit, over that limit. Above 1 the structure fails.
 
-    Single places are left out because they can be repaired. A band that may be lost wholly counts only above its limit:
-    it is near the limit at any quantiser.
+    Single places are left out because they can be repaired. A band that may be lost entirely (a limit of 1 or more)
+    counts only above its limit, since it is near the limit at any quantiser.
     """
     return max(value / limit for _, value, limit in _of_whole(found, limits))
 
 
 def failures_of_whole(found: StructureFigures, limits: Thresholds) -> Iterator[str]:
-    """One sentence per limit of the whole image that is missed, which no repair of single places mends."""
+    """One sentence per missed limit of the whole image. Repairs of single places cannot correct these."""
     for text, value, limit in _of_whole(found, limits):
         yield from _above(text, value, limit)
 
 
 def _of_whole(found: StructureFigures, limits: Thresholds) -> Iterator[tuple[str, float, float]]:
-    """The beginning of a sentence, the figure and its limit, of each figure of the whole image."""
+    """For each figure of the whole image, the beginning of a sentence, the figure and its limit."""
     for level, value in enumerate(found.lines.percentile(_TAIL, _SPARED)):
         yield f"coherent error at width {WIDTHS[level]:g} is", value, limits.lines[level]
     for number, (lost, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
@@ -149,21 +150,19 @@ def _of_whole(found: StructureFigures, limits: Thresholds) -> Iterator[tuple[str
 
 
 def broken_cells(found: StructureFigures, limits: Thresholds) -> Cells:
-    """Cells of 16 pixels that exceed the limit of any place, by a coherent error or an error outside the breast:
-    bool.
-    """
+    """Cells that exceed a limit for single places, by a coherent error or an error outside the breast: bool."""
     allowed = np.array(_most(limits))
     broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
     return np.asarray(broken | (found.outside > limits.outside))
 
 
 def _most(limits: Thresholds) -> tuple[float, ...]:
-    """The greatest coherent error at any place, per width."""
+    """The limit of the coherent error at any single place, per width."""
     return tuple(limit * limits.lines_most for limit in limits.lines)
 
 
 def speck_lists(specks: Specks) -> tuple[list[Speck], list[Speck]]:
-    """The original's specks of all tiles, and the structure's own."""
+    """The original's specks of all tiles, and the structure's."""
     return [speck for own, _ in specks.values() for speck in own], [
         speck for _, made in specks.values() for speck in made
     ]
@@ -200,8 +199,10 @@ def counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
 def measure_noise(
     reference: Reference, structure: Float, served: Pixels, bands: NDArray[np.float64] | None = None
 ) -> dict[str, float]:
-    """Figures of what is served, in dB, shares and window widths; see ``Thresholds`` for their meaning. ``bands``: its
-    energies as of ``band_energies``, where they are known."""
+    """Figures of the served image by name; see ``Thresholds`` for their meaning and unit.
+
+    ``structure``: the pixels without noise, float32. ``bands``: ``band_energies`` of the served image, if known.
+    """
     image = served.astype(np.float32)
     bands = (band_energies(image, reference.core) if bands is None else bands)[:BANDS]
     own = reference.bands[:BANDS]
@@ -219,12 +220,12 @@ def measure_noise(
 
 
 def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``energy`` over the original's ``own``, in dB; both are at least 1e-12."""
+    """``energy`` over the original's, ``own``, in dB. Both are taken as at least 1e-12."""
     return np.asarray(10 * np.log10(np.maximum(energy, 1e-12) / np.maximum(own, 1e-12)))
 
 
 def _where_flat(original: Float, drawn: Float) -> float:
-    """The greatest RMS of drawn noise in a cell of 16 pixels in which the original has one value."""
+    """The greatest RMS of drawn noise in a cell in which the original has one value, in grey levels; 0 without any."""
     flat, energy = flat_cells(original), cell_means(np.square(drawn))
     return float(np.sqrt(energy[flat].max())) if flat.any() else 0.0
 
@@ -240,7 +241,7 @@ def judge(
     noise: dict[str, float],
     limits: Thresholds | None,
 ) -> Verdict:
-    """All figures of one reconstruction. Without ``limits`` it is measured but never passes."""
+    """The verdict on one reconstruction. Without ``limits`` it is not gated, and its ``passed`` is false."""
     fsim, served_psnr = paper_figures(reference, served)
     plain_fsim, plain_psnr = paper_figures(reference, structure)
     kept, new = wrong_specks(*speck_lists(found.specks), limits or Thresholds())
@@ -275,7 +276,7 @@ def judge(
 
 
 def failures(found: StructureFigures, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
-    """One sentence per limit that is missed."""
+    """One sentence per missed limit. ``noise``: figures of ``measure_noise``; those that are absent are not judged."""
     yield from failures_of_whole(found, limits)
     for width, worst, limit in zip(WIDTHS, found.lines.worst, _most(limits), strict=True):
         yield from _above(f"greatest coherent error at width {width:g} is", float(worst.max()), limit)
@@ -304,8 +305,10 @@ def _above(text: str, value: float, limit: float) -> Iterator[str]:
 def paper_figures(
     reference: Reference, image: NDArray[np.generic], most: int = _FSIM_TILES
 ) -> tuple[list[float], float]:
-    """FSIM of at most ``most`` tiles with breast, evenly spread; and PSNR over all tiles with breast, in dB, its peak
-    the display window's width."""
+    """FSIM of at most ``most`` tiles with breast, evenly spread; and PSNR over all tiles with breast, in dB.
+
+    The peak of PSNR is the display window's width.
+    """
 
     def error_of(tile: tuple[int, int]) -> float:
         return float(np.square(cut(image, tile).astype(np.float32) - cut(reference.image, tile)).sum(dtype=np.float64))
@@ -321,14 +324,14 @@ def paper_figures(
 
 
 def psnr(mean_squared_error: float, peak: float) -> float:
-    """In dB; ``peak`` is the display window's width, in the grey levels of the error."""
+    """PSNR in dB, at most EXACT_PSNR_DB. ``peak``: the display window's width, in the unit of the error."""
     if mean_squared_error == 0:
         return EXACT_PSNR_DB
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
 
 
 def specks_of(reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]) -> Specks:
-    """Per tile, the original's specks with the share of their contrast that is kept, and the structure's own."""
+    """The specks of the given tiles. ``structure``: float32, grey levels."""
     structure = as_shown(reference, structure)
 
     def one(tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
@@ -338,10 +341,10 @@ def specks_of(reference: Reference, structure: Float, tiles: Sequence[tuple[int,
 
 
 def as_shown(reference: Reference, structure: Float) -> Float:
-    """The structure with the original's padding, so that filters see the same step beside it."""
+    """The structure with the original's padding, so that filters see the same step at its border."""
     return structure if reference.counted.all() else np.where(reference.counted, structure, reference.image)
 
 
 def cell_any(mask: NDArray[np.bool_]) -> Cells:
-    """Which cells of 16 pixels hold a marked pixel: bool, (rows / 16, columns / 16), rounded up."""
+    """Which cells of 16 x 16 pixels contain a marked pixel: bool (rows / 16, columns / 16), rounded up."""
     return reduced(mask.view(np.uint8), CELL, np.maximum) > 0

@@ -1,15 +1,15 @@
-"""Measures coherent error along lines, which an eye finds in a difference image that should be noise only.
+"""Measures coherent error along lines, which an eye would find in a difference image that should be noise only.
 
-The difference of a structure to its original is filtered by ridges and edges of twelve directions and three widths.
-Each response is divided by the response of the same filter to the original's own noise at that place, so that the
-unit is "times the local noise", and the strongest of all directions is kept. Lost noise alone gives a 99.9th
-percentile of about 4 at the finest width where all of it is lost, and less at the wider ones, where less is lost.
-Blocks, bars, lost vessels, lost spiculations and displaced edges give more.
+The difference of a structure from its original is filtered by ridges and edges of twelve directions and three widths.
+Each response is divided by the response of the same filter to the original's noise at that place, so that the unit is
+the local noise. The strongest response of all directions counts. If all noise is lost, and nothing else, the 99.9th
+percentile is about 4 at the finest width; it is less at the wider ones, where less noise is lost. Blocks, bars, lost
+vessels, lost spiculations and displaced edges give more.
 
-The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 224 pixels
-are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast. Responses of the two
-finer widths are computed at every second pixel of both axes: a ridge and an edge together miss little between these,
-lines are 22 pixels long and more, and it takes a third of the time.
+The finest width is measured at full size, and each wider one on an image that is halved once more. Squares of 224 x 224
+pixels with a rim of 16 pixels are filtered by FFT; squares without breast are skipped. Responses of the two finer
+widths are computed at every second pixel of both axes, in a third of the time. That misses little, since lines are at
+least 22 pixels long, and either the ridge or the edge responds between these pixels.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 WIDTHS = (1.2, 2.5, 5.0)
-"""Standard deviations of the filters' profiles across a line, in pixels of the full image."""
+"""Standard deviations of the filters' profiles across a line, in pixels of the full image. Chosen, not measured."""
 DIRECTIONS = 12
-"""Directions over half a turn: 15 degrees apart."""
+"""Number of directions over half a turn, 15 degrees apart. Chosen, not measured."""
 SQUARE = 224
-"""Side of the squares that are filtered at once, in pixels of their own scale: 256 with the rim, the size at which a
-Fourier transform is fastest."""
+"""Side of the squares that are filtered at once, in pixels of the filter's scale. With the rim it is 256, the size at
+which the Fourier transform is fastest."""
 BINS_PER_UNIT = 64
 """Bins of the histograms of responses per unit of local noise: percentiles are good to 1/64."""
 BINS = 32 * BINS_PER_UNIT
-"""Responses beyond 32 times the noise share the last bin."""
+"""Number of bins. Responses above 32 times the noise are in the last one."""
 STEPS = (2, 2, 1)
-"""Step in rows and columns at which responses are computed, per width. The widest has too few pixels in a sample of an
-image for a larger step."""
+"""Step between the rows, and between the columns, at which responses are computed, per width. For the widest, a sample
+of an image has too few pixels for a larger step."""
 _RIM = 16
-"""Pixels around a square that its filters reach: the longest filter is 33 pixels long."""
+"""Pixels around a square that its filters need: the longest filter has 33 pixels."""
 _NOISE_CELL = 112
-"""Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
+"""Side of the cells whose median absolute response gives the local noise, in pixels of the full image."""
 _LEAST = 0.25
-"""Least share of breast in a cell whose noise is measured; other cells take the nearest one's."""
+"""Smallest share of breast in a cell whose noise is measured. Other cells get the noise of the nearest such cell."""
 _STRIP = 256
 """Lines of a halved image that one thread computes at once."""
 _HALVING = 0.75
@@ -64,17 +64,17 @@ _MAD = 0.6745
 class Lines:
     """Responses to one error image, in units of the original's noise.
 
-    ``counts``: per width, int64 (squares, BINS): histograms of the strongest response at each pixel of breast.
-    ``worst``: float32 (widths, rows / CELL, columns / CELL), rounded up: the strongest response in each cell.
+    ``counts``: per width, int64 (squares, BINS), histograms of the strongest response at the pixels of ``core``.
+    ``worst``: float32 (widths, rows / CELL, columns / CELL), rounded up, the strongest response in each cell.
     """
 
     counts: tuple[NDArray[np.int64], ...]
     worst: Float
 
     def percentile(self, share: float, spared: float = 0.0) -> tuple[float, ...]:
-        """Per width, the response that ``share`` (0..1) of all pixels do not exceed.
+        """Per width, the response that a share ``share`` (0..1) of all pixels does not exceed.
 
-        ``spared``: share of the squares that are left out, those with the greatest percentiles of their own.
+        ``spared``: share of the squares that are left out: those in which this percentile is greatest.
         """
         found = []
         for counts in self.counts:
@@ -85,7 +85,7 @@ class Lines:
 
 
 def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]:
-    """Of histograms (n, BINS): float64 (n,)."""
+    """The quantile ``share`` of each histogram (n, BINS): float64 (n,), the upper edges of bins."""
     running = np.cumsum(counts, axis=1)
     wanted = share * running[:, -1:]
     return np.asarray((running < wanted).sum(axis=1) + 1, dtype=np.float64) / BINS_PER_UNIT
@@ -95,9 +95,10 @@ def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]
 class LineNoise:
     """The noise of each filter in one original, per cell, and the squares to measure.
 
-    ``breast``: bool (rows, columns), where anything is measured; ``core``: the part of it that histograms are of.
-    ``floor``: the least noise that counts, in grey levels: that of rounding to the 256 steps of a display; on a halved
-    image half of it.
+    ``breast``: bool (rows, columns), the pixels to measure. ``core``: the part of it that histograms cover. ``floor``:
+    the least noise that counts, in grey levels: that of rounding to the 256 steps of a display. Each halving of the
+    image halves it. ``squares``: per width, their top left corners in pixels of its scale. ``noise``: per width,
+    float32 (filters, cells down, cells across), standard deviation in grey levels.
     """
 
     breast: Mask
@@ -110,8 +111,8 @@ class LineNoise:
     def of(cls, original: Float, breast: Mask, window_width: float, core: Mask | None = None) -> LineNoise:
         """Measure an original.
 
-        ``original``: float32 (rows, columns), grey levels. ``breast``: bool, the same shape. ``window_width``: of the
-        display window, grey levels. ``core``: the part of the breast that histograms are of; all of it where None.
+        ``original``: float32 (rows, columns), grey levels. ``breast``: bool, the same shape. ``window_width``: width of
+        the display window, in grey levels. ``core``: the part of the breast that histograms cover; None means all.
         """
         found = cls(breast, breast if core is None else core, window_width / 256 / float(np.sqrt(12)))
         for level, small in enumerate(_pyramid(original)):
@@ -138,9 +139,9 @@ class LineNoise:
     ) -> Lines:
         """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
 
-        ``most``: per width, the response beyond which a place is repaired anyway: its cell is in ``worst``, and left
-        out of ``counts``. ``before``: what was found in an error that differs from this one only in the cells
-        ``changed``, bool (rows / CELL, columns / CELL): squares away from them are not measured again.
+        ``most``: per width, the response above which a cell will be repaired anyway. Such a cell is in ``worst``, but
+        is left out of ``counts``. ``before``: the result for an error that differs from this one only in the cells
+        ``changed``, bool (rows / CELL, columns / CELL). Squares away from these cells are not measured again.
         """
         if before is None or changed is None:
             grid = cell_grid(*error.shape)
@@ -160,10 +161,10 @@ class LineNoise:
     def _look_at(
         self, small: Float, level: int, most: float, worst: Float, square: tuple[int, int]
     ) -> NDArray[np.int64]:
-        """The histogram of one square; its cells are written into ``worst``."""
+        """The histogram of one square. The strongest responses of its cells are written into ``worst``."""
         (row, column), step = square, STEPS[level]
         side = (CELL >> level) // step
-        # by turns the first and the second of two pixels: an error may be greater along the borders of coded blocks
+        # squares alternate between even and odd pixels, since errors may be greater at the borders of coded blocks
         top, left = row + row // SQUARE % step, column + column // SQUARE % step
         responses = _filtered(small, top, left, level, step)
         responses /= self._noise_at(level, row, column)
@@ -185,14 +186,14 @@ class LineNoise:
         return np.asarray(np.bincount(bins, minlength=BINS), dtype=np.int64)
 
     def _inside(self, level: int) -> tuple[Mask, Mask]:
-        """Breast and core at the size of one width."""
+        """Breast and core at the scale of one width."""
         rows, columns = (length >> level << level for length in self.breast.shape)
         part = np.s_[: rows : 1 << level, : columns : 1 << level]
         return self.breast[part], self.core[part]
 
     def _noise_at(self, level: int, row: int, column: int) -> Float:
-        """Noise of every filter at a square, interpolated between the middles of cells: float32 (filters,
-        SQUARE / step, SQUARE / step)."""
+        """Noise of every filter at a square, interpolated bilinearly between the centres of cells: float32 (filters,
+        SQUARE / step, SQUARE / step), grey levels."""
         noise, side = self.noise[level], _NOISE_CELL >> level
         down, first = _between(row, side, noise.shape[1], STEPS[level])
         across, left = _between(column, side, noise.shape[2], STEPS[level])
@@ -202,7 +203,7 @@ class LineNoise:
 
 
 def _seen_by(square: tuple[int, int], level: int) -> tuple[slice, slice]:
-    """The cells of CELL pixels of the full image that the filters see from one square."""
+    """The cells of the full image that the filters of one square see."""
     reach = _RIM + 2  # halving reaches two pixels further
     row, column = (
         slice(max((at - reach) << level, 0) // CELL, -(-((at + SQUARE + reach) << level) // CELL)) for at in square
@@ -225,14 +226,14 @@ def _measure_noise(small: Float, inside: Mask, level: int, noise: Float, square:
 
 
 def medians(values: Float) -> Float:
-    """Medians along the last axis. numpy's own take three to five times as long as sorting."""
+    """Medians along the last axis. Sorting takes a third to a fifth of the time of ``numpy.median``."""
     ordered, count = np.sort(values, axis=-1), values.shape[-1]
     return np.asarray((ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / np.float32(2))
 
 
 def _between(at: int, side: int, count: int, step: int) -> tuple[Float, int]:
-    """Weights (SQUARE / step, cells) of linear interpolation from cells to every stepth pixel of a square, and the
-    first cell."""
+    """Weights (SQUARE / step, cells) that interpolate linearly from cells to every ``step``-th pixel of a square, and
+    the first cell."""
     places = np.clip((np.arange(at, at + SQUARE, step) + 0.5) / side - 0.5, 0, count - 1)
     low = np.minimum(places.astype(int), max(count - 2, 0))
     first, last = int(low.min()), int(min(low.max() + 1, count - 1))
@@ -245,8 +246,10 @@ def _between(at: int, side: int, count: int, step: int) -> tuple[Float, int]:
 
 
 def _filtered(image: Float, row: int, column: int, level: int, step: int) -> Float:
-    """All filters at every stepth pixel of one square: float32 (filters, SQUARE / step, SQUARE / step). Beyond the
-    image it is mirrored, since a repeated border would draw lines of its own."""
+    """Responses of all filters at every ``step``-th pixel of one square: float32 (filters, SQUARE/step, SQUARE/step).
+
+    Beyond its border the image is mirrored, since a repeated border would make lines.
+    """
     import torch  # its transforms take half the time of scipy's
 
     rows, columns = image.shape
@@ -274,11 +277,12 @@ def _filtered(image: Float, row: int, column: int, level: int, step: int) -> Flo
 
 @lru_cache(maxsize=2 * len(WIDTHS))
 def _kernels(level: int, step: int) -> torch.Tensor:
-    """Transforms of all filters of one width, cut into the parts of the spectrum that fall upon each other when only
+    """Transforms of all filters of one width, cut into the parts of the spectrum that alias onto each other if only
     every ``step``-th pixel is computed: float32 (step, step, DIRECTIONS, side, side).
 
-    A ridge is even, so its transform is real. An edge is odd, so i times its transform is real. Their sum filters with
-    both at once: the real part of what comes out is the response to the ridge, the imaginary part that to the edge.
+    A ridge is even, so its transform is real. An edge is odd, so i times its transform is real. Filtering
+    with their sum gives both responses: the real part of the output is that to the ridge, the imaginary part that to
+    the edge.
     """
     import torch
 
@@ -299,7 +303,7 @@ def _kernels(level: int, step: int) -> torch.Tensor:
 
 
 def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
-    """A second derivative across a straight line, and a first one; of unit energy and without mean."""
+    """A second derivative across a straight line (ridge) and a first one (edge), with unit energy and zero mean."""
     half = int(length * 0.75)
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -310,9 +314,9 @@ def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
 
 
 def _pyramid(image: Float) -> list[Float]:
-    """The image at the size of each width, each one half of the last; a last odd line is dropped.
+    """The image at the scale of each width, each half the size of the one before; an odd last line is dropped.
 
-    Weights of 1, 3, 3, 1 along both axes: a mean of 2 x 2 pixels would fold lost fine noise into the coarse widths.
+    The weights along both axes are 1, 3, 3, 1. A mean of 2 x 2 pixels would alias lost fine noise.
     """
     sizes = [image]
     for _ in WIDTHS[1:]:
@@ -321,11 +325,11 @@ def _pyramid(image: Float) -> list[Float]:
 
 
 def _half_size(image: Float) -> Float:
-    """The image halved along both axes, strips of it in threads."""
+    """The image halved along both axes, strip by strip in threads."""
 
     def strip(row: int) -> Float:
-        """The lines of the halved image from ``row`` on. The strip has two more lines on each side, so that its own
-        border changes none of them."""
+        """The lines of the halved image from ``row`` on. The strip has two more lines on each side, so that its borders
+        do not change the result."""
         top = max(2 * row - 2, 0)
         lines = _halved(image[top : 2 * (row + _STRIP) + 2], 0)
         return _halved(lines[row - top // 2 :][:_STRIP], 1)
@@ -334,7 +338,7 @@ def _half_size(image: Float) -> Float:
 
 
 def _halved(image: Float, axis: int) -> Float:
-    """Every second line across one axis, from four lines each; the border is repeated."""
+    """The image halved along one axis: each line is a weighted mean of four; the border is repeated."""
     lines = image if axis == 0 else image.T
     count = len(lines) // 2
     if not count:
@@ -352,7 +356,7 @@ def _halved(image: Float, axis: int) -> Float:
 
 
 def _filled(cells: Float) -> Float:
-    """Cells that were not measured get the values of the nearest one that was; 0 where none was."""
+    """``cells`` in which those that were not measured have the values of the nearest measured one; 0 if none was."""
     from scipy.ndimage import distance_transform_edt
 
     missing = np.isnan(cells[0])

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 
 _DISPLAYED = 256
-"""Grey levels of a display. Noise is at least that of rounding to these, or to the stored ones if they are fewer."""
+"""Grey levels of a display. Noise counts as at least that of rounding to these, or to stored values if coarser."""
 
 
 class Reference:
-    """``mask``: the breast per block of 16 pixels. ``tiles``: top left corners of tiles with breast, on a grid from the
-    top left, the last ones moved inward so that no pixel is left out."""
+    """An original, and what measurements of its reconstructions need, most of which is computed on first use.
+
+    ``pixels``: uint16 (rows, columns), stored values. ``padding``: which pixels are padding: bool, the same shape.
+    ``mask``: bool per cell of 16 x 16 pixels, true for breast. ``counted``: bool per pixel, false for padding.
+    ``tiles``: top left corners of the tiles with breast; the last ones of a row or column are moved inward, so that no
+    pixel is left out. Raises ValueError if a side is shorter than a tile.
+    """
 
     def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
         inverted = is_inverted(header)
@@ -47,19 +52,21 @@ class Reference:
 
     @property
     def inverted(self) -> bool:
-        """Whether dense tissue is dark in stored values (MONOCHROME1, or a falling rescale)."""
+        """Whether dense tissue is dark in stored values (``is_inverted``)."""
         return bool(self._sign < 0)
 
     @cached_property
     def image(self) -> NDArray[np.float32]:
-        """The stored values as float32. Not to be written to."""
+        """The stored values as float32; do not modify them."""
         return self.pixels.astype(np.float32)
 
     @cached_property
     def breast(self) -> NDArray[np.bool_]:
-        """Pixels of the breast, without its rim of one block, without padding and without clipped cells: bool, shape of
-        ``pixels``. In a clipped cell all pixels have one extreme value of the image, as in a bright implant. It has no
-        noise in which an error can hide: errors there are held to the limits of what is out of the breast."""
+        """Pixels of the breast without its rim of one cell, padding and clipped cells: bool, shape of ``pixels``.
+
+        In a clipped cell all pixels have the same extreme value of the image, as in a bright implant. It has no noise
+        in which an error can hide, so its errors are compared with the limits for pixels outside the breast.
+        """
         from scipy.ndimage import binary_erosion
 
         inner = binary_erosion(self.mask, border_value=1)
@@ -69,7 +76,7 @@ class Reference:
 
     @property
     def _clipped(self) -> Mask:
-        """Cells of 16 pixels whose pixels all have the smallest or all the greatest value of the image: bool."""
+        """Cells whose pixels all have the smallest, or all the largest, value of the image without padding: bool."""
         counted = self.pixels if self.counted.all() else self.pixels[self.counted]
         if not counted.size:
             return np.zeros_like(self.mask)
@@ -78,20 +85,22 @@ class Reference:
 
     @cached_property
     def core(self) -> NDArray[np.bool_]:
-        """``breast`` without what is narrow, as a nipple in profile: figures of the whole are of these pixels. Bool,
-        shape of ``pixels``."""
+        """``breast`` without narrow parts, such as a nipple in profile: bool, shape of ``pixels``.
+
+        Figures of the whole image are measured on these pixels.
+        """
         core = self._pixels_of(self._opened) & self.breast
         return core if core.any() else self.breast
 
     @property
     def air(self) -> Mask:
-        """Cells of 16 pixels that are farther than two cells from the breast: bool."""
+        """Cells that are farther than two cells from the breast: bool, shape of ``mask``."""
         from scipy.ndimage import binary_dilation
 
         return np.asarray(~binary_dilation(self.mask, iterations=2))
 
     def _pixels_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Blocks as pixels that are not padding."""
+        """The pixels of cells, without padding: bool, shape of ``pixels``."""
         rows, columns = self.pixels.shape
         whole = cell_pixels(blocks, rows, columns)
         return np.asarray(whole & self.counted)
@@ -103,27 +112,28 @@ class Reference:
 
     @cached_property
     def repetition(self) -> Repetition:
-        """The squares in which repeating errors are looked for, with the original's energy."""
+        """The squares in which repeating errors are measured, with the original's energy."""
         return Repetition.of(self.image, self.core)
 
     @cached_property
     def bands(self) -> NDArray[np.float64]:
-        """Energies of the original's octave bands per tile, as ``band_energies`` gives them."""
+        """Energies of the original's octave bands per tile, as ``band_energies`` returns them."""
         return band_energies(self.image, self.core)
 
     @cached_property
     def tile_counts(self) -> NDArray[np.float64]:
-        """Pixels of ``core`` per tile of the bands: float64, as ``tile_sums`` gives them."""
+        """Number of pixels of ``core`` per tile of the bands: float64, as ``tile_sums`` returns them."""
         return tile_sums(self.core.astype(np.float32))
 
     @cached_property
     def grain(self) -> float:
-        """The typical standard deviation of the breast's finest noise, in grey levels; at least that of rounding."""
+        """RMS of the original's finest octave band in the breast, in grey levels: the typical standard deviation of its
+        noise. It is at least that of rounding."""
         finest = self.bands[0].sum() / max(int(self.core.sum()), 1)
         return max(float(np.sqrt(finest)), self._step / float(np.sqrt(12)))
 
     def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
-        """A reference of other pixels with the same window. ``breast``: bool, their shape, where they are measured."""
+        """A reference of other pixels with this window. ``breast``: bool, their shape, true where they are measured."""
         other = copy(self)
         for name in ("image", "breast", "core", "line_noise", "repetition", "bands", "tile_counts", "grain"):
             other.__dict__.pop(name, None)
@@ -135,25 +145,25 @@ class Reference:
         return other
 
     def features(self, tile: Tile) -> Features:
-        """The original's features at a tile, computed at first use."""
+        """The original's FSIM features at a tile, computed on first use."""
         if tile not in self._features:
             self._features[tile] = self.candidate(self.pixels, tile)
         return self._features[tile]
 
     def candidate(self, pixels: NDArray[np.generic], tile: Tile) -> Features:
-        """A candidate's features at a tile, seen through the original's window."""
+        """FSIM features of another image at a tile, seen through the original's window."""
         import torch
 
         return features(torch.from_numpy(self.window.show(cut(pixels, tile))))
 
     def truth(self, tile: Tile) -> Truth:
-        """The original's noise and specks at a tile, computed at first use."""
+        """The original's noise and specks at a tile, computed on first use."""
         if tile not in self._truths:
             self._truths[tile] = truth_of(self.bright(self.pixels, tile), self.blocks(tile), self._step)
         return self._truths[tile]
 
     def bright(self, pixels: NDArray[np.generic], tile: Tile) -> NDArray[np.float32]:
-        """A tile with a halo, dense tissue bright, the image's border repeated: float32."""
+        """A tile with a halo of HALO pixels and bright dense tissue: float32. The image's border is repeated."""
         row, column = tile
         rows, columns = pixels.shape
         top, left = max(row - HALO, 0), max(column - HALO, 0)
@@ -165,8 +175,11 @@ class Reference:
         return np.pad(inner, pad, mode="edge") if any(map(any, pad)) else inner
 
     def blocks(self, tile: Tile) -> NDArray[np.bool_]:
-        """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). The blocks
-        of a tile that was moved inward do not coincide with the mask's; each takes the value at its first pixel."""
+        """Which 16 x 16 pixels of a tile hold breast: bool (16, 16).
+
+        The blocks of a tile that was moved inward may not coincide with cells of the mask. Each gets the value of the
+        cell that contains its first pixel.
+        """
         row, column = tile
         down, across = (np.arange(start, start + TILE, CELL) // CELL for start in (row, column))
         return np.asarray(self.mask[np.ix_(down, across)])

@@ -1,7 +1,8 @@
 """Finds bright specks of 2 to 8 pixels, such as microcalcifications, and their strength over the local noise.
 
-Four difference-of-Gaussian filters, each matched to a size of speck, are compared with the noise that the same filter
-passes nearby, so that a strength of 5 means five times what noise does here, whatever the size, the grain or the dose.
+Four difference-of-Gaussian filters are each matched to a size of speck. A response is divided by the standard deviation
+of the same filter's response to the noise nearby. A strength of 5 is therefore five times the local noise, whatever the
+size, the grain or the dose.
 """
 
 from __future__ import annotations
@@ -24,38 +25,40 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 
 SIGMAS = (0.7, 1.1, 1.8, 2.9, 4.6, 7.0)
-"""Gaussians, in pixels; a filter is one less the next but one: specks of about 2, 3, 5 and 8 pixels across."""
+"""Standard deviations of the Gaussians, in pixels. A filter is one Gaussian less the next but one, for specks that are
+about 2, 3, 5 and 8 pixels wide."""
 FILTERS = len(SIGMAS) - 2
+"""Number of filters."""
 HALO = 24
-"""Pixels around a tile that its filters see."""
+"""Pixels around a tile that its filters need. Chosen, not measured."""
 FAINTEST = 4.0
-"""Least strength of the original's specks that are listed: noise alone has dozens of weaker ones in every tile."""
+"""Smallest strength of the original's specks that are listed. Noise alone makes dozens of weaker ones in every tile."""
 FAINTEST_NEW = 5.0
-"""Least strength of a structure's specks that are listed."""
+"""Smallest strength of a structure's specks that are listed. Chosen, not measured."""
 ROUND, ROUND_STRONG = 0.4, 0.3
-"""Least ratio of the smallest to the greatest drop of strength over four directions, below and from ``STRONG``.
+"""Smallest ratio of the least to the greatest drop of strength among four directions, below ``STRONG`` and from it on.
 
-A thread does not drop along itself. 0.4 keeps 19 of 20 lone specks of strength 6 and excludes most ligaments and
+Along a thread the strength does not drop. 0.4 keeps 19 of 20 lone specks of strength 6 and excludes most ligaments and
 vessels. 0.3 also keeps strong specks beside a thread: of 169 specks planted into a digital image, 7 of strength 6 to 8
-had ratios of 0.25 to 0.37, were not listed, and lost up to half of their contrast; 4 of these are kept now.
+had ratios of 0.25 to 0.37, were not listed, and lost up to half of their contrast; 0.3 keeps 4 of them.
 """
 STRONG = 6.0
 """Strength from which a speck may be less round."""
 
 _TRANSFORM = 320
-"""Side of the Fourier transforms: a tile with its halo, and what makes them fast."""
+"""Side of the Fourier transforms, in pixels: a tile with its halo, padded to a size whose transform is fast."""
 _REACH = (2, 3, 4, 6)
-"""How far from a speck's middle each filter's response has dropped, in pixels."""
+"""Distance from a speck's centre at which each filter's response has dropped, in pixels. Chosen, not measured."""
 _GRAIN = 2
-"""Index of the Gaussian below which everything counts as noise when errors are compared with it."""
+"""Index of the Gaussian; anything finer counts as grain. Chosen, not measured."""
 _FLAT = 1.5
-"""Multiple of the rounding noise below which there is no noise to compare errors with, as in clipped areas."""
+"""Multiple of the rounding noise; grain below it counts as none, as in clipped areas. Chosen, not measured."""
 _MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
 _QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to steps of 1
 
 
 class Found(NamedTuple):
-    """Round specks of one tile: row and column in the tile, filter, strength; one array each."""
+    """Round specks of one tile, one array each for row and column in the tile, index of the filter, and strength."""
 
     rows: NDArray[np.intp]
     columns: NDArray[np.intp]
@@ -67,9 +70,10 @@ class Found(NamedTuple):
 class Truth:
     """The noise and the specks of one tile of an original.
 
-    ``grain``: noise per block of 16 pixels in grey levels, float32 (16, 16); infinite where there is no breast or no
-    grain. ``noise``: the same of each filter, float32 (4, 16, 16); infinite where there is no breast. ``specks`` and
-    their ``responses`` in grey levels. ``strongest``: the greatest strength within 2 pixels, float16 (256, 256).
+    ``grain``: standard deviation of the noise per block of 16 x 16 pixels, in grey levels: float32 (16, 16), infinite
+    without breast or grain. ``noise``: that of each filter's response, float32 (4, 16, 16), infinite without breast.
+    ``responses``: those of the filters to ``specks``, in grey levels. ``strongest``: the greatest strength among the
+    5 x 5 pixels around, float16 (256, 256).
     """
 
     grain: Float
@@ -80,9 +84,10 @@ class Truth:
 
 
 def truth_of(image: Float, blocks: NDArray[np.bool_], step: float) -> Truth:
-    """``image``: the tile with a halo, bright as dense tissue is. ``blocks``: breast, bool (16, 16).
+    """Measure one tile of an original.
 
-    ``step``: grey levels that count as rounding, so that flat air beside the skin is not free of all noise.
+    ``image``: float32, the tile with a halo, dense tissue bright. ``blocks``: bool (16, 16), true for breast. ``step``:
+    rounding step in grey levels. The noise is taken as at least that of rounding, as in flat air beside the skin.
     """
     both = _filtered(image, _transfers())
     filtered, rough = both[:FILTERS], both[FILTERS]
@@ -100,12 +105,12 @@ def truth_of(image: Float, blocks: NDArray[np.bool_], step: float) -> Truth:
 
 
 class Speck(NamedTuple):
-    """A speck of an image: where, in which filter, how strong.
+    """A speck of the original or of a structure. ``size``: index of the filter that found it.
 
-    ``share``: of a speck of the original, the share of its response that the structure has there; of a speck of the
-    structure, how strong the original is there at most, over this strength. ``missing``: the response that the
-    structure lacks, in grey levels. Of a speck of the structure: the part of its response that the original does not
-    explain, negated.
+    ``share``: for a speck of the original, the structure's response there over the original's; for a speck of the
+    structure, the greatest strength of the original nearby over this strength. ``missing``: for a speck of the
+    original, the response that the structure lacks; for a speck of the structure, the negative of the response that the
+    original does not explain. Both are in grey levels.
     """
 
     row: int
@@ -117,9 +122,10 @@ class Speck(NamedTuple):
 
 
 def specks_of_tile(image: Float, truth: Truth, tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
-    """The original's specks as ``image`` (the structure's tile with a halo) has kept them, and those of ``image``.
+    """The specks of the original, compared with ``image``; and the specks of ``image``.
 
-    ``tile``: the tile's top left corner. A tile that was moved inward leaves specks to the tile that it overlaps.
+    ``image``: the structure's tile with a halo, dense tissue bright. ``tile``: its top left corner. Where a tile that
+    was moved inward overlaps another one, only the other tile lists specks.
     """
     filtered = _filtered(image, _transfers()[:FILTERS])
     specks = truth.specks
@@ -142,7 +148,7 @@ def _own(found: Iterable[tuple[float, ...]], tile: tuple[int, int]) -> list[Spec
 
 
 def responses_to(profiles: Sequence[Float]) -> Float:
-    """The responses of each filter to single profiles, in the 3 x 3 pixels around their middle: float32 (FILTERS,
+    """The responses of each filter to single profiles, in the 3 x 3 pixels around their centre: float32 (FILTERS,
     profiles, 3, 3).
 
     ``profiles``: float32 squares of an odd side.
@@ -159,8 +165,10 @@ def responses_to(profiles: Sequence[Float]) -> Float:
 
 
 def _filtered(image: Float, transfers: torch.Tensor) -> Float:
-    """What filters of these transforms (n, _TRANSFORM, _TRANSFORM / 2 + 1) pass of a tile with a halo: float32
-    (n, 256, 256)."""
+    """The responses of filters to a tile with a halo: float32 (n, 256, 256).
+
+    ``transfers``: the filters' transforms, (n, _TRANSFORM, _TRANSFORM / 2 + 1).
+    """
     import torch  # its transforms take half the time of scipy's
 
     seen = torch.from_numpy(image - image.mean(dtype=np.float64).astype(np.float32))  # filters ignore the mean
@@ -172,9 +180,11 @@ def _filtered(image: Float, transfers: torch.Tensor) -> Float:
 
 @lru_cache(maxsize=1)
 def _transfers() -> torch.Tensor:
-    """Transforms of the four filters and of the grain, which is what a Gaussian of 1.8 pixels takes away: float32
-    (5, _TRANSFORM, _TRANSFORM / 2 + 1). They are real, since filters are symmetric; what wraps around stays in the
-    halo."""
+    """Transforms of the four filters and of the grain filter, which passes what a Gaussian of 1.8 pixels removes.
+
+    float32 (5, _TRANSFORM, _TRANSFORM / 2 + 1). They are real because the filters are symmetric. Circular convolution
+    affects the halo only.
+    """
     import torch
 
     away = np.arange(-HALO, HALO + 1)
@@ -190,7 +200,7 @@ def _transfers() -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _floors() -> tuple[float, ...]:
-    """What each filter passes of the noise of rounding to steps of 1."""
+    """Standard deviation of each filter's response to the noise of rounding to steps of 1."""
     point = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
     point[len(point) // 2, len(point) // 2] = 1
     return tuple(
@@ -199,7 +209,10 @@ def _floors() -> tuple[float, ...]:
 
 
 def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
-    """Standard deviation of noise per block: the lower median of the 3 x 3 blocks' own, of those with breast."""
+    """Standard deviation of noise per block: the lower median over those of the 3 x 3 blocks around that hold breast.
+
+    It is at least ``floor``, and infinite in blocks without breast.
+    """
     count = TILE // CELL
     sizes = np.abs(values).reshape(count, CELL, count, CELL).transpose(0, 2, 1, 3)
     own = medians(sizes.reshape(count, count, -1))
@@ -219,7 +232,7 @@ def _strength(filtered: Float, noise: Float) -> Float:
 
 
 def _peaks(strength: Float, faintest: float) -> Found:
-    """Round specks: places that no other within 2 pixels exceeds, in the filter that is strongest there."""
+    """Round specks: the maxima of strength among 5 x 5 pixels, each in the filter that is strongest there."""
     strongest = strength.max(axis=0)
     rows, columns = np.nonzero((strongest >= faintest) & (strongest == _dilated(strongest)))
     filters = strength[:, rows, columns].argmax(axis=0)
@@ -229,7 +242,7 @@ def _peaks(strength: Float, faintest: float) -> Found:
 
 
 def _roundness(strength: Float, found: Found) -> Float:
-    """The least drop over the greatest, of the drops to both sides in four directions."""
+    """The least over the greatest drop of strength among four directions, each the mean of both sides."""
     drops = []
     for down, across in ((1.0, 0.0), (0.0, 1.0), (0.71, 0.71), (0.71, -0.71)):
         steps = [np.rint(np.take(_REACH, found.filters) * by).astype(int) for by in (down, across)]
@@ -247,7 +260,7 @@ def _roundness(strength: Float, found: Found) -> Float:
 
 
 def _dilated(values: Float) -> Float:
-    """The maximum of 5 x 5 pixels, those of the tile."""
+    """The maximum of the 5 x 5 pixels around each pixel, within the tile."""
     pooled = values
     for across in (False, True):
         lines = pooled.T if across else pooled

@@ -1,4 +1,4 @@
-"""Work on parts of an image, a part per thread."""
+"""Runs a function on the parts of an image in threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ R = TypeVar("R")
 
 
 def on_all_cores(one: Callable[[T], R], parts: Iterable[T]) -> list[R]:
-    """``one`` for every part, in order, each in a thread with torch on one core.
+    """The results of ``one`` for every part, in order. Each call runs in a thread in which torch uses one core.
 
-    A part's operations are too small to share between cores, and threads that wait for each other at every one of them
-    lose badly on a busy machine. The result does not depend on how many cores there are.
+    The operations on a part are too small to be shared between cores, and on a busy machine threads that synchronise at
+    every operation lose much time. The result does not depend on the number of cores.
     """
     import torch
 

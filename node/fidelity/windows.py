@@ -1,10 +1,10 @@
-"""Chooses the display window of an image, in stored values: one of the header's, or one made from the breast.
+"""Chooses the display window of an image, in stored values: one from the header, or one made from the breast.
 
-The header's are tried in the order in which a viewer would offer them: each pair of Window Center and Window Width,
-then the items of the VOI LUT Sequence (PS3.3 C.11.2). A window is passed over if it shows nothing of the breast, is
-narrower than one stored value or far wider than the breast's values: a measurement through it would mean nothing.
-Values before the VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are
-turned back into stored values here.
+The windows of the header are tried in the order in which a viewer would offer them: each pair of Window Center and
+Window Width, then the items of the VOI LUT Sequence (PS3.3 C.11.2). A window is skipped if it shows nothing of the
+breast, is narrower than one stored value, or is far wider than the range of the breast, since a measurement through it
+would be meaningless. Windows apply to the output of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3
+C.11.1). This module converts them to stored values.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from storage.dicom.elements import readable
 
 _SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
 _ENDS = 0.5, 99.5
-"""Percentiles of the breast that a window of our own reaches from and to."""
+"""Percentiles of the breast at the ends of a window that is made from it. Chosen, not measured."""
 _WIDEST = 4.0
-"""Times the width of a window of our own: a wider one, as of 16 bits for 12, would make any error look small."""
+"""Widest window that is used, over the one made from the breast. A wider one, such as a 16-bit window for 12-bit
+pixels, would make any error look small. Chosen, not measured."""
 
 
 def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
-    """The first window of the header through which the breast can be seen; without one, the breast's 0.5 to 99.5
-    percentile, ``linear_exact``.
+    """The first window of the header through which the breast can be seen; without one, a ``linear_exact`` window from
+    the 0.5th to the 99.5th percentile of the breast.
 
-    ``pixels``: uint16, shape (rows, columns), stored values. ``mask``: ``breast_mask``'s. Whatever a header holds, this
-    does not raise. MONOCHROME1 and PresentationLUTShape only decide which end is bright, which no figure depends on.
+    ``pixels``: uint16 (rows, columns), stored values. ``mask``: the result of ``breast_mask``. No error is
+    raised, whatever the header contains. MONOCHROME1 and Presentation LUT Shape are ignored: they only decide which end
+    is bright, and no figure depends on that.
     """
     rows, columns = pixels.shape
     breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
@@ -46,13 +48,13 @@ def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
 
 
 def is_inverted(header: Dataset) -> bool:
-    """Whether dense tissue is dark in stored values: MONOCHROME1, or MONOCHROME2 with a falling rescale."""
+    """Whether dense tissue is dark in stored values: MONOCHROME1 or a falling rescale, but not both."""
     dark_is_high = str(readable(header, "PhotometricInterpretation")) == "MONOCHROME1"
     return dark_is_high != _Modality.of(header).falls
 
 
 def _own_windows(header: Dataset) -> Iterator[Window]:
-    """All of the header's that are well-formed, in stored values."""
+    """The well-formed windows of the header, in stored values and in order."""
     modality = _Modality.of(header)
     shape = _SHAPES.get(str(readable(header, "VOILUTFunction") or "LINEAR").strip(), "linear")
     for centre, width in zip(
@@ -68,14 +70,14 @@ def _own_windows(header: Dataset) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class _Table:
-    """A lookup table: what ``first``, ``first`` + 1 and so on become (PS3.3 C.11.1.1, C.11.2.1.1); float64."""
+    """A lookup table (PS3.3 C.11.1.1, C.11.2.1.1). ``values``: float64, the outputs for ``first``, ``first`` + 1 ..."""
 
     first: int
     values: NDArray[np.float64]
 
     @classmethod
     def of(cls, item: Dataset) -> _Table | None:
-        """None where it is malformed, or all of one value."""
+        """The table of a sequence item; None if it is malformed or has one value only."""
         descriptor, data = _numbers(readable(item, "LUTDescriptor")), readable(item, "LUTData")
         if len(descriptor) != 3:
             return None
@@ -93,10 +95,10 @@ class _Table:
         return cls(int(descriptor[1]), values)
 
     def slope(self) -> tuple[float, float]:
-        """Between which inputs it goes from 1% to 99% of its way, whether it rises or falls."""
+        """The inputs between which the output goes from 1% to 99% of its range, rising or falling."""
         share = (self.values - self.values.min()) / np.ptp(self.values)
         inside = np.flatnonzero((share > 0.01) & (share < 0.99))
-        if inside.size == 0:  # a step: a width of 0 is passed over
+        if inside.size == 0:  # a step, whose window of width 0 is skipped
             return self.first, self.first
         return self.first + float(inside[0]) - 1, self.first + float(inside[-1]) + 1
 
@@ -111,7 +113,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Modality:
-    """From stored values to those that VOI windows are in: a table, or slope and intercept."""
+    """The modality transformation from stored values to the values of windows: a table, or slope and intercept."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -130,7 +132,7 @@ class _Modality:
         return self.slope < 0 if self.table is None else self.table.falls
 
     def stored(self, low: float, high: float, shape: Shape) -> Window:
-        """A window on stored values that shows what one from ``low`` to ``high`` on these shows."""
+        """The window on stored values that is equivalent to one from ``low`` to ``high`` after this transformation."""
         if self.table is None:
             ends = sorted(((low - self.intercept) / self.slope, (high - self.intercept) / self.slope))
             return Window(ends[0], ends[1], shape, unit=1 / self.slope if shape == "linear" else 1.0)
@@ -139,12 +141,12 @@ class _Modality:
 
 
 def _items(sequence: Any) -> list[Dataset]:
-    """The items of a sequence; none where it is something else."""
+    """The items of a sequence; an empty list for any other value."""
     return [item for item in sequence if isinstance(item, Dataset)] if isinstance(sequence, Sequence) else []
 
 
 def _numbers(value: Any) -> list[float]:
-    """One or several values as finite numbers, up to the first that is none."""
+    """One or several values as numbers, up to the first that is not a finite number."""
     if value is None or isinstance(value, bytes | str):
         values = [value] if isinstance(value, str) else []
     else:

@@ -1,1 +1,1 @@
-"""Figures for Prometheus: durations, timed as work is done, and counts, read from the index when they are scraped."""
+"""Figures for Prometheus: durations, timed during the work, and counts, which a scrape reads from the index."""

@@ -1,6 +1,6 @@
-"""The page that Prometheus scrapes. Counts come from the index, so every node of a group shows them.
+"""Serves the page that Prometheus scrapes. Counts come from the index, so every node of a group shows the same.
 
-No label and no value is patient data.
+Labels and values contain no patient data.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from storage.index.report_rows import ReportRows
 from storage.records import HoldingCounts
 
 COUNT_INTERVAL = 15.0
-"""Fewest seconds between two counts of the index."""
+"""Least time between two counts of the index, in seconds. Chosen, not measured."""
 _REST = 20.0
-"""Fewest seconds between two counts, for each second that a count takes: 2.5 s with 100,000 images on two cores."""
+"""Least time between two counts, over the time that a count takes. With 100,000 images it takes 2.5 s on two cores."""
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Upper bounds of the histograms' buckets, in seconds."""
 
 
 class Exposition:
     """Metrics of one node, served on ``metrics.port`` from ``start`` to ``stop``.
 
-    ``expiries``: when its TLS certificates end, in seconds since the epoch, by the key of config.yaml.
+    ``expiries``: expiry times of the node's TLS certificates, in seconds since the epoch, by their key in config.yaml.
     """
 
     def __init__(self, settings: MetricsSettings, index: Index, expiries: Mapping[str, float]) -> None:
@@ -86,11 +87,14 @@ class _Request(WSGIRequestHandler):
     """One request, which is not logged."""
 
     timeout = 5.0
-    """Seconds to wait for its next bytes."""
+    """Seconds to wait for the next bytes of the request."""
 
     def handle(self) -> None:
-        """Answer it. A byte now and then from its caller would keep all others waiting, and the stop of the node."""
-        late = threading.Timer(2 * self.timeout, self._read_no_more)  # the answer may take longer
+        """Answer the request, and read from the caller for at most twice ``timeout``.
+
+        A caller that sends a byte now and then would otherwise block all others, and the stop of the node.
+        """
+        late = threading.Timer(2 * self.timeout, self._read_no_more)  # writing the answer may take longer
         late.daemon = True
         late.start()
         try:
@@ -99,7 +103,7 @@ class _Request(WSGIRequestHandler):
             late.cancel()
 
     def _read_no_more(self) -> None:
-        with suppress(OSError):  # it was closed meanwhile
+        with suppress(OSError):  # the connection was closed meanwhile
             self.connection.shutdown(socket.SHUT_RD)
 
     def log_message(self, *_: Any) -> None:
@@ -107,10 +111,10 @@ class _Request(WSGIRequestHandler):
 
 
 class _Server(WSGIServer):
-    """Serves one connection after the other: those that ask for nothing take no files and threads of the node."""
+    """Serves one connection at a time, so that idle ones do not use up the node's threads and file descriptors."""
 
     def handle_error(self, *_: Any) -> None:
-        """Say nothing of a caller that sent no request in time, or has gone."""
+        """Log nothing if a caller sends no request in time, or disconnects."""
 
 
 class _ServerOfIPv6(_Server):
@@ -118,15 +122,14 @@ class _ServerOfIPv6(_Server):
 
 
 class _Counted:
-    """Gauges read from the index when they are scraped, at most every ``COUNT_INTERVAL`` seconds, and less often if a
-    count takes long."""
+    """Gauges that are read from the index when they are scraped. Between two counts the last ones are served again."""
 
     def __init__(self, index: Index) -> None:
         self._index, self._lock = index, threading.Lock()
         self._due_at, self._gauges = 0.0, list[Any]()
 
     def describe(self) -> Iterator[Any]:
-        """Yield nothing: the registry would otherwise count everything once to learn the names."""
+        """Yield nothing. Without this method the registry would count everything once to learn the names."""
         return iter(())
 
     def collect(self) -> Iterator[Any]:

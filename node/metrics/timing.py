@@ -1,4 +1,4 @@
-"""Times the services of a node for its metrics page. ``node.app`` applies this; without metrics no call is timed."""
+"""Times the services of a node for its metrics page. ``node.app`` applies this only if metrics are on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, ProofRequest, ReconstructRequest, Request
 
 Observe = Callable[[str, float], None]
-"""Takes an outcome and a duration in seconds."""
+"""A function that records an outcome and a duration in seconds."""
 
 _REQUESTS: dict[type, str] = {
     ReconstructRequest: "reconstruct",
@@ -25,6 +25,7 @@ _REQUESTS: dict[type, str] = {
     AuditRequest: "audit",
     ProofRequest: "prove",
 }
+"""The outcome of each type of request; others are not timed."""
 
 
 def time_ingest(ingest: Ingest, observe: Observe) -> None:
@@ -43,7 +44,7 @@ def time_retrieve(retrieve: Retrieve, observe: Observe) -> None:
 
 
 def time_requests(pool: WorkerPool, observe: Observe) -> None:
-    """Time each request, with its wait in the queue. Outcomes: values of ``_REQUESTS``, also with `` failed`` added."""
+    """Time each request with its wait in the queue. Outcomes: values of ``_REQUESTS``, plus `` failed`` on error."""
     submit = pool.submit
 
     def timed(request: Request[Answer], priority: Priority) -> Future[Answer]:
@@ -61,7 +62,10 @@ def time_requests(pool: WorkerPool, observe: Observe) -> None:
 
 
 def _time(service: object, method: str, observe: Observe, outcome: Callable[..., str], *, failed: str) -> None:
-    """Time a method of one service. ``outcome`` gets result and arguments; an exception counts as ``failed``."""
+    """Replace a method of one service by one that is timed.
+
+    ``outcome``: gives the outcome from the result and the arguments. ``failed``: the outcome of an exception.
+    """
     call = getattr(service, method)
 
     @functools.wraps(call)

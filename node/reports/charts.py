@@ -1,4 +1,4 @@
-"""Draws matplotlib figures as inline SVG in the page's text colour, readable on light and dark screens and on paper."""
+"""Draws matplotlib figures as inline SVG in the page's text colour, legible on light and dark screens and on paper."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#3f7fc4", "#d9822b", "#2a9d77", "#b565b0", "#8a8f3c", "#d0566a", "#5b9aa0", "#8c6d5a")
-"""Colours of data series; colour-blind readers can distinguish them in this order, on light and dark pages."""
+"""Colours of data series. Colour-blind readers can distinguish them in this order, on light and dark pages."""
 ALARM = "#d6404f"
+"""Colour of alarms."""
 
 _TEXT, _GRID = "#010203", "#010204"
-"""Placeholder colours, replaced by CSS colours in the SVG."""
+"""Placeholder colours, which are replaced by CSS colours in the SVG."""
 _WIDTH = 9.0
-"""Inches."""
+"""Width of a figure, in inches."""
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latent-pacs",
@@ -42,7 +43,7 @@ _STYLE = {
     "grid.linewidth": 0.8,
 }
 _drawing = threading.Lock()
-"""matplotlib's settings are global to the process, and several jobs may draw at once."""
+"""Held while drawing: matplotlib's settings are global to the process, and several jobs may draw at once."""
 
 
 def draw(painter: Callable[[Figure], None], label: str, height: float = 3.2) -> str:

@@ -1,4 +1,4 @@
-"""Renders one self-contained HTML page from sections, by the Jinja2 templates in ``templates/``.
+"""Renders a self-contained HTML page from sections, by the Jinja2 templates in ``templates/``.
 
 All text is escaped. The page's Content-Security-Policy forbids every request, so a report looks the same everywhere.
 """
@@ -96,7 +96,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class PagePicture:
-    """``pixels``: uint8, (rows, columns) grey or (rows, columns, 3) RGB."""
+    """A picture with its caption. ``pixels``: uint8, (rows, columns) for grey or (rows, columns, 3) for RGB."""
 
     pixels: NDArray[np.uint8]
     caption: str
@@ -128,7 +128,7 @@ class PageSection:
 
 
 def page(title: str, subtitle: str, banner: Banner, sections: Sequence[PageSection], footer: str = "") -> str:
-    """The whole page, to be written in UTF-8. It must not contain patient data."""
+    """The HTML of the page, to be written as UTF-8. Its texts must not contain patient data."""
     template = _environment().get_template("page.html")
     return template.render(title=title, subtitle=subtitle, banner=banner, sections=sections, footer=footer)
 

@@ -1,6 +1,7 @@
 """Publishes the report of a run: a JSON file and an HTML page in ``reports/`` under the storage root, and a row.
 
-Files are written before the row. The JSON file also contains the row, so a new index recovers reports from the folder.
+The files are written before the row, so a crash leaves files without a row. The JSON file also contains the row, so
+that a new index can recover the reports from the folder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class RunOutcome:
     """Result of a run. ``verdict``: one sentence. ``alarm``: whether a person must look at it. ``summary``: figures for
     later runs and for ``--json``. ``details``: other data for the JSON file.
 
-    None of it may contain patient data; UIDs are allowed. Numbers that are not finite become null.
+    Nothing in it may contain patient data; UIDs are allowed. Numbers that are not finite become null.
     """
 
     kind: str
@@ -68,7 +69,7 @@ class Reports:
         return self.rows.add(NewReport(**row))
 
     def find(self, key: int | None = None, *kinds: str) -> StoredReport:
-        """The report with that number, or the latest one of the given kinds. Raises UnknownReport."""
+        """The report with number ``key``, or without a key the latest of ``kinds`` or of all. Raises UnknownReport."""
         if key is not None:
             found = self.rows.get(key)
             if found is None:
@@ -89,7 +90,7 @@ class Reports:
         return self.folder / f"{report.name}.json"
 
     def recover(self) -> int:
-        """Add the reports in the folder to an index that has none; return their number."""
+        """Add the reports in the folder to an index that has none; return their number. Other files are skipped."""
         if self.rows.newest():
             return 0
         found = [row for file in self.folder.glob("*.json") if (row := _row_in(file)) is not None]

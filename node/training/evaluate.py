@@ -1,8 +1,8 @@
-"""Evaluates ``mammo`` on whole images: the bytes that it saves at equal fidelity of lines.
+"""Evaluates ``mammo`` on whole images by the bytes that it saves at the same fidelity of lines.
 
 Each image is coded at a series of quantiser distances. At each distance the structures of ``bicubic`` and ``mammo`` are
-measured as the gate measures them (node/fidelity/lines.py). The bytes at which a structure just meets the limits are
-interpolated between distances: the size that the encoder would need with and without the network.
+measured as the gate measures them (node/fidelity/lines.py). The bytes at which a structure just meets LIMITS are
+interpolated between distances: the size of the base that would be needed with and without the network.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LIMITS = (4.0, 2.0, 0.8)
-"""Largest line response at the three widths, in units of local noise, below which no change is visible."""
+"""Line response at the three widths, in units of local noise, below which no change is visible. The limits of the gate
+(``Thresholds.lines``) differ."""
 SHARE = 0.999
 """Quantile of the line responses that is compared with the limits."""
 DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), 4: (0.2, 0.35, 0.6, 1.0)}
-"""Distances per scale, finest first; a series ends when both structures exceed the limits."""
+"""JPEG XL distances per scale, finest first. A series ends once both structures exceed the limits."""
 
 
 def evaluate(
@@ -41,10 +42,10 @@ def evaluate(
 ) -> Iterator[dict[str, Any]]:
     """One result per picture and scale, as printed by ``latent-pacs model evaluate --json``.
 
-    ``base_bytes`` and ``model_bytes``: bytes at the limits, or None if the series does not bracket them. Of each point,
-    ``lines``: quantile per width, in units of local noise; ``lost``: RMS error per octave band over the original's RMS;
-    ``inconsistency``: RMS of D(structure) minus the base, over the RMS coding error of the base; ``seconds``: duration
-    of the network.
+    ``base_bytes`` and ``model_bytes``: bytes at the limits, or None if the series does not bracket them. In each of
+    ``points``, ``base_`` and ``model_`` stand for the two structures: ``base_lines``: quantile per width, in units of
+    local noise; ``base_lost``: RMS error per octave band over the original's RMS. ``model_inconsistency``: RMS of
+    D(structure) minus the base, over the RMS coding error of the base. ``seconds``: duration of the network.
     """
     mammo = Mammo(folder, device=device)
     for picture in pictures:
@@ -72,7 +73,7 @@ def bytes_at_limits(series: Sequence[tuple[float, int]]) -> int | None:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per scale, over the images that have both sizes: geometric mean and maximum of the ratio of bytes."""
+    """Per scale, geometric mean and maximum of ``model_bytes`` over ``base_bytes``, for the images that have both."""
     rows = []
     for scale in sorted({result["scale"] for result in results}):
         both = [r for r in results if r["scale"] == scale and r["base_bytes"] and r["model_bytes"]]
@@ -102,8 +103,7 @@ def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
 def _series(
     image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo
 ) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
-    """Per distance: of the structures of base and model, the largest ratio of a line figure to its limit (1 just
-    passes); and the figures as printed."""
+    """Per distance, the largest ratio of a line figure to its limit for each structure, and the figures as printed."""
     energies = totals(band_energies(image, inside))
     for distance in DISTANCES[scale]:
         base = code(image, scale, distance, bits)

@@ -1,4 +1,4 @@
-"""Reads mammograms for training from DICOM, PNG and JPEG files: integer pixels with a header."""
+"""Reads mammograms for training from DICOM, PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint16]
 _JPEG = {".jpg", ".jpeg"}
 _RASTER = {".png", *_JPEG}
 _HALVED_BITS = 12
-"""Bits of the grey levels of a halved JPEG: means of four 8-bit pixels have finer steps."""
+"""Bits of the grey levels of a halved JPEG, since means of four 8-bit pixels have finer steps."""
 
 
 class NoPictures(InputInvalid):
@@ -33,7 +33,8 @@ class NoPictures(InputInvalid):
 class Picture:
     """One mammogram: uint16 pixels (rows, columns) below ``2 ** bits``, its header and its breast mask.
 
-    ``film``: whether the header says digitised film. ``mask``: bool per block of 16 x 16 pixels.
+    ``film``: whether it is taken as digitised film, since Conversion Type is DF or the SOP Class is Secondary Capture.
+    ``mask``: bool per cell of 16 x 16 pixels.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Picture:
 
 
 def picture_files(sources: Iterable[Path]) -> list[Path]:
-    """All files in the given folders, and the given files themselves, sorted."""
+    """All files in and below folders, and the given files, sorted. Raises NoPictures if a source does not exist."""
     found: set[Path] = set()
     for source in sources:
         if not source.exists():
@@ -55,7 +56,7 @@ def picture_files(sources: Iterable[Path]) -> list[Path]:
 
 
 def read_pictures(sources: Sequence[Path]) -> list[Picture]:
-    """All mammograms in ``sources``; other files are skipped. Raises NoPictures if there is none."""
+    """All images in ``sources`` that ``read_picture`` reads; others are skipped. Raises NoPictures if there is none."""
     pictures = [picture for path in picture_files(sources) if (picture := read_picture(path)) is not None]
     if not pictures:
         raise NoPictures(f"no DICOM, PNG or JPEG mammogram in {', '.join(map(str, sources))}")
@@ -63,9 +64,9 @@ def read_pictures(sources: Sequence[Path]) -> list[Picture]:
 
 
 def read_picture(path: Path) -> Picture | None:
-    """The mammogram in a file; None if there is none or a side is shorter than 256 pixels.
+    """The image in a file; None if it has none that can be read, or a side is shorter than 256 pixels.
 
-    A JPEG is halved, because its own quantisation has damaged the finest octave.
+    A JPEG is halved first, because its own quantisation has damaged the finest octave.
     """
     found = _raster(path) if path.suffix.lower() in _RASTER else _dicom(path)
     if found is None or min(found[0].shape) < TILE:
@@ -112,9 +113,10 @@ def _raster(path: Path) -> tuple[Pixels, int, Dataset] | None:
 
 
 def _significant(pixels: Pixels) -> Pixels:
-    """The original values of pixels whose range, for example 12 bits, was stretched to 16 bits.
+    """The original values of pixels whose range, for example of 12 bits, was stretched to 16 bits.
 
-    Handles multiplication by a power of 2 (white may still be 65535) and by, for example, 65535 / 4095 with rounding.
+    It recognises multiplication by a power of 2 (white may still be 65535), and multiplication by a number such as
+    65535 / 4095 with rounding.
     """
     grey = np.unique(pixels)
     for bits in range(8, 15):  # from 15 bits on, nearly all values look stretched

@@ -1,8 +1,9 @@
 """Adapts the decoder of ``sd_x2``'s autoencoder to an archive's own mammograms; nothing else is trained.
 
-Stable Diffusion's autoencoder was made for photographs, and the upscaler cannot restore what it loses (an open question
-of arXiv 2310.05299). The decoder learns to reproduce crops of the breast from the latents of the frozen encoder. The
-batch of a step depends on the seed and the step alone; a resumed run gives the same bits on the same machine.
+Stable Diffusion's autoencoder was made for photographs, and the upscaler cannot restore what the autoencoder loses (an
+open question of arXiv 2310.05299). The decoder learns to reproduce crops of the breast from the latents of the frozen
+encoder. The batch of a step depends only on the pictures, the seed and the step. A resumed run gives the same bits on
+the same machine.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from storage.optional_packages import require_extra
 DECODER_CHECKPOINT = "decoder.pt"
 _TIMED_STEPS = 2
 _UNKNOWN = 10_000
-"""Steps of a plan until they have been timed."""
+"""Number of steps of a plan while the steps are being timed."""
 _EVALUATED = 16
-"""Crops over which PSNR is averaged."""
+"""Number of crops whose mean squared error gives the PSNR."""
 
 
 class FolderTaken(InputInvalid):
-    """The output folder contains the source model, or files other than an earlier run; nothing was written."""
+    """The output folder is or lies in that of the source model, or has files of another origin; nothing was written."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class DecoderPlan:
 
 @dataclass(frozen=True)
 class DecoderResult:
-    """PSNR in dB of encoding and decoding 16 fixed breast crops, before and after training; sd_x2 cannot exceed it.
+    """Result of a training: the PSNR in dB of encoding and decoding 16 fixed breast crops, before and after.
 
-    The peak is the width of the display window, as in the gate. ``held_out``: whether the crops are of a patient who
-    was not trained on; false if there is only one.
+    ``sd_x2`` cannot reach a higher PSNR. The peak is the width of the display window, as in the gate. ``held_out``:
+    whether the crops are of a patient who was not trained on; false if there is only one patient.
     """
 
     folder: Path
@@ -100,11 +101,12 @@ def fine_tune_decoder(
     device: str = "auto",
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> DecoderResult:
-    """Train, and write a checkpoint and at the end a pipeline that ``SdX2`` loads to ``folder``.
+    """Train, and write checkpoints and finally a pipeline, as ``SdX2`` loads it, to ``folder``.
 
-    ``source``: as for ``SdX2``. The last picture and all of its patient are held out of training if there are
-    others. ``resume``: continue the checkpoint in ``folder`` under its own plan, with the larger number of steps.
-    ``minutes``: a time budget as for ``train``. ``stop_after``: end early with the decoder trained so far.
+    ``source``: as for ``SdX2``. The last usable picture, and all others of its patient, are held out of training unless
+    nothing else is left. ``resume``: continue the checkpoint in ``folder`` under its own plan, with the larger number
+    of steps. ``minutes``: a time budget as for ``train``. ``stop_after``: the step to end at, with the decoder trained
+    so far. Raises NoPictures, FolderTaken, WeightsNotFound, CheckpointError and TrainingFailed.
     """
     require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
@@ -145,7 +147,7 @@ def fine_tune_decoder(
 
 
 def _usable(pictures: Sequence[Picture], crop: int) -> list[Picture]:
-    """The pictures that a crop fits into and that show a breast with more than one grey level."""
+    """The pictures that are large enough for a crop and have more than one grey level. Raises NoPictures."""
     fits = [each for each in pictures if min(each.pixels.shape) >= crop and each.mask.any() and np.ptp(each.pixels) > 0]
     if not fits:
         raise NoPictures(f"none of {len(pictures)} pictures has {crop} x {crop} pixels with breast to learn from")
@@ -163,7 +165,7 @@ def _claim(folder: Path, origin: Path) -> None:
 
 
 def _fingerprint(weights: str, pictures: Sequence[Picture]) -> str:
-    """Digest of weights and pictures in their order; a run with others would change, and train on the held-out one."""
+    """Digest of weights and pictures in their order. A run resumed with others might train on the held-out picture."""
     facts = [(each.name, each.pixels.shape, int(each.pixels.min()), int(each.pixels.max())) for each in pictures]
     return hashlib.sha256(repr((weights, facts)).encode()).hexdigest()
 
@@ -208,7 +210,7 @@ def _round_trip(vae: Any, grey: Tensor, *, half: bool) -> Tensor:
 
 
 def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
-    """PSNR in dB of the round trip in float32, clipped as in ``SdX2``."""
+    """PSNR in dB of encoding and decoding fixed crops in float32, clipped as in ``SdX2``."""
     errors = []
     for number in range(_EVALUATED):
         piece = _cut(picture, plan.crop, np.random.default_rng((plan.seed, 5, number)))
@@ -259,7 +261,7 @@ def _restore(state: _State, path: Path, given: DecoderPlan, bound: str) -> Decod
 
 
 def _write_pipeline(origin: Path, vae: Any, folder: Path) -> None:
-    """Copy the source with the new decoder; the index is written last, so that a partial copy is not a model."""
+    """Copy the source with the new decoder. The index is written last, so that a partial copy is no model."""
     (folder / "model_index.json").unlink(missing_ok=True)
     for name in ("scheduler", "tokenizer"):  # copyfile follows links of the hub's cache and does not copy modes
         shutil.copytree(origin / name, folder / name, copy_function=shutil.copyfile, dirs_exist_ok=True)

@@ -1,10 +1,10 @@
-"""The training loop of ``mammo``: seeded and checkpointed; a resumed run gives the same bits on the same machine.
+"""Trains ``mammo`` from a seed, with checkpoints. A resumed run gives the same bits on the same machine.
 
 The network learns the velocity of flow.py by least squares (arXiv 2303.08797, equation 2.13). Errors are weighted by
-octave bands, each over the energy of the residual in that band: lost vessels are visible in the middle bands, which
-contribute little to a plain squared error. Errors count up to eight times more where the base shows structure than
-where it shows noise, because the gate measures the worst lines. The posterior mean does not depend on weights that are
-functions of the base alone.
+octave bands, each divided by the energy of the residual in that band: lost vessels are visible in the middle bands,
+which contribute little to a plain squared error. Errors also have more weight where the base shows structure than where
+it shows noise, from half to eight times the mean of the crop, because the gate measures the worst lines. The posterior
+mean does not depend on weights that are functions of the base alone.
 """
 
 from __future__ import annotations
@@ -38,42 +38,45 @@ CHECKPOINT = "checkpoint.pt"
 LOSSES_KEPT = 64
 """Steps over which the reported loss is averaged."""
 _TIMED_STEPS = 12
+"""Steps that are timed at once."""
 _TIMED_SHARE = 0.02
-"""Share of a time budget spent on timing steps; a GPU needs some seconds to reach full speed."""
+"""Share of a time budget in which steps are timed. A GPU needs some seconds to reach full speed."""
 _UNKNOWN = 1_000_000
-"""Steps of a plan until they have been timed."""
+"""Number of steps of a plan while the steps are being timed."""
 _AHEAD = 4
-"""Patches prepared ahead of their step."""
+"""Number of patches that are prepared ahead of their step."""
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
 _BANDS = (0.7, 1.4, 2.8, 5.6)
 """Octave bands: differences of Gaussians of these standard deviations, in pixels."""
 _BAND_WEIGHTS = (1.0, 1.0, 1.0, 0.3)
+"""Weight of each band in the loss."""
 _STRUCTURE = (1.0, 4.0, 3.0)
-"""Structure is the energy of the base's detail between the first two Gaussians, blurred by the third; standard
-deviations in pixels."""
+"""Structure is the energy of the base's detail between the first two Gaussians, blurred by the third one. These are
+their standard deviations in pixels."""
 _WEIGHTS = (0.5, 8.0)
 """Minimum and maximum weight of a pixel, relative to the mean of its crop."""
 _LEAST_ENERGY = 1e-4
-"""Added to the energy of a band, in squared deviations, so that an empty band has a bounded loss."""
+"""Added to the energy of a band, in squared deviations of the missing noise, to bound the loss of an empty band."""
 
 
 class CheckpointError(InputInvalid):
-    """A checkpoint cannot be resumed; the message gives the reason."""
+    """A checkpoint cannot be resumed. The message gives the reason."""
 
 
 class TrainingFailed(LatentPacsError):
-    """A training diverged; the message says at which step."""
+    """A training diverged. The message says at which step."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hyperparameters. ``steps``: length of the whole run, over which the learning rate falls to zero.
+    """Hyperparameters of a training.
 
-    ``width``, ``wide``, ``blocks``: see NetworkConfig. ``crop``: side in pixels. ``zero_share``: share of each batch at
-    t = 0, which trains the posterior mean and so the structure; other times are uniform. ``average``: decay of the
-    running mean of the weights, which becomes the model. ``patches``: number of patches in use at a time; the oldest is
-    replaced every ``patch_steps`` steps.
+    ``steps``: length of the whole run, over which the learning rate ``rate`` falls to a hundredth. ``width``, ``wide``,
+    ``blocks``: see NetworkConfig. ``batch``: crops per step. ``crop``: side of a crop in pixels. ``zero_share``: share
+    of each batch at t = 0, which trains the posterior mean and so the structure; other times are uniform. ``average``:
+    decay of the running mean of the weights, which becomes the model. ``patches``: number of patches in use at a time;
+    the oldest is replaced every ``patch_steps`` steps.
     """
 
     steps: int
@@ -90,7 +93,7 @@ class Plan:
     seed: int = 1
 
     def sized_for(self, device: str) -> Plan:
-        """On a GPU, the same plan with larger batches and more patches."""
+        """The plan for a device: on CUDA with larger batches, more patches and a higher rate; otherwise unchanged."""
         if device_of(device).type != "cuda":
             return self
         return replace(self, batch=64, rate=2e-3, patches=512, patch_steps=3)
@@ -98,8 +101,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a training. ``loss``: share of the residual's energy left at t = 0, mean of the bands and of the last
-    64 steps; 1 for the untrained network."""
+    """Progress of a training. ``loss``: mean of the last 64 steps. ``train`` reports the share of the residual's energy
+    that is left at t = 0, averaged over the bands (1 for an untrained network); ``fine_tune_decoder`` its own loss."""
 
     step: int
     steps: int
@@ -131,9 +134,10 @@ def train(
     """Train; write checkpoints and finally the model (as ``load_network`` reads it) to ``folder``; return the model.
 
     ``minutes``: time budget that replaces ``plan.steps``; the first steps are timed to plan the rest. ``resume``:
-    continue the checkpoint in ``folder`` under its own plan, for at most ``minutes``; extend a finished one by the
-    given steps or minutes. ``stop_after``: end after that many steps, as an interruption would. ``start_from``: a
-    model to fine-tune. Raises CheckpointError, and TrainingFailed if a loss is not finite.
+    continue the checkpoint in ``folder``, if there is one, under its own plan, for at most ``minutes``. A finished one
+    is extended to ``plan.steps`` in all, or by ``minutes``. ``stop_after``: the step to end at, with the model trained
+    so far. ``start_from``: a model to fine-tune. Any exception but TrainingFailed leaves a checkpoint of the last step.
+    Raises CheckpointError, and TrainingFailed if a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _fresh(plan, start_from)
@@ -183,7 +187,7 @@ class _TrainingRun:
         _move(state, self._device)
 
     def plan_for(self, minutes: float) -> None:
-        """Time some steps with a full cache, and set the plan's number of steps to what fits in ``minutes``."""
+        """Time some steps with a full cache, and set the plan's number of steps to what fits into the time left."""
         first = self._state.step
         self.plan = replace(self.plan, steps=first + _UNKNOWN)
         self.advance(first + 2)
@@ -215,9 +219,9 @@ class _TrainingRun:
 
 
 class PatchCache:
-    """The patches in use, computed ahead in threads: ``plan.patches``, the oldest replaced every ``plan.patch_steps``.
+    """The patches in use, which threads compute ahead of their step.
 
-    Patches stay in CPU memory, where crops are taken; only batches are moved to the device of the network.
+    Patches stay in CPU memory, where crops are taken. Only batches are moved to the device of the network.
     """
 
     def __init__(self, pictures: Sequence[Picture], plan: Plan) -> None:
@@ -241,7 +245,7 @@ class PatchCache:
 
 
 def _one_step(state: _State, plan: Plan, cache: PatchCache, device: torch.device, half: bool) -> float:
-    """Train on one batch; returns the loss at t = 0."""
+    """Train on one batch; returns the loss at t = 0, averaged over crops and bands."""
     random = np.random.default_rng((plan.seed, 2, state.step))
     batch = crops(cache.at(state.step), plan.crop, plan.batch, random)
     seen, r, share, point, z = (part.to(device) for part in batch)
@@ -279,7 +283,7 @@ def band_energies(pixels: Tensor) -> Tensor:
 
 
 def structure_weights(detail: Tensor) -> Tensor:
-    """Weight of errors at each pixel, (n, 1, side, side), from the base's detail of the same shape."""
+    """Weight of squared errors at each pixel, (n, 1, side, side), from the base's detail of the same shape."""
     side = detail.shape[-1]
     fine, coarse, broad = (_gaussian(side, sigma).to(detail.device) for sigma in _STRUCTURE)
     band = torch.fft.irfft2(torch.fft.rfft2(detail) * (fine - coarse), s=(side, side))
@@ -347,7 +351,7 @@ def _save(state: _State, plan: Plan, folder: Path) -> None:
 
 
 def _restore(state: _State, path: Path) -> Plan:
-    """Fill ``state`` from a checkpoint; return the checkpoint's plan."""
+    """Fill ``state`` from a checkpoint; return the checkpoint's plan. Raises CheckpointError."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["plan"])

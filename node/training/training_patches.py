@@ -1,4 +1,4 @@
-"""Training patches: pieces of mammograms, augmented to resemble other detectors and coded as the encoder does.
+"""Makes training patches: pieces of mammograms, augmented to resemble other detectors and coded as by the encoder.
 
 A patch is a pure function of the pictures, the seed and its number, so an interrupted training resumes with the same
 patches.
@@ -32,27 +32,32 @@ from storage.records import OperatingPoint
 Float = NDArray[np.float32]
 
 _ROWS, _COLUMNS = 1024, 768
+"""Largest size of a patch, in pixels."""
 BITS = 12
 """Bits of the grey levels of a patch."""
 _TOP = float((1 << BITS) - 1)
 _CLIP = 8.0
-"""Limit of the residual in deviations; larger values are single specks, which would dominate a batch."""
+"""Limit of the residual, in standard deviations of the missing noise. Larger values are single specks, which would
+dominate a batch."""
 _FILM_WEIGHT = 0.6
-"""Sampling weight of digitised film relative to a digital image of equal size."""
+"""Probability of drawing a digitised film, relative to a digital image of the same size."""
 _LEAST_QUANTISATION = 0.6
-"""Lower bound of the random factor on the RMS coding error given to the network; the recorded RMS of a base averages
-over breast and air."""
+"""Lower bound of the random factor by which the RMS coding error given to the network is multiplied: the RMS of a whole
+base averages over breast and air."""
 _SCALES = ((1, 0.2), (2, 0.62), (4, 0.18))
 """Scales and their probabilities."""
 _DISTANCES = {1: (0.6, 6.0), 2: (0.3, 5.0), 4: (0.2, 2.0)}
-"""Range of the quantiser distance per scale; the logarithm is drawn uniformly."""
+"""Range of the quantiser distance per scale. Its logarithm is drawn uniformly."""
 
 
 @dataclass(frozen=True)
 class TrainingPatch:
-    """``seen``: conditioning channels, float16 (21, h, w). ``wanted``: latent of the residual over its deviation,
-    float16 (16, h, w). ``share``: 1 in the breast, float16 (h, w). ``point``: float32 (3,). ``noise``: latent of drawn
-    noise with the spectrum of the missing noise (z of flow.py), float16 (16, h, w).
+    """The input and the target of the network for one piece of an image; h and w are in latent cells.
+
+    ``seen``: conditioning channels, float16 (21, h, w). ``wanted``: latent of the residual over the standard deviation
+    of the missing noise, float16 (16, h, w). ``share``: 1 in cells of breast that lack noise, else 0, float16 (h, w).
+    ``point``: operating point, float32 (3,). ``noise``: latent of drawn noise with the spectrum of the missing noise
+    (z of flow.py), float16 (16, h, w).
     """
 
     seen: Tensor
@@ -75,7 +80,7 @@ def make_patch(pictures: Sequence[Picture], seed: int, number: int) -> TrainingP
 def degrade(
     pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, random: np.random.Generator
 ) -> TrainingPatch:
-    """A patch from 12-bit grey levels. ``inside``: bool, true in the breast."""
+    """A patch from whole 12-bit grey levels, float32 (rows, columns). ``inside``: bool, true in the breast."""
     base = code(pixels, scale, distance)
     upsampled = base.operator.lift(base.samples())
     original, kept = (totals(band_energies(image, inside)) for image in (pixels, upsampled))
@@ -102,7 +107,7 @@ def _as_latent(values: Float) -> Tensor:
 
 
 def code(pixels: Float, scale: int, distance: float, bits: int = BITS) -> Base:
-    """Code ``pixels``, integer grey levels below 2 ** ``bits``, by JPEG XL as the encoder does."""
+    """Code ``pixels``, whole grey levels below 2 ** ``bits``, by JPEG XL as the encoder does."""
     source = Source(
         pixels.astype(np.uint16),
         padding=None,
@@ -118,9 +123,9 @@ def code(pixels: Float, scale: int, distance: float, bits: int = BITS) -> Base:
 
 
 def crops(patches: Sequence[TrainingPatch], size: int, count: int, random: np.random.Generator) -> tuple[Tensor, ...]:
-    """``count`` crops of ``size`` pixels: seen, wanted, share (n, 1, h, w), point and noise z, float32.
+    """A batch of ``count`` crops of ``size`` pixels a side, float32: seen, wanted, share (n, 1, h, w), point and noise.
 
-    z is cropped at another position than the rest of the patch.
+    The noise is cropped at another position than the rest of the patch.
     """
     cells, step = size // UNSHUFFLE, STRIDE // UNSHUFFLE
     parts: list[tuple[Tensor, ...]] = []
@@ -141,7 +146,7 @@ def crops(patches: Sequence[TrainingPatch], size: int, count: int, random: np.ra
 def _symmetric(maps: tuple[Tensor, Tensor, Tensor, Tensor], number: int) -> tuple[Tensor, ...]:
     """Apply one of the eight symmetries of the square to seen, wanted, share and noise of a crop.
 
-    Blocks of the coder are mirrored in a mirrored image, so the sines of the position change sign (conditioning.py).
+    A mirrored image has mirrored blocks of the coder, so the sines of the position change sign (conditioning.py).
     """
     seen, wanted, share, noise = maps
     detail, quantisation, phases = seen[:LATENT], seen[LATENT:-4], seen[-4:].clone()
@@ -174,11 +179,11 @@ def _random_window(rows: int, columns: int, cells: int, step: int, random: np.ra
 
 
 def _crop(picture: Picture, random: np.random.Generator) -> tuple[Float, NDArray[np.bool_]]:
-    """A piece around a random position in the breast, in 12-bit grey levels, and its breast mask (bool, per pixel)."""
+    """A piece around a random position in the breast, float32 in 12-bit grey levels, and its breast mask per pixel."""
     pixels = picture.pixels
     mask: NDArray[np.bool_] = picture.mask
     scaled = pixels.astype(np.float32) * np.float32(2.0 ** (BITS - picture.bits))
-    if min(pixels.shape) >= 2 * _ROWS and random.random() < 0.3:  # halve: finer detail, less noise
+    if min(pixels.shape) >= 2 * _ROWS and random.random() < 0.3:  # halve the image: it gets finer detail and less noise
         rows, columns = (size // 2 * 2 for size in pixels.shape)
         scaled = scaled[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2).mean(axis=(1, 3))
         quads = mask[: rows // 32 * 2, : columns // 32 * 2].reshape(rows // 32, 2, columns // 32, 2)
@@ -208,7 +213,7 @@ def _augmented(pixels: Float, random: np.random.Generator) -> Float:
 
 
 def _processed(pixels: Float, random: np.random.Generator) -> Float:
-    """Blur the image, scale its detail by 0.25 to 1.8, or leave it, as vendors' processing does."""
+    """Blur the image, scale its detail by 0.25 to 1.8, or return it unchanged, to imitate vendors' processing."""
     from scipy.ndimage import gaussian_filter
 
     kind = random.random()
@@ -221,7 +226,7 @@ def _processed(pixels: Float, random: np.random.Generator) -> Float:
 
 
 def _with_noise(pixels: Float, random: np.random.Generator) -> Float:
-    """Add quantum noise, white or blurred as by a scintillator, of at most the largest std found (150 of 4095)."""
+    """Add quantum noise, white or blurred as by a scintillator, with a deviation up to the largest found (150/4095)."""
     from scipy.ndimage import gaussian_filter
 
     noise = random.standard_normal(pixels.shape, dtype=np.float32)

@@ -12,7 +12,7 @@ from storage.formats.payload import Rendition
 
 
 class Catalogue:
-    """Upscalers by name. Each is built once, so its weights are loaded once per process."""
+    """Upscalers by name. Each combination of weights and numerics is built once, so it is loaded once per process."""
 
     def __init__(self, settings: ReconstructSettings) -> None:
         self._settings = settings
@@ -24,20 +24,20 @@ class Catalogue:
         return self._get(name, {}, self._sources(name)[0])
 
     def candidates(self) -> tuple[Upscaler, ...]:
-        """The upscalers that the encoder compares for a new rendition: the configured one, and with mammo, bicubic."""
+        """The upscalers that the encoder compares for a new rendition: the configured one; with mammo, also bicubic."""
         first = self.configured()
         return (first, self._get("bicubic", {}, "")) if first.name == "mammo" else (first,)
 
     def for_rendition(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
         """The upscaler of a rendition, with the numerics that the rendition was verified with.
 
-        ``kept``: a folder with the archive's copy of the model. Raises ModelMissing if weights of this digest are
-        neither installed nor kept.
+        ``kept``: folder with the archive's copy of the model, or None. Raises ModelMissing if weights with this digest
+        are neither installed nor in ``kept``.
         """
         return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
 
     def for_rendition_here(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
-        """The same on this machine's own device, if it lacks that of the rendition: its tiles stay."""
+        """As ``for_rendition``, but on this machine's own device, with the same tiles, if it lacks the rendition's."""
         numerics = rendition.numerics
         try:
             device_of(numerics.get("device", "cpu"))
@@ -65,7 +65,7 @@ class Catalogue:
         )
 
     def _sources(self, name: str) -> list[str]:
-        """Folders that may contain weights of an upscaler; the one for new renditions is first."""
+        """Sources of an upscaler's weights, folders or a model id; the one for new renditions is first."""
         if name == "mammo":
             from node.upscalers.mammo import SHIPPED
 

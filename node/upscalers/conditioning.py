@@ -22,17 +22,18 @@ Float = NDArray[np.float32]
 _SMOOTH = 16
 """Side of the blocks, in pixels, whose means are subtracted from the image to leave its detail."""
 _COMPRESSED_FROM = 4.0
-"""Scale, in deviations, of the asinh that compresses large detail."""
+"""Scale of the asinh that compresses large detail, in standard deviations of the missing noise."""
 
 
 def scene(upsampled: Float, deviation: Float, quantisation_rms: float, scale: int) -> Tensor:
     """Channels for the network: float32 (21, padded rows / 4, padded columns / 4), padded to multiples of STRIDE.
 
-    ``upsampled``: the base by ``Operator.lift``, full size, grey levels. ``deviation``: of the missing noise, grey
-    levels; the channels are 0 where it is 0. ``quantisation_rms``: RMS coding error of the base, grey levels.
+    ``upsampled``: the base by ``Operator.lift``, full size, grey levels. ``deviation``: standard deviation of the
+    missing noise, grey levels. ``quantisation_rms``: RMS coding error of the base, grey levels.
 
-    16 channels are the latent of detail over deviation; one is the logarithm of quantisation over deviation; four are
-    the sine and cosine of a cell's row and column in its 8 x 8 block of the coder, because errors depend on them.
+    16 channels are the latent of detail over deviation. One is the logarithm of quantisation over deviation. These are
+    0 where the deviation is 0. Four are the sine and cosine of a cell's row and column in its 8 x 8 block of the coder,
+    because errors depend on them.
     """
     pixels = torch.from_numpy(padded(upsampled))[None, None]
     units = torch.from_numpy(padded(deviation))[None, None]

@@ -35,7 +35,7 @@ def velocity(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
 
 
 def mean(v: Velocity, like: Tensor) -> Tensor:
-    """E[r], from one evaluation at t = 0, where x has no effect. ``like``: a tensor of the result's shape."""
+    """E[r], from one evaluation at t = 0, where v does not depend on x. ``like``: a tensor of the result's shape."""
     return 2 / math.pi * v(torch.zeros_like(like), 0.0)
 
 

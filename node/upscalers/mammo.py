@@ -2,8 +2,8 @@
 
 The flow starts from the noise that the ``bicubic`` upscaler would draw (flow.py). One evaluation gives the posterior
 mean of the residual, which improves the structure. Further steps change the drawn noise depending on the tissue. The
-image is processed in tiles with a halo as wide as the receptive field, so tiles leave no seams. Each is cut down to
-where more noise is missing than rounds to nothing, and those without any are skipped.
+image is processed in tiles with a halo as wide as the receptive field, so tiles leave no seams. Each tile is cut down
+to the pixels that lack more noise than rounds to 0, and a tile without such pixels is skipped.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ _STRIDE = 8
 """Pixels per cell of the network's coarsest grid: ``network.STRIDE``. Parts start and end on multiples of it."""
 _FILES = ("config.json", WEIGHTS)
 _MOST = 1.0
-"""Most that the network changes of a pixel, in standard deviations of the noise that is missing there. What it predicts
-is a small part of that noise, except beside the skin line and letters, where it is wrong more often than right: there
-it brightened black air, and noise was then drawn in it. On 22 digital images the limit takes 1.9% of the bytes off."""
+"""Largest change of a pixel by the network, in standard deviations of the noise that is missing there. Its predictions
+are smaller, except beside the skin line and letters, where they are wrong more often than right: there it brightened
+black air, in which noise was then drawn. The limit saves 1.9% of the bytes of 22 digital images."""
 
 _FAINT = 0.25
-"""Standard deviation in grey levels up to which the network is not run: what it may change there rounds to nothing."""
+"""Standard deviation in grey levels up to which the network is not run, since its change there rounds to 0."""
 
 
 class ModelNotFound(ModelMissing):
-    """The model's files are absent, incomplete or damaged; the message says what to do."""
+    """The model's files are absent, incomplete or damaged. The message says what to do."""
 
 
 class Mammo:
     """The upscaler ``mammo`` with the model in ``folder``, as written by ``latent-pacs model train``.
 
     ``steps``: sampling steps for noise; with 0, drawn noise is used unchanged. ``tile``: side of a tile without its
-    halo, in pixels of the full image; a multiple of 8. ``dtype``: data type of the trunk; ``auto`` is bfloat16 if the
-    device has instructions for it, else float32. Files are read on first use and the loaded model is kept.
+    halo, in pixels of the full image: a multiple of 8, at least 64. ``dtype``: data type of the trunk; ``auto`` is
+    bfloat16 if the device has instructions for it, else float32. Files are read on first use, and the loaded model is
+    kept. Raises ValueError for other values, and ModelNotFound on first use.
     """
 
     name = "mammo"
@@ -127,8 +128,8 @@ class Mammo:
         """The noise to add to ``structure`` instead of ``noise``: float32, full size, grey levels.
 
         ``noise`` has the deviation and the spectrum that the encoder measured. Divided by the deviation it is the start
-        x_0 of the flow; the end x_1 is a residual of the upsampled base. The mean of the residual is subtracted, so
-        that the noise has no mean: ``structure`` contains that, and repairs that the flow does not model.
+        x_0 of the flow; the end x_1 is a residual of the upsampled base. The posterior mean of the residual is
+        subtracted, since ``structure`` contains it, together with repairs that the flow does not model.
         """
         if task.steps == 0 or not task.deviation.any():
             return noise
@@ -161,7 +162,7 @@ class Mammo:
     def _evaluate(
         self, tiles: _Tiles, x: torch.Tensor, seen: torch.Tensor, t: float, point: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the velocity part by part; it is 0 in the rest. ``seen`` is padded already."""
+        """Compute the velocity part by part. It is 0 outside the parts. ``seen`` is padded already."""
         import torch
 
         device, network = self._device, self._network
@@ -201,8 +202,8 @@ class Mammo:
 class _Tiles:
     """The parts of a latent that the network must process.
 
-    They are squares of ``tile`` pixels, each cut down to where it has noise. ``noisy``: bool, full size.
-    ``halo``: pixels around a part that the network sees; border cells are repeated beyond the image.
+    They are squares of ``tile`` x ``tile`` pixels, each cut down to its noisy pixels. ``noisy``: bool, full size.
+    ``halo``: pixels around a part that the network sees. Cells at the image's border are repeated beyond it.
     """
 
     def __init__(self, noisy: Mask, tile: int, halo: int) -> None:
@@ -224,14 +225,14 @@ class _Tiles:
         return padded[:, :, rows, columns]
 
     def paste(self, latent: torch.Tensor, found: torch.Tensor, part: Part) -> None:
-        """Copy what was found of a part, with what is left of its halo, into ``latent``."""
+        """Copy ``found``, the result for a part with the rest of its halo, into ``latent`` without that halo."""
         rows, columns = part
         left = (found.shape[-1] - (columns.stop - columns.start)) // 2
         latent[:, :, rows, columns] = found[:, :, left:-left, left:-left]
 
 
 def _bounds(marks: Mask, side: int) -> Iterator[Part]:
-    """Of each square of ``side`` marks: the rectangle that holds those that are set, in cells of the latent."""
+    """For each square of ``side`` x ``side`` marks, the bounding rectangle of the set ones, in cells of the latent."""
     each = _STRIDE // _CELL
     for top, left in product(range(0, marks.shape[0], side), range(0, marks.shape[1], side)):
         square = marks[top : top + side, left : left + side]
@@ -244,7 +245,7 @@ def _bounds(marks: Mask, side: int) -> Iterator[Part]:
 
 
 def _latent(image: Float) -> torch.Tensor:
-    """float32 (1, 16, padded rows / 4, padded columns / 4)."""
+    """An image as a latent: float32 (1, 16, padded rows / 4, padded columns / 4)."""
     import torch
 
     from node.upscalers.conditioning import padded
@@ -266,7 +267,7 @@ def _divided(values: Float, deviation: Float) -> Float:
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 instructions: true for CUDA, and for CPUs with AMX or AVX-512 BF16."""
+    """Whether the device has bfloat16 instructions: assumed for CUDA, and true for CPUs with AMX or AVX-512 BF16."""
     import torch
 
     if device.type == "cuda":

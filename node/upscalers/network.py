@@ -44,7 +44,7 @@ class NetworkConfig:
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around a residual; time and operating point scale and shift between them."""
+    """A residual block of two 3 x 3 convolutions. Time and operating point scale and shift the channels in between."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class MammoNetwork(nn.Module):
 
     @property
     def spare(self) -> int:
-        """Cells of ``halo`` that the blocks after the coarser resolution do not need; even."""
+        """Latent cells of ``halo`` that the blocks after the coarser resolution do not need: an even number."""
         return (self.halo // UNSHUFFLE - 2 * len(self.after) - 1) // 2 * 2
 
     def forward(self, x: Tensor | None, seen: Tensor, t: Tensor, point: Tensor, spare: int = 0) -> Tensor:
@@ -125,7 +125,7 @@ class MammoNetwork(nn.Module):
         z = self.narrow(y)
         for block in self.middle:
             z = block(z, condition)
-        if spare:  # cells at each border, even, that the last blocks need not compute
+        if spare:  # the last blocks need not compute this even number of cells at each border
             y, z = (part[..., by:-by, by:-by] for part, by in ((y, spare), (z, spare // 2)))
         y = y + F.pixel_shuffle(self.widen(z), 2)
         for block in self.after:

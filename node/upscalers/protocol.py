@@ -23,7 +23,7 @@ class UpscaleTask:
     ``upsampled``: float32, full size, the smooth image whose downsampling equals ``samples`` (``Operator.lift``);
     read only. ``point``: operating point of the base. ``quantisation_rms``: RMS coding error of the base, in grey
     levels. ``deviation``: float32, full size, standard deviation of the noise missing in the upsampled base, in grey
-    levels; all 0 for an upscaler that does not need it. ``seed`` and ``steps``: of the sampling.
+    levels; all 0 for an upscaler that does not need it. ``seed`` and ``steps``: those of the sampling.
     """
 
     samples: Float
@@ -86,8 +86,10 @@ class Upscaler(Protocol):
 
 @dataclass(frozen=True)
 class Installed:
-    """A model installed on the machine of the workers. ``recipe``: parameters for new renditions. ``files``: name and
-    path of each file that the archive keeps."""
+    """A model installed on the machine of the workers.
+
+    ``recipe``: the sampling steps, as renditions record them. ``files``: as in Upscaler.
+    """
 
     upscaler: str
     weights_digest: str
@@ -96,5 +98,5 @@ class Installed:
 
     @classmethod
     def of(cls, upscaler: Upscaler) -> Installed:
-        """The model of an upscaler. Raises ModelMissing if its files cannot be read."""
+        """The model of an upscaler. Raises ModelMissing if its weights cannot be read."""
         return cls(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)

@@ -37,8 +37,8 @@ MODEL = "stabilityai/sd-x2-latent-upscaler"
 PIPELINE = "StableDiffusionLatentUpscalePipeline"
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-# Tiles per network call. This is not an option: another batch shape selects other kernels and rounds differently,
-# which makes another rendition. One tile keeps all cores of a CPU busy.
+# Tiles per network call. This is not an option, because another batch shape selects other kernels and rounds
+# differently, which makes another rendition. One tile keeps all cores of a CPU busy.
 _BATCH = {"cpu": 1, "cuda": 4}
 # In pixels of the base: the UNet has 2 latents per 8 pixels and halves them three times.
 _TILE_UNIT = 32
@@ -52,7 +52,7 @@ _WEIGHTS = {
 
 
 class WeightsNotFound(LatentPacsError):
-    """The model's files are absent, incomplete or damaged; the message says how to get them."""
+    """The model's files are absent, incomplete or damaged. The message says how to get them."""
 
 
 class NotFinite(LatentPacsError):
@@ -65,8 +65,8 @@ class SdX2:
     The autoencoder changes every pixel, so the result is projected: downsampled, it equals the base.
 
     ``source``: a folder made by ``hf download``, or a model id on the Hugging Face hub. ``tile`` and ``overlap``: in
-    pixels of the base. Files are read on first use and the loaded model is kept. Raises ExtraMissing if diffusers or
-    transformers is not installed.
+    pixels of the base. Files are read on first use, which may raise WeightsNotFound, and the loaded model is kept.
+    Raises ExtraMissing if diffusers or transformers is not installed, and ValueError for values out of range.
     """
 
     name = "sd_x2"
@@ -128,7 +128,10 @@ class SdX2:
         return found
 
     def structure(self, task: UpscaleTask) -> Float:
-        """See Upscaler. The only randomness is noise for the whole image, drawn on the CPU from ``task.seed``."""
+        """As Upscaler says. The only random input is noise for the whole image, drawn on the CPU from ``task.seed``.
+
+        Raises NotFinite, and ValueError if the task's scale, shape or steps are not valid.
+        """
         import torch
 
         operator, samples = task.operator, task.samples
@@ -149,7 +152,7 @@ class SdX2:
         for _ in range(_DOUBLINGS[operator.scale]):
             image = self._double(image, task.steps, generator)
         # If rows or columns are not a multiple of the scale, D shrinks by slightly less than the scale, and a crop
-        # would shift the far border by up to scale - 1 pixels. U resamples then; otherwise it returns its input.
+        # would shift the far border by up to scale - 1 pixels. Then U resamples. Otherwise U returns its input.
         image = np.clip(operator.up(image), -1, 1)
         return operator.project(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32), samples)
 
@@ -204,7 +207,7 @@ class SdX2:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Data type of the UNet. The default on CUDA is float16, as its authors publish; it is finer than bfloat16."""
+        """Data type of the UNet. On CUDA the default is float16, in which it is published; bfloat16 is coarser."""
         import torch
 
         if self._dtype_name == "auto":

@@ -19,10 +19,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Square tiles of ``tile`` pixels over a canvas of ``rows`` x ``columns``; built by ``cover``.
+    """Tiles of ``tile`` x ``tile`` pixels over a canvas of ``rows`` x ``columns`` pixels; built by ``cover``.
 
-    ``tops`` and ``lefts``: first row and first column of the tiles. Neighbours share at least ``overlap`` pixels and
-    are cross-faded over that many.
+    ``tops`` and ``lefts``: first rows and first columns of the tiles. Neighbours share at least ``overlap`` pixels, and
+    are cross-faded over ``overlap`` pixels.
     """
 
     rows: int
@@ -38,7 +38,7 @@ class TilePlan:
 
         The canvas is the image, extended to a multiple of ``align`` and to at least one tile. All tiles have the same
         shape, because another shape may select another kernel and round differently. They start on multiples of
-        ``align``, for example the stride of an autoencoder.
+        ``align``, for example the stride of an autoencoder. Raises ValueError if the arguments do not fit together.
         """
         if min(rows, columns) < 1:
             raise ValueError(f"no tiles for an image of {rows} x {columns}")

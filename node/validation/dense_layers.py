@@ -1,7 +1,7 @@
-"""Dense layers on frozen features, tuned by Bayesian optimisation (optuna's TPE), as in the paper.
+"""Trains dense layers on frozen features, tuned by Bayesian optimisation (optuna's TPE), as in the paper.
 
-Features are standardised and projected on at most 512 principal components of the training set. With fewer images than
-components this loses nothing that training could use, and it is much faster. Everything is seeded.
+Features are standardised and projected onto at most 512 principal components of the training set. With fewer images
+than components this loses nothing that training could use, and it is much faster. All random numbers are seeded.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 _INNER_FOLDS = 4
-"""Folds of a training set, one of which is held out for tuning."""
+"""Largest number of folds of a training set, one of which is held out for tuning."""
 _COMPONENTS = 512
+"""Largest number of principal components."""
 _ENSEMBLE = 3
 """Networks trained from different seeds, whose logits are averaged."""
 
@@ -39,7 +40,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Basis:
-    """Maps features to the layers' input: standardises, then projects on components of the training set."""
+    """The map from features to the input of the layers: standardisation, then projection onto principal components."""
 
     mean: Float
     scale: Float
@@ -47,7 +48,7 @@ class Basis:
 
     @classmethod
     def of(cls, features: Float) -> Basis:
-        """Fit to a training set, shape (n, count); the first component has variance 1, the others have less."""
+        """Fit to a training set (n, count). The first component has variance 1, and the others have less."""
         mean, spread = features.mean(axis=0), features.std(axis=0)
         scale = np.where(spread > 1e-6 * np.abs(mean) + 1e-12, spread, np.inf)  # drops constant features
         _, sizes, rows = np.linalg.svd((features - mean) / scale, full_matrices=False)
@@ -56,7 +57,7 @@ class Basis:
         return cls(mean, scale.astype(np.float32), (rows[:kept].T / unit).astype(np.float32))
 
     def __call__(self, features: Float) -> torch.Tensor:
-        """float32, shape (n, components)."""
+        """The input of the layers, float32 (n, components), for features (n, count)."""
         return torch.from_numpy(np.asarray((features - self.mean) / self.scale @ self.components, dtype=np.float32))
 
 
@@ -68,12 +69,12 @@ class Head:
     networks: tuple[torch.nn.Module, ...]
 
     def scores(self, features: Float) -> NDArray[np.float64]:
-        """Probability of the positive class, shape (n,), from ``features`` (n, count)."""
+        """Probability of the positive class, float64 (n,), for ``features`` (n, count)."""
         return _probabilities(self.networks, self.basis(features))
 
 
 def tune(features: Float, truth: Bool, patients: Sequence[str], trials: int, seed: int) -> Recipe:
-    """The best of ``trials`` recipes by the loss on held-out patients, one of at most four folds."""
+    """The best of ``trials`` recipes by the loss on held-out patients, who are one of at most four folds."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,8 +1,8 @@
-"""Frozen features of torchvision's ResNet50 (He et al., CVPR 2016), as in the paper (arXiv 2310.05299).
+"""Computes frozen features by torchvision's ResNet50 (He et al., CVPR 2016), as in the paper (arXiv 2310.05299).
 
 The features are means, over the image, of the output of the stem and of each of the four stages: 64 + 256 + 512 + 1024
-+ 2048. The paper uses the last 2048. The others keep fine structure, which the last stage, with a stride of 32 pixels,
-keeps only if it was trained to; with random weights (``none``) it keeps coarse contrast only.
++ 2048. The paper uses the last 2048. The others retain fine structure. The last stage, with a stride of 32 pixels,
+retains it only if it was trained to; with random weights (``none``) it retains only coarse contrast.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from storage.errors import ModelMissing
 Float = NDArray[np.float32]
 
 COUNT = 64 + 256 + 512 + 1024 + 2048
+"""Number of features of an image."""
 NONE = "none"
-"""Random weights from a fixed seed, for trials; must be chosen explicitly."""
+"""Value of ``weights`` for random weights from a fixed seed, for trials. It must be chosen explicitly."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation by which torchvision's models expect each colour channel to be normalised."""
 _SEED = 0
 
 
@@ -51,7 +53,7 @@ class Backbone:
 
 
 def load_backbone(weights: str) -> Backbone:
-    """``weights``: a name of torchvision's ResNet50_Weights, a file with a state dict, or ``none``.
+    """Load the network. ``weights``: a name in torchvision's ResNet50_Weights, a file with a state dict, or ``none``.
 
     Raises ModelMissing if the weights cannot be loaded.
     """
@@ -102,7 +104,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _is_published(path: Path) -> bool:
-    """Whether torchvision publishes the file: its published names contain the beginning of the SHA-256.
+    """Whether torchvision publishes the file. The names of published files contain the beginning of their SHA-256.
 
     Other pickles are of unknown origin and are not read.
     """

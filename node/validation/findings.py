@@ -1,4 +1,4 @@
-"""Results of a validation: classifiers per setting compared with the sources, and fidelity of the arms."""
+"""The results of a validation: classifiers per setting compared with the sources, and fidelity of the arms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = (
     (Arm.COMPRESSED, Arm.COMPRESSED),
     (Arm.SOURCE, Arm.DECOMPRESSED),
 )
-"""(trained on, tested on). The others are compared with the first; the verdict is that of the second."""
+"""(trained on, tested on). Each other setting is compared with the first one. The second one gives the verdict."""
 
 Excluded = Counter[tuple[str, str]]
 """Number of labelled images that are left out, by class and reason."""
@@ -34,7 +34,7 @@ Figure = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Trained:
-    """Results of one of SETTINGS. ``comparison``: with the sources; None for the sources themselves."""
+    """Results of one of SETTINGS. ``comparison``: with the sources; None for the sources. ``curve``: the ROC curve."""
 
     trained_on: Arm
     tested_on: Arm
@@ -54,7 +54,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Mean and variance of one measure of one arm: over images (whole frames) and over all tiles of all images."""
+    """Mean and variance of one measure of one arm, over images (whole frames) and over all tiles of all images."""
 
     arm: Arm
     measure: str
@@ -67,7 +67,8 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of a validation. ``blind``: on the sources the classifier is not significantly better than chance."""
+    """Results of a validation. ``blind``: on the sources the classifier is not significantly better than chance. All
+    comparisons are then inconclusive."""
 
     trained: tuple[Trained, ...]
     likeness: tuple[Likeness, ...]
@@ -83,7 +84,7 @@ class Findings:
 
     @property
     def verdict(self) -> Equivalence:
-        """Of decompressed images against sources."""
+        """The verdict on decompressed images against sources."""
         return self.trained[1].compared.verdict
 
     @property
@@ -140,7 +141,7 @@ def find(
     positive: str,
     excluded: Excluded,
 ) -> Findings:
-    """The results from ``scores`` of all images by each of SETTINGS, shape (settings, n). Raises TooFewCases."""
+    """The results, from ``scores`` of all images by each of SETTINGS (settings, n). Raises TooFewCases."""
     patients = [one.patient for one in subjects]
     values, drawn = measures(scores, truth), bootstrap(scores, truth, patients, settings.bootstrap, _SEED)
     figures = [
@@ -170,7 +171,7 @@ def find(
 
 
 def say(source: Trained, other: Trained, positives: int, *, blind: bool) -> str:
-    """A verdict in words; if inconclusive, with the number of positives that would settle it."""
+    """A verdict in words, with the estimated number of positives for a conclusive one."""
     compared = other.compared
     if blind:
         low = source.figures["auc"][1]
@@ -200,5 +201,5 @@ def _likeness(subjects: list[Subject]) -> list[Likeness]:
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and variance (of the population); nan for none."""
+    """Mean and population variance; nan without values."""
     return (float(values.mean()), float(values.var())) if values.size else (math.nan, math.nan)

@@ -1,8 +1,8 @@
 """Reads class labels from a CSV file, which names images by UID or by patient, laterality and view.
 
 The first line has the columns ``sop_instance_uid,class`` (UID of the original or of a reconstruction) or
-``patient_id,laterality,view,class``, in any order; other columns are ignored. Laterality is L or R. View is CC, MLO,
-or equal to View Position or to the meaning of the view's code.
+``patient_id,laterality,view,class``, in any order; other columns are ignored. Laterality is L or R. View is CC, MLO, ML
+or LM, or equals View Position or the meaning of the view's code. Case is ignored in both.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _VIEWS = {
     "399352003": "LM",
     "R-10228": "LM",
 }
-"""Codes of PS3.16 CID 4014 (SNOMED CT, and SRT as older devices write it)."""
+"""Views by their codes of PS3.16 CID 4014: SNOMED CT, and SRT, which older devices write."""
 
 
 class LabelsInvalid(InputInvalid):
-    """A label file is invalid; no label was set."""
+    """A label file is invalid. No label was set."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Labelled:
 
 
 def read_labels(path: Path, index: Index) -> Labelled:
-    """Read a label file. Raises LabelsInvalid, with the line, if it is malformed or gives an image two classes."""
+    """Read a label file. Raises LabelsInvalid if it cannot be read, is malformed or gives an image two classes."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return _labelled(csv.DictReader(file, strict=True), path, index)

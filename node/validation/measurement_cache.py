@@ -1,4 +1,4 @@
-"""Caches measurements of images in ``features/`` under the storage root. All of them can be computed again."""
+"""Caches measurements of images in ``features/`` under the storage root. They can all be computed again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from node.validation.terms import Fidelity, Measured
 LOGGER = logging.getLogger(__name__)
 
 _VERSION = "1"
-"""Version of the code that computes features and figures; a change invalidates the cache."""
+"""Version of the code that computes features and figures. Another version does not use entries of this one."""
 
 
 class FeatureCache:
-    """Files in ``folder``, named by a digest of everything that their content depends on."""
+    """Entries as files in ``folder``, each named by a digest of everything that its content depends on."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class FeatureCache:
         return hashlib.sha256("|".join([_VERSION, *parts]).encode()).hexdigest()
 
     def get(self, key: str) -> Measured | None:
-        """An entry, or None if it is absent or cannot be read."""
+        """An entry, or None if it is absent or cannot be read. The latter is logged."""
         self._used.add(key)
         try:
             with np.load(self._folder / f"{key}.npz", allow_pickle=False) as held:
@@ -56,7 +56,7 @@ class FeatureCache:
         Path(made).replace(self._folder / f"{key}.npz")
 
     def drop_unused(self) -> None:
-        """Remove entries that were not read since this cache was opened."""
+        """Remove the entries that no ``get`` has asked for since this cache was opened."""
         for entry in self._folder.iterdir():
             if entry.stem not in self._used:
                 entry.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Measures one image in each arm: the classifier's features, and the likeness to the source.
+"""Measures one image in each arm: the features for the classifier, and the fidelity to the source.
 
 The arms are those of arXiv 2310.05299: the source, the image decompressed from the payload, and the payload at its own
 low resolution. Source and decompressed images are resized to at most 1024 pixels a side, payloads of scale 2 and 4 to
@@ -37,7 +37,7 @@ _ALIGN = 64
 
 
 def measured(files: Files, arms: list[Arm], backbone: Backbone) -> dict[Arm, Measured]:
-    """The measurements of the given arms. Raises PixelError or PayloadError."""
+    """The measurements of the given arms. Raises PixelError or PayloadError if a file cannot be decoded."""
     reference = _reference(files.original)
     box = _breast_box(reference)
     found = {}
@@ -58,10 +58,10 @@ def measured(files: Files, arms: list[Arm], backbone: Backbone) -> dict[Arm, Mea
 
 
 def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fidelity:
-    """PSNR, SSIM and FSIM of ``other`` against ``source``: both float32, same shape, 0..1 as displayed.
+    """PSNR, SSIM and FSIM of ``other`` against ``source``: float32, the same shape, 0..1 as displayed.
 
-    FSIM of the whole frame is piq's, as in the paper: it first averages squares of min(rows, columns) / 256 pixels, so
-    fine detail of large images has little effect.
+    ``corners``: the tiles to measure. FSIM of the whole frame is piq's, as in the paper. It first averages squares of
+    min(rows, columns) / 256 pixels a side, so fine detail of large images has little effect.
     """
     import piq
     import torch
@@ -84,7 +84,8 @@ def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fid
 def ssim_map(one: Float, two: Float) -> Float:
     """SSIM (Wang et al., IEEE TIP 13(4), 2004) with its Gaussian window of 11 x 11 pixels, sigma 1.5.
 
-    Both images have values 0..1. Only pixels whose window lies inside the image: float32 (rows - 10, columns - 10).
+    Both images have values 0..1. The map has only the pixels whose window lies inside the image: float32 (rows - 10,
+    columns - 10).
     """
     from skimage.metrics import structural_similarity
 
@@ -97,8 +98,8 @@ def ssim_map(one: Float, two: Float) -> Float:
 def side_by_side(files: Files, corner: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
     """A tile of the source, of the reconstruction, and their difference: uint8, shape (256, 256) each.
 
-    Source and reconstruction are shown through the display window, stretched to the range of the source's tile. In the
-    difference mid-grey is 0; black and white are an eighth of the window or more.
+    Source and reconstruction are shown through the display window, stretched to the range of the source's tile. The
+    difference is mid-grey where it is 0; black and white stand for an eighth of the window or more.
     """
     reference = _reference(files.original)
     source = cut(_shown(reference, reference.pixels), corner)
@@ -121,7 +122,7 @@ def _shown(reference: Reference, values: NDArray[Any]) -> Float:
 
 
 def _of_payload(reference: Reference, base: Base, shown: Float) -> Fidelity:
-    """Likeness of the payload to the source downsampled to the same resolution, which shows the coder's error."""
+    """Fidelity of the payload to the source downsampled to the same resolution, which shows the coder's error."""
     ideal = base.operator.down(reference.pixels)
     low = np.clip(np.rint(ideal), 0, 65535).astype(np.uint16)
     corners = []
@@ -140,7 +141,8 @@ def _breast_box(reference: Reference) -> tuple[int, int, int, int]:
 
 
 def _input(shown: Float, box: tuple[int, int, int, int], scale: int, size: tuple[int, ...]) -> Float:
-    """The network's input: the frame reduced to SIDE / scale pixels a side, never enlarged, cropped to the breast."""
+    """The network's input: the breast, reduced, but never enlarged, by the factor that makes the frame's longer side
+    SIDE / scale pixels."""
     import torch
 
     top, bottom, left, right = (box[0] // scale, -(-box[1] // scale), box[2] // scale, -(-box[3] // scale))

@@ -1,4 +1,4 @@
-"""Folds for cross-validation: all images of a patient are in one fold, and classes are balanced."""
+"""Splits images into folds for cross-validation, by patient and with balanced classes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ Folds = NDArray[np.intp]
 def grouped_folds(truth: NDArray[np.bool_], patients: Sequence[str], count: int, seed: int) -> Folds:
     """The fold, 0 to ``count`` - 1, of each image: shape (n,).
 
-    Patients are assigned one by one, those with most images first and in random order among equals, to the fold that
-    balances the classes best. Raises TooFewCases if a class has fewer patients than folds.
+    All images of a patient are in one fold. Patients are assigned one by one to the fold that balances the classes
+    best: those with most images of one class first, equal ones in random order. Raises TooFewCases if a class has fewer
+    patients than folds.
     """
     names, groups = np.unique(np.asarray(patients), return_inverse=True)
     of_patient = np.zeros((names.size, 2), dtype=np.intp)
@@ -33,7 +34,7 @@ def grouped_folds(truth: NDArray[np.bool_], patients: Sequence[str], count: int,
     total, sizes = of_patient.sum(axis=0), np.zeros((count, 2))
     chosen = np.zeros(names.size, dtype=np.intp)
     for one in order:
-        after = sizes[:, None, :] + np.eye(count)[:, :, None] * of_patient[one]  # (sizes, dealt to, class)
+        after = sizes[:, None, :] + np.eye(count)[:, :, None] * of_patient[one]  # (fold, fold of the patient, class)
         uneven = (after / total).std(axis=0).sum(axis=1)
         chosen[one] = np.lexsort((sizes.sum(axis=1), np.round(uneven, 12)))[0]
         sizes[chosen[one]] += of_patient[one]

@@ -1,4 +1,4 @@
-"""Areas under ROC curves, their uncertainty, and a test of equivalence of two areas.
+"""Computes areas under ROC curves, their uncertainty, and a test of equivalence of two areas.
 
 Areas and their covariance are nonparametric: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, by the midranks
 of Sun and Xu, IEEE SPL 21, 2014. Images of one patient are not independent, so the covariance is Obuchowski's for
@@ -23,12 +23,14 @@ Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 ALPHA, POWER = 0.05, 0.80
+"""Significance level of each one-sided test, and power for which cases are estimated."""
 MEASURES = ("auc", "accuracy", "precision", "recall")
+"""Measures of a classifier, in the order of the arrays of this module."""
 _NORMAL = NormalDist()
 _CUT = 0.5
 """Score from which an image is classified as positive, for all measures except the area."""
 _AT_ONCE = 4_000_000
-"""Maximum number of bootstrap weights in memory."""
+"""Maximum number of bootstrap weights in memory at once."""
 
 
 class TooFewCases(LatentPacsError):
@@ -45,11 +47,12 @@ class Equivalence(StrEnum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two areas on the same cases. ``difference``: second minus first.
+    """Comparison of two areas on the same cases.
 
-    ``low``, ``high``: its 90% interval, which lies within the margin if and only if both one-sided tests at 5% reject.
-    ``p_different``: two-sided p of no difference. ``p_equivalent``: the larger p of the two one-sided tests.
-    ``positives_needed``: estimated positive cases, at the same prevalence, for a conclusive result; None if conclusive.
+    ``difference``: second area minus first. ``low``, ``high``: its 90% confidence interval, which lies within the
+    margin if and only if both one-sided tests at 5% reject. ``p_different``: two-sided p value of no difference.
+    ``p_equivalent``: the larger p value of the two one-sided tests. ``positives_needed``: estimated number of positive
+    cases, at the same prevalence, for a conclusive result; None if the result is conclusive.
     """
 
     difference: float
@@ -64,7 +67,7 @@ class Comparison:
 
 
 def areas(scores: Float, truth: Bool, patients: Sequence[str]) -> tuple[Float, Float]:
-    """Areas, shape (k,), and their covariance, (k, k), for k scores per case: ``scores`` (k, n), ``truth`` (n,).
+    """Areas (k,) and their covariance (k, k) for k scores per case: ``scores`` (k, n), ``truth`` (n,).
 
     Ties count half (Mann-Whitney). Raises TooFewCases if a class has cases of fewer than two patients.
     """
@@ -93,16 +96,19 @@ def compare(scores: Float, truth: Bool, patients: Sequence[str], margin: float) 
 
 
 def smallest_error(patients: int) -> float:
-    """Lower bound of the standard error with so many ``patients`` of the rarer class.
+    """Lower bound of the standard error of a difference, given the number of ``patients`` in the rarer class.
 
-    DeLong's error of two perfect rankings is 0, however few the cases. This bound is the error if the cases of one
-    patient of the rarer class lost half of their rank in one of them.
+    DeLong's standard error for two perfect rankings is 0, however few the cases. The bound is the difference if in one
+    ranking the cases of one patient of the rarer class lost half of their rank.
     """
     return 0.5 / patients
 
 
 def judge(difference: float, se: float, margin: float, positives: int) -> Comparison:
-    """Two one-sided tests of ``difference`` within ``margin``, and a test of no difference, by the normal law."""
+    """Two one-sided tests of ``difference`` within ``margin``, and a test of no difference, by the normal distribution.
+
+    ``positives``: number of positive cases.
+    """
     z = _NORMAL.inv_cdf(1 - ALPHA)
     p_equivalent = _NORMAL.cdf((abs(difference) - margin) / se)
     p_different = 2 * _NORMAL.cdf(-abs(difference) / se)
@@ -119,8 +125,9 @@ def judge(difference: float, se: float, margin: float, positives: int) -> Compar
 def _positives_needed(difference: float, se: float, margin: float, positives: int) -> int:
     """Positives at which a test rejects with 80% power if the true difference is the observed one.
 
-    The error falls with the square root of the number of cases. The test is that of equivalence if the difference is
-    within the margin, at half the risk because it can fail on either side; otherwise the test of a difference.
+    The standard error is inversely proportional to the root of the number of cases. If the difference is within the
+    margin, the test is that of equivalence, with half the type II error because it can fail on either side. Otherwise
+    it is the test of a difference.
     """
     if abs(difference) < margin:
         reach, z = margin - abs(difference), _NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(1 - (1 - POWER) / 2)
@@ -130,15 +137,15 @@ def _positives_needed(difference: float, se: float, margin: float, positives: in
 
 
 def measures(scores: Float, truth: Bool) -> Float:
-    """MEASURES of k scores, shape (k, 4); precision is nan if no case is classified as positive."""
+    """MEASURES of k scores: float64 (k, 4). Precision is nan if no case is classified as positive."""
     [found] = _weighted(scores, truth, np.ones((1, truth.size)))
     return np.asarray(found)
 
 
 def bootstrap(scores: Float, truth: Bool, patients: Sequence[str], draws: int, seed: int) -> Float:
-    """MEASURES of ``draws`` samples of patients, drawn with replacement: shape (draws, k, 4).
+    """MEASURES of ``draws`` samples of patients, drawn with replacement: float64 (draws, k, 4).
 
-    All k scores use the same draws, so differences between them are paired. A draw without one of the classes is nan.
+    All k scores use the same draws, so differences between them are paired. Draws that lack a class are nan.
     """
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(groups.max()) + 1
@@ -152,7 +159,7 @@ def bootstrap(scores: Float, truth: Bool, patients: Sequence[str], draws: int, s
 
 
 def interval(values: Float) -> tuple[float, float]:
-    """The 95% percentile interval of bootstrapped values, shape (draws,)."""
+    """The 95% percentile interval of bootstrapped values (draws,) without nan; nan if all of them are."""
     known = values[~np.isnan(values)]
     if not known.size:
         return math.nan, math.nan

@@ -1,9 +1,9 @@
-"""The validation: the paper's ResNet50 experiment on the archive's own images and retrieval path.
+"""Runs the validation: the paper's ResNet50 experiment on the archive's own images and retrieval path.
 
-Every labelled image with a reconstruction is retrieved twice, as for an ``original`` and a ``reconstructed`` peer, and
-its payload is decoded: three arms. In each fold of a cross-validation by patient, a head is tuned and trained on each
-arm and scores that arm's images of the other patients. The head trained on sources also scores decompressed images. The
-scores of all folds together are compared.
+There are three arms. Every labelled image with a reconstruction is retrieved as for an ``original`` peer and as for a
+``reconstructed`` one, and the base of its payload is decoded. In each fold of a cross-validation by patient, a head is
+tuned and trained on each arm, and scores that arm's images of the held-out patients. The head trained on sources also
+scores decompressed images. The scores of all folds are compared together.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ Progress = Callable[[int, int], None]
 Scores = NDArray[np.float64]
 SEED = 0
 _WORST = 3
+"""Number of images whose worst tile the report shows."""
 
 
 class NothingToValidate(LatentPacsError):
@@ -56,7 +57,7 @@ class NothingToValidate(LatentPacsError):
 
 @dataclass(frozen=True)
 class Validation:
-    """The work of the job ``validation``. ``threads``: of torch; 0: all."""
+    """The work of the job ``validation``. ``threads``: number of threads of torch; 0 means one per core."""
 
     index: Index
     store: ObjectStore
@@ -69,7 +70,8 @@ class Validation:
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Validate, publish the report and release the originals held for it; return the report's summary.
 
-        Raises NothingToValidate, TooFewCases, ModelMissing or ExtraMissing.
+        ``finished`` is false in the result if the job was cancelled; nothing is published then. Raises
+        NothingToValidate, TooFewCases, ModelMissing, ExtraMissing or WorkerDied.
         """
         require_extra("validation", "the job validation")
         try:
@@ -81,7 +83,7 @@ class Validation:
 
 @dataclass
 class _ValidationRun:
-    """One run: its progress, and the images left out with their reasons."""
+    """One run. ``excluded``: images that are left out, by class and reason. ``done``, ``total``: progress in steps."""
 
     work: Validation
     worker: ValidationWorker
@@ -133,7 +135,7 @@ class _ValidationRun:
         return found
 
     def _measured(self, subjects: list[Subject], cache: FeatureCache, backbone: str) -> list[Subject]:
-        """Measure every arm that the cache lacks; returns the complete subjects and counts the others as left out."""
+        """Measure every arm that the cache lacks. Returns the subjects with all arms; the others count as left out."""
         keys = {one.uid: {arm: cache.key(backbone, arm, *_identity(one, arm)) for arm in Arm} for one in subjects}
         for one in subjects:
             held = {arm: cache.get(key) for arm, key in keys[one.uid].items()}
@@ -178,7 +180,7 @@ class _ValidationRun:
             discard(reconstructed)
 
     def _scores(self, subjects: list[Subject], truth: Bool, patients: list[str]) -> tuple[Scores, list[dict[str, Any]]]:
-        """Scores of every image by each of SETTINGS, shape (settings, n), and the chosen recipes by fold and arm."""
+        """Scores of every image by each of SETTINGS, float64 (settings, n), and the chosen recipe per fold and arm."""
         settings = self.work.settings
         features = {arm: np.stack([one.arms[arm].features for one in subjects]) for arm in Arm}
         folds = grouped_folds(truth, patients, settings.folds, SEED)
@@ -198,7 +200,7 @@ class _ValidationRun:
         return scores, recipes
 
     def _worst(self, subjects: list[Subject]) -> list[Worst]:
-        """The images with the lowest FSIM in any tile, with that tile side by side, if they can be made again."""
+        """The images with the lowest FSIM in a tile, with pictures of that tile; those that can be retrieved again."""
         with_tiles = [one for one in subjects if len(one.fidelity.tiles)]
         found = []
         for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
@@ -218,7 +220,7 @@ class _ValidationRun:
 
 
 def positive_class(names: list[str], wanted: str) -> str:
-    """The positive class. Raises NothingToValidate if it is ambiguous."""
+    """The positive class: ``wanted``, or the rarer of two. Raises NothingToValidate if that does not determine one."""
     counts = Counter(names)
     if not counts:
         raise NothingToValidate(
@@ -253,7 +255,7 @@ def _truth(subjects: list[Subject], positive: str) -> tuple[Bool, list[str]]:
 
 
 def _choices(subject: Subject) -> list[Choice]:
-    """The instance as sent to peers of policy ``original`` and ``reconstructed``."""
+    """The instance as it is sent to peers with rendition ``original`` and ``reconstructed``."""
     return [Choice(subject.instance, None), Choice(subject.instance, subject.rendition)]
 
 

@@ -1,4 +1,4 @@
-"""The data types of a validation: arms, images and measurements. This module does not need torch."""
+"""The data types of a validation: arms, images and measurements. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from storage.records import StoredInstance, StoredRendition
 
 MEASURES = ("psnr_db", "ssim", "fsim")
+"""Measures of fidelity, in the order of ``Fidelity``'s columns."""
 
 
 class Arm(StrEnum):
@@ -34,7 +35,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Measured:
-    """``features``: float32, shape (features.COUNT,). ``fidelity``: None for the source."""
+    """Measurements of an image in an arm. ``features``: float32 (features.COUNT,). ``fidelity``: None for sources."""
 
     features: NDArray[np.float32]
     fidelity: Fidelity | None

@@ -1,4 +1,4 @@
-"""The report page of a validation: verdict, classifiers, ROC curves, fidelity of the arms, and the worst images."""
+"""Makes the report page of a validation: verdict, classifiers, ROC curves, fidelity of the arms, worst images."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ _UNITS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "fsim": "FSIM"}
 
 @dataclass(frozen=True)
 class Worst:
-    """A tile with low fidelity: ``figures`` are PSNR (dB), SSIM and FSIM; ``pictures`` are source, reconstruction and
-    difference, uint8."""
+    """The tile of an image with the lowest FSIM. ``figures``: PSNR (dB), SSIM and FSIM. ``pictures``: source,
+    reconstruction and difference, uint8 (256, 256)."""
 
     subject: Subject
     corner: tuple[int, int]

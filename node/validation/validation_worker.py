@@ -30,14 +30,14 @@ Bool = NDArray[np.bool_]
 
 
 class ValidationWorker(ProcessPoolExecutor):
-    """One worker process. It starts with the first request and ends with the ``with`` block."""
+    """One worker process. It starts with the first call and ends with the ``with`` block."""
 
     def __init__(self, threads: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         super().__init__(max_workers=1, mp_context=spawn, initializer=_start, initargs=(threads,))
 
     def call(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Run ``work`` in the process and wait for the result. Raises its exception, or WorkerDied."""
+        """Run ``work`` in the process and wait for the result. Raises the exception of ``work``, or WorkerDied."""
         try:
             return self.submit(work, *arguments).result()
         except BrokenProcessPool as error:
@@ -58,8 +58,8 @@ def measure_image(files: Files, arms: list[Arm], weights: str) -> dict[Arm, Meas
 def train_and_score(
     features: Float, truth: Bool, patients: list[str], tests: list[Float], trials: int, seed: int
 ) -> tuple[list[NDArray[np.float64]], dict[str, Any]]:
-    """Choose a recipe and train on one fold's ``features`` (n, count); the scores of each of ``tests``, shape (m,) from
-    (m, count), and the recipe. Uses one core, because more cores slow down such small layers."""
+    """Choose a recipe and train on ``features`` (n, count); return the scores (m,) of each of ``tests`` (m, count), and
+    the recipe. It uses one core, because more cores slow such small layers down."""
     import torch
 
     from node.validation.dense_layers import train_head, tune

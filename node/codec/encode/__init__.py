@@ -1,1 +1,1 @@
-"""The encoder: from an original to a payload that passes the gate."""
+"""Encodes an original to the smallest payload that passes the gate."""

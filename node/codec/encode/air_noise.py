@@ -1,7 +1,7 @@
-"""Takes noise out of the air around a breast before it is coded: it would take bytes, and it is drawn anyway.
+"""Removes the noise of the air around a breast before coding: it would take bytes, and the decoder draws it anyway.
 
 The air of a film, or of an image whose air the modality did not make black, has as much noise as the breast, and often
-more area. Letters, the nipple in profile and whatever else stands out of the noise stay.
+more area. Letters, the nipple in profile and whatever else stands out from the noise are kept.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ Mask = NDArray[np.bool_]
 _SIDE = 9
 """Side of the squares whose mean and variance are compared with the noise, in samples."""
 _CELL = 64
-"""Side of the cells of which the noise is measured, in samples."""
+"""Side of the cells in which the noise is measured, in samples."""
 _SHARE, _QUANTILE = 0.8, 1.2816
-"""The quantile of the finest octave's absolute values that stands for the noise, and what it is of a normal
-distribution, in standard deviations. Black air is clipped, so that many samples have no noise at all."""
+"""Quantile of the finest octave's absolute values that stands for the noise, and its value for a normal distribution,
+in standard deviations. It is not the median because black air is clipped, so that many samples have no noise."""
 _NOISE = 4.0
-"""Variance that counts as noise, over that of the finest octave."""
+"""Variance that counts as noise, over that of the finest octave. Measured noise has 1.9 to 2.4, but the variance of a
+single square varies."""
 
 
 def without_air_noise(samples: Float, air: Mask) -> Float:
-    """Samples with the noise of air taken out: float32 (rows, columns), in grey levels.
+    """Samples without the noise of the air: float32 (rows, columns), grey levels; ``samples`` itself if there is none.
 
     ``air``: bool, the same shape. Each sample moves towards the mean of its square by the share of the square's
     variance that noise explains (Lee 1980, IEEE PAMI 2:165, the local linear minimum mean square error filter).

@@ -18,15 +18,16 @@ from storage.formats.resample import Operator
 from storage.records import OperatingPoint
 
 _ROOM = 0.004
-"""Share of the coded range beyond the bright end, where clipped samples are coded, so that the coder's errors are cut
-off: a step of one grey level of 4,096 inside an implant fails the gate's wide filters. Of its samples at distance 1,
-49% came back exactly without room, 99.5% with 0.001 and all with this; it took no more bytes."""
+"""Room beyond the bright end, as a share of the coded range. Samples that are clipped in the original are coded at its
+far end, so that the decoder cuts the coder's errors off: a step of one grey level of 4,096 inside an implant fails the
+gate's wide filters. Of an implant's samples at distance 1, 49% came back exactly without room, 99.5% with 0.001 and all
+with this value, which took no more bytes."""
 _CLIPPED = 0.01
-"""Least share of the samples that are clipped at the bright end for this."""
+"""Smallest share of samples clipped at the bright end for which ``_ROOM`` is left. Chosen, not measured."""
 
 
 def make_base(source: Source, point: OperatingPoint) -> Base:
-    """Downsample one original and code it as ``point`` says, lossy samples over the full 16 bits."""
+    """Downsample an original and code it at one operating point. Lossy samples are first mapped to the full 16 bits."""
     low, high = source.extremes
     operator = Operator(source.pixels.shape[0], source.pixels.shape[1], point.scale)
     ideal = source.to_code(point.scale) if point.distance else source.lowered(point.scale)
@@ -66,8 +67,7 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
 
 
 def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
-    """Offset and gain of coded samples: the image's own range over 16 bits, as it is displayed; lossless ones as they
-    are."""
+    """Offset and gain that map the image's range, as it is displayed, to 16 bits; 0 and 1 for lossless samples."""
     low, high = source.extremes
     if not point.distance:
         return 0.0, 1.0
@@ -76,7 +76,7 @@ def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
 
 
 def _clipped(source: Source, point: OperatingPoint) -> NDArray[np.bool_] | None:
-    """The samples that are clipped at the bright end, as of an implant; None if they are few, or coded lossless."""
+    """Which samples are clipped at the bright end, as in an implant; None if they are few, or coded without loss."""
     if not point.distance:
         return None
     bright = source.extremes[0 if source.inverted else 1]

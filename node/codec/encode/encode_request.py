@@ -1,4 +1,4 @@
-"""Requests to a worker: encode an original, or make another rendition of an existing base; and their results."""
+"""The requests to encode an original and to make another rendition of an existing base, and their results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Encode an original, and verify the result against it. Without ``thresholds``, ``point`` is measured, not gated.
+    """Encode an original, and verify the result against it.
 
+    ``thresholds``: limits of the gate; with None, which needs a ``point``, the result is measured but not gated.
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
     largest share of the image that repairs may cover. ``regions`` (row, column, height, width, in pixels) are stored
-    exactly, whatever the gate finds there. ``upscaler``: name of the only candidate of the catalogue to use; the
-    encoder chooses among all of them if it is empty or not one of them.
+    exactly, whatever the gate measures there. ``upscaler``: the only candidate of the catalogue to use; if it is empty
+    or names no candidate, the encoder chooses among all.
     """
 
     original: Path
@@ -43,7 +44,7 @@ class EncodeRequest:
     upscaler: str = ""
 
     def answer(self, catalogue: Catalogue) -> EncodeResult:
-        """Raises NotReconstructable or PixelError if the pixels cannot be encoded."""
+        """Encode. Raises NotReconstructable or PixelError if the pixels cannot be encoded, and ModelMissing."""
         began = time.monotonic()
         source, reference = read_source_and_reference(self.original, self.original_digest)
         candidates = catalogue.candidates()
@@ -61,8 +62,8 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class ReverifyRequest:
-    """Upscale an existing base with the configured upscaler and with the baseline, measure both, and keep the smaller
-    result that passes; fields as in EncodeRequest."""
+    """Upscale an existing base with the configured upscaler and with the baseline, and keep the smaller result that
+    passes. Without ``thresholds`` only the configured upscaler is used. The fields are those of EncodeRequest."""
 
     original: Path
     original_digest: str
@@ -73,7 +74,7 @@ class ReverifyRequest:
     regions: tuple[Box, ...] = ()
 
     def answer(self, catalogue: Catalogue) -> EncodeResult:
-        """Raises PayloadError if the base was made from another original."""
+        """Raises PayloadError if the base is malformed or was made from other pixels; otherwise as EncodeRequest."""
         began = time.monotonic()
         source, reference = read_source_and_reference(self.original, self.original_digest)
         data = self.base.read_bytes()
@@ -92,7 +93,7 @@ class ReverifyRequest:
 
 @dataclass(frozen=True)
 class EncodedRendition:
-    """A rendition and its model. ``base`` and ``data``: the bytes of its two objects, base and rendition."""
+    """A rendition, its model, and the objects to store: ``base``, the base as bytes, and ``data``, the rendition."""
 
     rendition: Rendition
     point: OperatingPoint
@@ -103,9 +104,10 @@ class EncodedRendition:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """``tried``: every operating point that was measured. ``made``: the cheapest that passed, None if none did.
+    """The answer to a request.
 
-    ``seconds``: how long all of it took.
+    ``tried``: the trials that ``Encoder.tried`` holds. ``made``: the smallest encoding that passed, or None.
+    ``seconds``: wall time of the whole request.
     """
 
     tried: tuple[Trial, ...]
@@ -114,7 +116,7 @@ class EncodeResult:
 
     @classmethod
     def of(cls, encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
-        """What an encoder found, with UIDs, digests and the bytes to store; it began at that ``time.monotonic``."""
+        """The result of an encoder, with the bytes to store. ``began``: ``time.monotonic()`` at the start."""
         encoded = None
         if made is not None:
             rendition, model = rendition_of(made, original_uid), Installed.of(made.upscaler)
@@ -123,7 +125,7 @@ class EncodeResult:
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:
-    """The rendition of an encoding, as it is stored beside the base."""
+    """The rendition to store beside the base of an encoding."""
     upscaler = made.upscaler
     return with_derived_uid(
         Rendition(

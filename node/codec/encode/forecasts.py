@@ -1,7 +1,7 @@
 """Forecasts the bytes of each scale with the baseline upscaler, by a search on a sample of the image.
 
-The candidate with the lowest forecast is searched until its operating point is found. Every other candidate is searched
-only for as long as its forecast is lower.
+A candidate is a scale, with companding or without. The search always continues with the candidate whose forecast is
+lowest, and stops once the search of that candidate has ended.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from node.codec.encode.quantiser_walk import AIM, Walk
 from storage.records import OperatingPoint, Trial
 
 START = {1: 2.0, 2: 0.9, 4: 0.5}
-"""JPEG XL distance at which the search of a scale starts: the typical answer on 14 mammograms."""
+"""JPEG XL distance at which the search of a scale starts: the typical result on 14 mammograms."""
 _SAMPLE_LOOKS = 5
-"""Most times that the sample is coded per candidate."""
+"""Most times that the sample is coded per candidate. Chosen, not measured."""
 _CLOSE = 0.1
-"""The search ends when the natural logarithm of burden over aim is at most this: the sample is no more exact."""
+"""The search ends when |ln(burden / ``AIM``)| is at most this: the sample is no more exact."""
 DEARER = 1.25
-"""log2 increase of the bytes per halving of the burden; typical. It converts one trial into a forecast."""
+"""log2 increase of the bytes per halving of the burden. It converts one trial into a forecast, and is typical of the
+images at hand."""
 _COMPANDED = 0.95
-"""Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
-images with 0.98 took 13% and 41% more bytes on the whole when companded."""
+"""Companding is considered if its first forecast is at most this share of the one without. Films have 0.83 to 0.88;
+two digital images with 0.98 took 13% and 41% more bytes in all when companded."""
 _COMPANDING_SAVES = 0.83
-"""Least share of the bytes that companding has left of any image: a scale that would not be the cheapest even so is not
-tried with it."""
+"""Smallest factor by which companding changed the bytes of any image. A scale that would not be the cheapest even with
+this factor is not tried with companding."""
 
 CodeAndMeasure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
 """Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
@@ -38,8 +39,8 @@ for each limit of the whole image that it misses."""
 class SampleForecast:
     """The result of one search on the sample.
 
-    ``base_bytes``: forecast of the base of the whole image, at least 1; if ``trial`` failed, that at the last distance.
-    ``slope``: of the burden over the distance, as in ``Walk``.
+    ``base_bytes``: forecast bytes of the base of the whole image, at least 1; if ``trial`` failed, those at the last
+    distance. ``slope``: as in ``Walk``.
     """
 
     point: OperatingPoint
@@ -57,9 +58,9 @@ class SampleSearch:
     upscaler: str
 
     def forecasts(self, scales: Sequence[int], area: float) -> list[SampleForecast]:
-        """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
+        """One forecast per scale, in the order of ``scales``. The trial of a scale that cannot pass says why.
 
-        ``area``: pixels of breast in the image, over those in the sample.
+        ``area``: pixels of breast in the image, over pixels of the sample.
         """
         plain = [self._begun(scale, companded=False) for scale in scales]
         least = min(candidate.forecast for candidate in plain)
@@ -69,14 +70,14 @@ class SampleSearch:
         return [candidate.result(area, self.upscaler) for candidate in found]
 
     def _begun(self, scale: int, *, companded: bool) -> _Candidate:
-        """A candidate whose sample was coded once."""
+        """A candidate after its first trial."""
         point = OperatingPoint(scale, "jpegxl", START[scale], self.effort, companded)
         candidate = _Candidate(point, Walk(point.distance))
         candidate.refine(self.code_and_measure)
         return candidate
 
     def _companded_too(self, plain: _Candidate, least: float) -> Iterator[_Candidate]:
-        """The same scale with companded samples, where they promise enough. ``least``: the lowest forecast so far."""
+        """The same scale with companding, if that promises enough. ``least``: the lowest forecast so far."""
         if plain.forecast * _COMPANDING_SAVES > least:
             return
         companded = self._begun(plain.point.scale, companded=True)
@@ -84,7 +85,7 @@ class SampleSearch:
             yield companded
 
     def _search_cheapest(self, candidates: Sequence[_Candidate]) -> None:
-        """Refine whichever candidate is the cheapest, until the cheapest one has ended."""
+        """Refine the cheapest candidate, whichever it is at the time, until the search of the cheapest has ended."""
         while not (best := min(candidates, key=lambda each: each.forecast)).ended:
             best.refine(self.code_and_measure)
 
@@ -92,7 +93,7 @@ class SampleSearch:
 @dataclass
 class _Candidate:
     """A scale, companded or not. ``forecast``: bytes of the sample at the distance that just passes, infinite if none
-    does; ``size`` and ``wrong``: what the last trial found; ``seconds``: wall time so far."""
+    does. ``size`` and ``wrong``: bytes of the base and missed limits in the last trial. ``seconds``: wall time."""
 
     point: OperatingPoint
     walk: Walk
@@ -105,7 +106,7 @@ class _Candidate:
     seconds: float = 0.0
 
     def refine(self, code_and_measure: CodeAndMeasure) -> None:
-        """Code the sample once more, at the next distance of the secant method."""
+        """Code the sample once more, at the next distance, and update the forecast."""
         began = time.monotonic()
         point = replace(self.point, distance=round(self.walk.distance, 4))
         self.size, burden, self.wrong = code_and_measure(point)

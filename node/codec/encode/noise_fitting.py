@@ -28,32 +28,35 @@ from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, cell_pixels, cell_quantiles, counts_at_half_steps, flat_cells, reduced
 
 _FAINT = 0.25
-"""Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
+"""Standard deviation below which noise rounds to 0, in grey levels: cells with less need not be marked quiet."""
 _CLIPPED = 4.0
-"""Local standard deviations beyond which a residual is structure. It is clipped to this before it is squared."""
+"""Size above which a residual is structure, in local standard deviations. It is clipped to this before it is squared.
+Chosen, not measured."""
 _OUTLYING = 4.0
-"""Size of a tile's power, over the median of all, beyond which it is left out of the spectrum. It holds an edge, such
-as a dead line or the border of collimation, which would be drawn as bars everywhere. Of 900 tiles of four images
-without such an edge none exceeded 3.7; those with a dead line reached 12."""
+"""Power of a tile, over the median of all tiles, above which it is left out of the spectrum. Such a tile contains an
+edge, such as a dead line or the border of collimation, which would be drawn as bars everywhere. Of 900 tiles of four
+images without such an edge none exceeded 3.7; those with a dead line reached 12."""
 _MATCHING = 6
-"""Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
+"""Rounds in which band energies are matched. Bands overlap, so one round is not enough. Chosen, not measured."""
 _MAD = 0.6745
+"""Median of the absolute value of a normal distribution, in standard deviations."""
 _STRIP = 4 * PLACE
 """Rows that one thread measures at once."""
 _MARGIN = 4
-"""Rows around them that the finest octave sees."""
+"""Rows above and below a strip that its finest octave needs."""
 
 
 def measure_deviation(
     original: Float, structure: Float, breast: Mask, counted: Mask, held: Mask | None = None
 ) -> NoiseModel:
-    """Fits curve and map of the noise that ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
+    """Fit curve and map of the noise that ``structure`` lacks; both images are float32 (rows, columns), grey levels.
 
-    ``breast``: where the curve is measured. ``counted``: everything but padding. ``held``: pixels of coded residuals
-    and patches, which get no noise and are not measured. The spectrum is left empty.
+    ``breast``: where the curve is measured. ``counted``: the pixels that are not padding. ``held``: pixels in cells
+    with coded residuals or patches, which get no noise and are not measured. The spectrum of the result is empty.
 
-    The residual also holds errors of edges, as of the letters of a marker. They have less energy in the finest octave
-    than noise has. The curve is therefore that of the finest octave, and the map has the smaller ratio of both.
+    The residual also contains errors at edges, such as those of a marker's letters, which have less energy in the
+    finest octave than noise has. The curve is therefore measured in the finest octave and scaled, and the map gets the
+    smaller of two ratios: that of the finest octave, and that of all frequencies.
     """
     rows, columns = original.shape
     low, high = _range(original, counted)
@@ -75,9 +78,9 @@ def measure_deviation(
 
 
 def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask, deviation: Float) -> NoiseModel:
-    """The model with the spectrum of the missing noise, and with the cells in which nothing is drawn.
+    """The model with the spectrum of the missing noise, and with the quiet cells.
 
-    ``inside``: pixels of breast that are coded by base and noise. ``deviation``: the model's, of ``structure``.
+    ``inside``: pixels of breast without residuals and patches. ``deviation``: ``model.deviation(structure)``.
     """
     most = reduced(deviation, CELL, np.maximum)
     quiet = flat_cells(original) & (most > _FAINT)
@@ -89,7 +92,7 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
 
 
 def _range(image: Float, counted: Mask) -> tuple[float, float]:
-    """The smallest and the greatest value of the pixels that count."""
+    """The smallest and the largest value of the counted pixels."""
     if counted.all():
         return float(image.min()), float(image.max())
     return float(image.min(where=counted, initial=np.inf)), float(image.max(where=counted, initial=-np.inf))
@@ -97,11 +100,11 @@ def _range(image: Float, counted: Mask) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Strip:
-    """What one strip of rows lacks: the energy of the residual first, then that of its finest octave.
+    """Energies of one strip of rows: index 0 is the residual, index 1 is its finest octave.
 
     ``cells``: float32 (2, rows / PLACE, columns / PLACE), sums over cells. ``energies``: float64 (2,), sums over the
-    pixels of breast. ``knots``: float64 (2, LEVELS), the pixels of breast per knot of the curve, and the energy of
-    their finest octave, both divided linearly between neighbours.
+    pixels of breast. ``knots``: float64 (2, LEVELS), the number of pixels of breast per knot of the curve, and the
+    energy of their finest octave. Each pixel is shared linearly by the two nearest knots.
     """
 
     cells: Float
@@ -134,7 +137,7 @@ class _Strip:
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
-    """The residual clipped to the noise of its place: larger values are lost edges, not noise."""
+    """The residual clipped to the local noise, since larger values are lost edges; 0 where pixels do not count."""
     limit = cell_quantiles(np.abs(residual), counted, PLACE, 0.5) * np.float32(_CLIPPED / _MAD)
     rows, columns = residual.shape
     bound = cell_pixels(limit, rows, columns, PLACE)
@@ -142,7 +145,7 @@ def _without_structure(residual: Float, counted: Mask) -> Float:
 
 
 def _curve(counts: NDArray[np.float64], sums: NDArray[np.float64]) -> Codes:
-    """Standard deviation per knot, from linearly weighted means of squares; knots without pixels take a neighbour's."""
+    """Codes of the standard deviation per knot; knots with too few pixels are interpolated between their neighbours."""
     known = counts > 200
     if not known.any():
         return np.zeros(LEVELS, dtype=np.uint8)
@@ -151,8 +154,10 @@ def _curve(counts: NDArray[np.float64], sums: NDArray[np.float64]) -> Codes:
 
 
 def _place(energies: Float, expected: Float) -> Codes:
-    """The ratio of each cell's standard deviation to the ``expected`` one, from slightly blurred cells. The smallest of
-    the ``energies`` of a cell counts."""
+    """Codes of the ratio of each cell's standard deviation to the one by the curve alone, from slightly blurred cells.
+
+    ``energies``: (2, cells down, cells across), of which the smaller counts. ``expected``: the energy by the curve.
+    """
     from scipy.ndimage import gaussian_filter
 
     wanted, *sizes = (gaussian_filter(values, 0.4) for values in (expected, *energies))
@@ -162,11 +167,11 @@ def _place(energies: Float, expected: Float) -> Codes:
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
-    """Mean periodogram of the original less that of the structure, and at most that of their difference.
+    """Codes of the mean periodogram of the original less that of the structure, limited to that of their difference.
 
-    A structure with 1% less contrast lacks energy, but no noise. Each tile is divided by its missing variance, and
-    outlying tiles are left out. If no tile is ``counted`` wholly, as in a small image with a patch in its middle, those
-    with the largest share are measured, and nothing is missing in the rest of them.
+    The limit is needed because a structure with 1% less contrast lacks energy, but no noise. Each tile is divided by
+    its missing variance, and outlying tiles are left out. If no tile is wholly ``counted``, as in a small image with a
+    patch in its middle, the tiles with the largest counted share are measured. Their other pixels add nothing.
     """
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
     counts = counts_at_half_steps(counted, WINDOW)
@@ -175,7 +180,7 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     structure = structure if most == WINDOW**2 else np.where(counted, structure, original)
 
     def of_row(row: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Missing and lost power of the tiles that start at one row: float32 (tiles, WINDOW, WINDOW / 2 + 1) each."""
+        """Missing power, and power of the difference, of the tiles at one row: float32 (n, WINDOW, WINDOW / 2 + 1)."""
         from scipy import fft
 
         def tiles(image: Float) -> Float:
@@ -200,7 +205,7 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
 
 
 def _detrended(tiles: Float) -> Float:
-    """Tiles without their mean and their linear trend, which would leak over all frequencies of a periodogram: float32
+    """Tiles without their mean and their linear trend, which would leak into all frequencies of a periodogram: float32
     (n, rows, columns)."""
     rows, columns = tiles.shape[1:]
     down, across = np.linspace(-1, 1, rows, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
@@ -225,16 +230,16 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
 
 
 def missing_energy(deviation: Float, inside: Mask) -> float:
-    """Energy of noise of that standard deviation, summed over ``inside``, in grey levels squared."""
+    """Energy of noise with the standard deviation ``deviation``, summed over ``inside``, in grey levels squared."""
     return float(np.square(deviation[inside], dtype=np.float64).sum())
 
 
 def with_band_energies(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
-    """Scales spectrum and gain so that every octave band gets its missing energy.
+    """Scale spectrum and gain so that every octave band gets the energy that it lacks.
 
-    ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure
-    per band, summed over the same pixels, grey levels squared. The drawing filter predicts the energy per band, so that
-    no noise is drawn for this.
+    ``energy``: the result of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the
+    structure per band, summed over the same pixels, in grey levels squared. The energy per band is computed from the
+    drawing filter, without drawing noise.
     """
     if energy <= 0 or not model.spectrum.any():
         return model
@@ -256,8 +261,8 @@ def with_band_energies(model: NoiseModel, energy: float, wanted: NDArray[np.floa
 
 
 def _passed(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Of noise that is drawn with a power spectrum, float64 SPECTRUM: the share of its energy in each octave band,
-    float64 (BANDS,), and its energy before the filter is scaled to 1."""
+    """Share of the energy in each octave band, float64 (BANDS,), of noise with a power spectrum (float64 SPECTRUM);
+    and the energy of the drawing filter before it is scaled to unit energy."""
     kernel, energy = drawing_filter(power)
     found = np.square(np.abs(np.fft.rfft2(kernel, s=(WINDOW, WINDOW))))
     return np.array([(found * band).sum() for band in _band_weights()]), energy
@@ -265,7 +270,7 @@ def _passed(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
 
 @lru_cache(maxsize=1)
 def _band_weights() -> tuple[NDArray[np.float64], ...]:
-    """What each octave band passes of a filter's energy, per frequency of ``numpy.fft.rfft2`` of WINDOW pixels."""
+    """Weights that sum a filter's power at the frequencies of ``numpy.fft.rfft2`` to its energy in each octave band."""
     down = np.fft.fftshift(np.arange(WINDOW) - WINDOW // 2) / WINDOW
     passed = _bands_at(down, np.arange(WINDOW // 2 + 1) / WINDOW)
     often = np.full(WINDOW // 2 + 1, 2.0)
@@ -275,13 +280,15 @@ def _band_weights() -> tuple[NDArray[np.float64], ...]:
 
 @lru_cache(maxsize=1)
 def _band_shares() -> tuple[NDArray[np.float64], ...]:
-    """Energy that each octave band passes, per frequency of SPECTRUM: float64."""
+    """Share of the energy that each octave band passes, per frequency of SPECTRUM: float64."""
     return _bands_at(np.linspace(-0.5, 0.5, SPECTRUM[0]), np.linspace(0.0, 0.5, SPECTRUM[1]))
 
 
 def _bands_at(down: NDArray[np.float64], across: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Energy that each octave band of node/fidelity/bands.py passes at frequencies in cycles per pixel. The two coarser
-    bands are halved by means of 2 x 2 pixels first."""
+    """Share of the energy that each octave band of node/fidelity/bands.py passes, at frequencies in cycles per pixel.
+
+    For the two coarser bands the image is halved first, by means of 2 x 2 pixels.
+    """
     square = (2 * np.pi) ** 2 * (down[:, None] ** 2 + across[None] ** 2) / 2
     smooth = [np.ones_like(square), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
     once, twice = (np.outer(np.cos(np.pi * by * down), np.cos(np.pi * by * across)) for by in (1, 2))

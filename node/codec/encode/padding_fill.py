@@ -1,8 +1,7 @@
 """Fills padding before an image is downsampled, with values that continue the pixels beside it.
 
-A step to the padding value would ring through the downsampling operator into the breast and cost bytes there. Near
-valid pixels the filling is smooth and local. Farther away than ``_FADE`` pixels it is one value, so that air need
-not be coded.
+A step to the padding value would make the downsampling operator ring into the breast and cost bytes there. Near valid
+pixels the filling follows them smoothly. Beyond ``_FADE`` pixels it is constant, which costs the coder nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
 
 _BLOCK = 8
-"""Pixels a side of the squares whose means are interpolated: as far as the operator reaches at scale 4."""
+"""Side of the squares whose means are interpolated, in pixels: the reach of the downsampling operator at scale 4."""
 _FADE = 64
-"""Pixels from the valid ones, at which the filling is one value. Chosen, not measured."""
+"""Distance from the nearest valid pixel beyond which the filling is constant, in pixels. Chosen, not measured."""
 _BLUR = 1.5
-"""Standard deviation, in blocks, by which the means of blocks without a valid pixel are smoothed."""
+"""Standard deviation with which means of blocks without a valid pixel are smoothed, in blocks. Chosen, not measured."""
 
 
 def filled(pixels: Pixels, mask: Mask) -> Pixels:
-    """``pixels`` with those of ``mask`` replaced: uint16, shape (rows, columns), within the range of the others.
+    """A copy of ``pixels`` with padding replaced: uint16 (rows, columns), within the range of the valid pixels.
 
-    ``mask``: bool, the same shape, true where padding is; at least one pixel has to be valid. Isolated padding becomes
-    about the mean of the 8 x 8 pixels around it. About 0.2 s for 26 megapixels.
+    ``mask``: bool, the same shape, true where padding is; at least one pixel has to be valid. An isolated padding pixel
+    becomes about the mean of the 8 x 8 pixels around it. It takes about 0.2 s for 26 megapixels.
     """
     import torch
 
@@ -42,7 +41,7 @@ def filled(pixels: Pixels, mask: Mask) -> Pixels:
 
 
 def _block_means(pixels: Pixels, mask: Mask) -> Float:
-    """The mean of the valid pixels of each block, and where it has none what the filling is to be there."""
+    """The mean of the valid pixels of each block; for a block without any, the value to fill it with: float32."""
     from scipy.ndimage import distance_transform_edt, gaussian_filter
 
     counts = _block_sums((~mask).view(np.uint8))
@@ -60,7 +59,7 @@ def _block_means(pixels: Pixels, mask: Mask) -> Float:
 
 
 def _block_sums(values: NDArray[np.unsignedinteger[Any]]) -> Float:
-    """Sums over blocks of 8 x 8 pixels, those beyond the border being 0: float32."""
+    """Sums over blocks of 8 x 8 pixels: float32. Pixels beyond the border count as 0."""
     rows, columns = values.shape
     lines = np.zeros((-(-rows // _BLOCK), columns), dtype=np.uint32)
     for row in range(_BLOCK):

@@ -1,9 +1,9 @@
 """Fits the points that restore the contrast of specks.
 
-A speck gets up to three profiles at one position, its middle or a pixel next to it: noise moves the place where a
-filter responds most. Their heights are fitted by least squares to the residual around it, under the condition that the
-filter that found the speck responds as it does in the original. One profile restores that response too, but leaves the
-edge of a speck of four pixels or more soft.
+A speck gets up to three profiles at one position: its centre or a pixel next to it, since noise moves the maximum of a
+filter's response. Their heights are fitted by least squares to the residual around the speck, on the condition that the
+filter that found the speck responds as it does in the original. A single profile would restore that response too, but
+leaves the edge of a speck of four pixels or more soft.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Doubles = NDArray[np.float64]
 Cells = NDArray[np.bool_]
 
 _ROUNDS = 12
-"""Most rounds of fitting: neighbours influence each other, and grey levels are rounded."""
+"""Most rounds of fitting. Neighbours influence each other, and grey levels are rounded."""
 _APART = 4
-"""Side of the squares, in pixels, of which neighbours are not fitted in one round, but the stronger speck first: two
-specks that are fitted to one measurement both correct the same error, and oscillate."""
+"""Side of squares in pixels. Of the specks in neighbouring squares only the strongest is fitted in one round: if two
+were fitted to one measurement, both would correct the same error, and they would oscillate."""
 _AROUND = (3.0, 4.0, 6.0, 8.0)
-"""Radius within which profiles are fitted, in pixels, per filter that finds the speck: its core and its edge."""
+"""Radius within which profiles are fitted, in pixels, per filter that finds the speck. It covers core and edge."""
 _PRICE = 16.0
-"""Squared error that each profile must remove, in units of the noise variance: it costs four bytes."""
+"""Squared error that each profile must remove to be worth its four bytes, in units of the noise variance."""
 _SHIFTS = tuple(product((-1, 0, 1), repeat=2))
-"""Positions of profiles, in pixels from the middle of their speck."""
+"""Positions of profiles (row, column), in pixels from the centre of their speck."""
 _WINDOW = REACH + 1
-"""Distance from the middle of a speck beyond which its profiles are 0, wherever they are shifted."""
+"""Distance from the centre of a speck beyond which its profiles are 0 at every shift, in pixels."""
 
 
 def points_for(
@@ -55,10 +55,10 @@ def points_for(
 ) -> Points | None:
     """Points that restore lost specks and remove invented ones; None if no point is needed.
 
-    ``structure``: float32, grey levels; ``specks``: those of all of its tiles before the cells ``changed`` were
-    repaired. ``exact``: cells where no point is set, since they are stored exactly. Cells are of 16 pixels, bool.
-    Specks are measured as they will be served, in whole grey levels. ``again``: the structure has points already, and
-    only specks that are wrong get further ones.
+    ``structure``: float32, grey levels. ``specks``: the specks of all its tiles, measured before the cells ``changed``
+    were repaired. ``exact``: cells that are stored exactly, in which no point is set. Cells have 16 x 16 pixels: bool.
+    ``again``: whether the structure has points already; then only specks that fail the gate get further ones. Specks
+    are measured in whole grey levels, as they will be served.
     """
     fitting = _Fitting(reference, structure.copy())
     stale = [tile for tile in reference.tiles if changed[around(tile, HALO)].any()]
@@ -67,7 +67,7 @@ def points_for(
     def free(some: Iterable[Speck]) -> list[Speck]:
         return [speck for speck in some if not exact[speck.row // CELL, speck.column // CELL]]
 
-    # at first all: a speck that keeps its contrast may have a soft edge
+    # at first, fit all specks: one that keeps its contrast may have a soft edge
     first = [] if again else free(counting(speck_lists(specks)[0], limits))
     unseen = {(speck.row, speck.column) for speck in first}
     for _ in range(_ROUNDS):
@@ -84,7 +84,7 @@ def points_for(
 
 
 def _apart(specks: Iterable[Speck]) -> list[Speck]:
-    """The specks that are fitted in one round: of those near each other only the strongest."""
+    """The specks to fit in one round: of specks that are near each other, only the strongest."""
     found: dict[tuple[int, int], Speck] = {}
     for speck in sorted(specks, key=lambda each: (-each.strength, each)):
         row, column = speck.row // _APART, speck.column // _APART
@@ -96,7 +96,7 @@ def _apart(specks: Iterable[Speck]) -> list[Speck]:
 class _Fitting:
     """Profiles fitted to the residual of an image.
 
-    ``image``: a structure with the profiles so far, float32, grey levels; modified in place.
+    ``image``: a structure to which the profiles are added in place, float32, grey levels.
     """
 
     def __init__(self, reference: Reference, image: Float) -> None:
@@ -105,10 +105,10 @@ class _Fitting:
         self._sign = -1 if reference.inverted else 1
         self._price = _PRICE * reference.grain**2
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
-        """Per speck (row, column), the heights of its candidates."""
+        """Per speck (row, column), the coded height of each candidate it has, by the candidate's number."""
 
     def fit(self, speck: Speck, *, must: bool) -> bool:
-        """Fits the profiles of one speck again and returns whether they changed. ``must``: it needs at least one."""
+        """Fit the profiles of one speck anew; returns whether they changed. ``must``: it gets at least one profile."""
         before = self._heights.get((speck.row, speck.column), {})
         place, inside = self._window(speck)
         lacks = np.zeros(_candidates().shape[1:])
@@ -129,10 +129,10 @@ class _Fitting:
         return True
 
     def _best(self, speck: Speck, sums: Doubles, missing: float, *, must: bool) -> dict[int, int]:
-        """The candidates that leave the least error, with their heights. ``sums``: each one's product with the
-        residual, weighted."""
+        """The candidates that leave the least error, with their heights. ``sums``: weighted product of each candidate
+        with the residual. ``missing``: the response of the speck's filter to restore, in grey levels."""
         best: dict[int, int] = {}
-        least = np.inf if must else 0.0  # squared error more than without profiles
+        least = np.inf if must else 0.0  # change of the squared error, with the price of the profiles
         outside = self._outside(speck)
         for fits in _fits(speck.size):
             own = sums[fits.numbers]
@@ -148,7 +148,7 @@ class _Fitting:
         return best
 
     def points(self) -> Points | None:
-        """All profiles as the decoder gets them, and in its order; None if there are none."""
+        """All profiles as points, in the order in which the decoder adds them; None if there are none."""
         found = sorted(
             Point(row + _SHIFTS[number // PROFILES][0], column + _SHIFTS[number // PROFILES][1], number % PROFILES, own)
             for (row, column), heights in self._heights.items()
@@ -157,7 +157,7 @@ class _Fitting:
         return Points(self.image.shape[0], self.image.shape[1], tuple(found)) if found else None
 
     def _outside(self, speck: Speck) -> NDArray[np.bool_]:
-        """Which candidates have their middle outside the image: bool (candidates,)."""
+        """Which candidates have their centre outside the image: bool (candidates,)."""
         middles = np.array([(speck.row + down, speck.column + across) for down, across in _SHIFTS])
         return np.repeat(((middles < 0) | (middles >= self.image.shape)).any(axis=1), PROFILES)
 
@@ -172,7 +172,7 @@ class _Fitting:
 
 
 def _sum_of(heights: dict[int, int]) -> Doubles:
-    """Candidates of given heights on top of each other: float64, (2 _WINDOW + 1, 2 _WINDOW + 1), grey levels."""
+    """The sum of candidates with given heights: float64, (2 _WINDOW + 1, 2 _WINDOW + 1), grey levels."""
     total = np.zeros(_candidates().shape[1:])
     for number, height in heights.items():
         total += np.float32(grey_levels(height)) * _candidates()[number]
@@ -188,25 +188,25 @@ def _candidates() -> Doubles:
 
 @lru_cache(maxsize=1)
 def _responses() -> Doubles:
-    """The response of each speck filter in a speck's middle to every candidate: float64 (filters, candidates)."""
+    """The response of each speck filter at a speck's centre to every candidate: float64 (filters, candidates)."""
     near = responses_to([profile(number) for number in range(PROFILES)])
     return np.concatenate([near[:, :, 1 - down, 1 - across] for down, across in _SHIFTS], axis=1).astype(np.float64)
 
 
 @lru_cache(maxsize=len(_AROUND))
 def _weights(size: int) -> Doubles:
-    """Weights of the fit for one filter: a disc with a soft border, float64."""
+    """Weights of the fit for the specks of one filter: a disc with a soft border, float64, side 2 _WINDOW + 1."""
     away = np.hypot(*np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1])
     return np.asarray(np.clip(_AROUND[size] + 1 - away, 0, 1))
 
 
 @dataclass(frozen=True)
 class _Fits:
-    """All fits with one number of candidates, for the specks of one filter.
+    """All fits with the same number n of candidates, for the specks of one filter.
 
     ``numbers``: the candidates of each fit, int (fits, n). ``products``: their weighted products with each other,
-    float64 (fits, n, n). ``solve``: takes the candidates' weighted products with the residual, and the response that is
-    missing, to heights by least squares with one condition: float64 (fits, n, n + 1).
+    float64 (fits, n, n). ``solve``: float64 (fits, n, n + 1), the matrix that maps the candidates' weighted products
+    with the residual and the missing response to heights, by least squares with one equality constraint.
     """
 
     numbers: NDArray[np.intp]
@@ -216,7 +216,7 @@ class _Fits:
 
 @lru_cache(maxsize=len(_AROUND))
 def _fits(size: int) -> tuple[_Fits, ...]:
-    """Every one, two and three profiles at one shift, for the specks of one filter."""
+    """The fits of every one, two or three profiles at one shift, for the specks of one filter."""
     candidates, responses = _candidates(), _responses()[size]
     all_products = np.tensordot(candidates * _weights(size), candidates, axes=((1, 2), (1, 2)))
 

@@ -25,23 +25,24 @@ Places = NDArray[np.intp]
 Box = tuple[int, int, int, int]
 
 _ROUNDS = 8
-"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
+"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it. Chosen, not
+measured."""
 _EXACT = 2.0
-"""Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
-residuals there fail the gate and become patches anyway."""
+"""Outside the breast, exact patches replace residuals if they take at most this many times the bytes: half of the cells
+with residuals there fail the gate and become patches anyway."""
 _REACHES = (5, 7, 11, 16)
-"""Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of what the filter sees."""
+"""Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of the filter's support."""
 _EVEN_SIDE = 5
-"""Side in pixels of the squares of one value in which errors show: a needle that is clipped, air beside a marker."""
+"""Side in pixels of the squares of one value in which errors show, as in a clipped needle or in air beside a marker."""
 _SHOWN = 0.03
-"""Error of a served pixel in such a square, in window widths, from which it shows: eight grey levels of a display."""
+"""Error of a served pixel in such a square above which it shows, in window widths: eight grey levels of a display."""
 
 
 @dataclass(frozen=True)
 class Repaired:
     """A structure with points, residuals and patches.
 
-    ``structure``: float32, grey levels. ``plain``: the same in whole grey levels with patches, float32.
+    ``structure``: float32, grey levels, without patches. ``plain``: in whole grey levels with patches, float32.
     """
 
     side: SideInformation
@@ -52,10 +53,11 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Repairer:
-    """Repairs structures of one original: ``pixels``, uint16.
+    """Repairs structures of one original.
 
-    ``limits``: those of the gate; without them only ``regions`` are stored exactly. ``share``: largest part of the
-    image that residuals may cover, and that patches may cover beside those of ``regions``.
+    ``pixels``: the original, uint16. ``limits``: those of the gate; with None, only ``regions`` are stored exactly, and
+    nothing else is repaired. ``share``: largest share of the image that residuals may cover, and that patches may cover
+    in addition to those of ``regions``.
     """
 
     pixels: Pixels
@@ -67,7 +69,7 @@ class Repairer:
     def repaired(self, decoded: Decoded, structure: Float, plain: Float, before: StructureFigures) -> Repaired:
         """A structure with its failing places repaired, as far as the share allows.
 
-        ``plain``: the structure in whole grey levels. ``before``: what was measured in it, without specks.
+        ``plain``: the structure in whole grey levels. ``before``: its figures without specks.
         """
         found = measure_structure(self.reference, plain, limits=self.limits, before=before)
         side = self._side_information(structure, found)
@@ -76,9 +78,9 @@ class Repairer:
     def with_even_places_patched(
         self, decoded: Decoded, repaired: Repaired, served: Pixels
     ) -> tuple[Repaired | None, tuple[str, ...]]:
-        """``repaired`` with patches for even places in which an error of the served image shows.
+        """``repaired`` with patches for places of one value in which an error of the served image shows.
 
-        None if there are no such places, and None with a sentence if they are too many.
+        (None, ()) if there are none; None and a sentence if patches for them would exceed the share.
         """
         side = repaired.side
         uneven = uneven_cells(self._even, served, self.reference)
@@ -107,8 +109,9 @@ class Repairer:
     ) -> Repaired:
         """The structure with exact patches for what still fails.
 
-        ``found``: in any structure of the image. ``bare``: the structure without ``side``, if points may be added: a
-        patch changes the contrast of the specks beside it, and patches of those would do so in turn.
+        ``found``: figures of any structure of the image; only what differs is measured again. ``bare``: the structure
+        without ``side``, if points may be added. A patch changes the contrast of the specks beside it, and if these got
+        patches instead of points, their patches would do the same.
         """
         for _ in range(_ROUNDS):
             plain = decoded.rounded_structure(structure, side)
@@ -130,8 +133,8 @@ class Repairer:
         return Repaired(side, structure, plain, found)
 
     def _side_information(self, structure: Float, found: StructureFigures) -> SideInformation:
-        """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
-        and for cells outside the breast, such as letters, where patches take less than residuals."""
+        """Residuals for cells that exceed a limit for single places, points for specks, and exact patches for
+        ``regions``; also for cells outside the breast, such as letters, if they take few enough bytes (``_EXACT``)."""
         points = repairs = None
         cells = cells_under(self.regions, *self.pixels.shape)
         if self.limits is not None:
@@ -168,14 +171,14 @@ def _failing_cells(found: StructureFigures, limits: Thresholds) -> Bools:
         boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
     cells = cells_under(boxes, *found.error.shape)
     exact = cells & ~cell_any(found.error != 0)
-    if exact.any():  # what fails there are errors beside these cells, which long filters see from them
+    if exact.any():  # long filters that fail in a cell without an error respond to errors beside it
         cells |= maximum_filter(exact, 3)
     return cells
 
 
 def uneven_cells(even: Places, served: Pixels | Float, reference: Reference) -> Bools:
-    """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
-    or the coder's ringing in the air beside a marker. ``even``: of ``even_places``."""
+    """Cells with a pixel of an even place whose error shows: drawn noise in a clipped needle, or the coder's ringing in
+    the air beside a marker. ``even``: the result of ``even_places``."""
     off = np.abs(served.ravel()[even] - reference.image.ravel()[even]) > _SHOWN * reference.window.width
     rows, columns = np.unravel_index(even[off], served.shape)
     cells = np.zeros(cell_grid(*served.shape), dtype=bool)
@@ -184,7 +187,7 @@ def uneven_cells(even: Places, served: Pixels | Float, reference: Reference) -> 
 
 
 def even_places(pixels: Pixels) -> Places:
-    """The pixels in the middle of a square of ``_EVEN_SIDE`` pixels of one value: flat indices."""
+    """Flat indices of the pixels at the centre of a square of ``_EVEN_SIDE`` x ``_EVEN_SIDE`` pixels of one value."""
     margin, rows, columns = _EVEN_SIDE // 2, *pixels.shape
     if min(rows, columns) < _EVEN_SIDE:
         return np.zeros(0, dtype=np.intp)
@@ -199,7 +202,7 @@ def even_places(pixels: Pixels) -> Places:
 
 
 def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
-    """``patches`` extended to ``cells``; None if they hold them already, or would cover more than ``share``."""
+    """``patches`` extended to ``cells``; None if they cover them already, or would cover more than ``share``."""
     held = np.zeros_like(cells) if patches is None else patches.cells
     wanted = held | cells
     return cut(pixels, wanted) if (wanted != held).any() and wanted.mean() <= share else None

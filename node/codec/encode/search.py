@@ -1,11 +1,11 @@
-"""Searches for the coarsest coding of an image whose difference to the original is nothing but noise.
+"""Searches for the smallest payload whose structure differs from the original by noise only.
 
 The search has five steps; docs/ENCODER.md has the diagram, the terms and the constants:
 
 1. A search on a sample finds, for each scale, the coarsest quantiser that passes the gate (forecasts.py).
-2. The upscaler is chosen on the sample, at the quantiser of the cheapest scale. Then the whole image is coded with it,
-   and the distance is changed until the image passes. It is steered by the burden: the figure of the whole image that
-   is nearest to its limit, divided by that limit.
+2. For each scale that is tried, cheapest first, the upscaler is chosen on the sample, at the operating point of the
+   forecast. Then the whole image is coded, and the distance is changed until the image passes. The search follows the
+   burden: the figure of the whole image that is nearest to its limit, divided by that limit.
 3. Single places that fail are repaired by residuals, points and exact patches.
 4. The missing noise is measured, modelled and drawn.
 5. The gate measures the structure and the served image against the original.
@@ -61,23 +61,23 @@ Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
 _LOOKS = 4
-"""Most times that the whole image is coded in step 2."""
+"""Most times that the whole image is coded in step 2, per scale. Chosen, not measured."""
 _TAKEN = 0.99
-"""Another upscaler than the baseline is taken if it loses less than this share of what the baseline loses of one octave
-band on the sample. That is a mean, so a sample shows it better than it shows the burden."""
+"""An upscaler other than the baseline is chosen if, on the sample, it loses less than this share of what the baseline
+loses of one octave band. The loss is a mean, which a sample predicts better than the burden, a maximum."""
 _TELLING = 1
-"""Index of that band. It holds details of about 4 pixels, where networks add most."""
+"""Index of the octave band that ``_TAKEN`` compares: details of about 4 pixels, where networks add most."""
 _FINISHES = 3
-"""Most times that steps 3 to 5 are tried, each time with a finer quantiser."""
+"""Most times that steps 3 to 5 are tried per scale, each time with a finer quantiser. Chosen, not measured."""
 _FINER = 0.85
-"""Least JPEG XL distance of the next of these tries, over that of the last one."""
+"""Smallest ratio of the JPEG XL distance of such a try to that of the one before. Chosen, not measured."""
 _DRAWS = 2
 """Most times that noise is drawn. A second draw corrects the energies that rounding of the codes has changed."""
 _EVEN = 0.1
 """Error of an octave band's energy, in dB, up to which noise is not drawn again."""
 _WORTH = 0.95
-"""Another forecast is tried on the whole image only if it is at most this share of the payload that was found. The
-forecast counts with the side information that was found, except patches. A try takes seconds."""
+"""Another scale is tried on the whole image only if its forecast, plus the side information found so far without
+patches, is at most this share of the payload found so far. Trying a scale takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Encoded:
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of the side information but for exact patches."""
+        """Bytes of the side information without exact patches."""
         return sum(len(part) for name, part in self.parts.items() if name != "patches")
 
 
@@ -115,10 +115,11 @@ class Encoded:
 class Encoder:
     """The search for one image.
 
-    ``upscalers``: the configured one first, the baseline last; the encoder chooses between them image by image.
-    ``limits``: those of the gate; None measures and gates nothing. ``share``: largest part of the image that repairs
-    may cover. ``regions``: boxes that are stored exactly. ``tried``: the operating points that were tried, and why
-    they failed; ``last``: the last attempt, kept for reuse.
+    ``upscalers``: the configured one first, the baseline last; the encoder chooses one of them for each image.
+    ``limits``: those of the gate; with None, results are measured but not gated. ``share``: largest share of the image
+    that residuals may cover, and that patches may cover. ``regions``: boxes (row, column, height, width) that are
+    stored exactly. ``tried``: the trials so far; of those that passed, only the ones on the sample and the final ones.
+    ``last``: the last attempt, kept for reuse.
     """
 
     source: Source
@@ -133,7 +134,7 @@ class Encoder:
     last: Attempt | None = field(default=None, init=False, repr=False)
 
     def search(self) -> Encoded | None:
-        """The smallest encoding that passes the gate, or None."""
+        """The smallest encoding that passes the gate, or None. It needs ``limits``."""
         assert self.limits is not None, "a search needs limits"
         best: Encoded | None = None
         dearer = 1.0
@@ -141,7 +142,7 @@ class Encoder:
             if best is not None and forecast.base_bytes * dearer + best.side_bytes > _WORTH * best.payload_bytes:
                 break
             upscaler = self._upscaler_for(forecast)
-            if best is None:  # the image has bytes that the sample lacks, such as labels
+            if best is None:  # the image needs bytes for what the sample lacks, such as labels
                 dearer = self._attempt(forecast.point, upscaler).base_bytes / forecast.base_bytes
             made = self._refined(forecast, upscaler)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
@@ -149,17 +150,17 @@ class Encoder:
         return best
 
     def encode_at(self, point: OperatingPoint) -> Encoded | None:
-        """The encoding at one operating point, or None if it fails the gate."""
+        """The smallest encoding at one operating point that passes the gate, or None. Without limits any passes."""
         return self._smallest(self._attempt(point, upscaler) for upscaler in self._comparable)
 
     def encode_from_base(self, base: Base, data: bytes) -> Encoded | None:
-        """The smallest encoding of an existing base that passes the gate, or None."""
+        """The smallest encoding of an existing base that passes the gate, or None. ``data``: the base as bytes."""
         decoded = Decoded.of(base)
         return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in self._comparable)
 
     @property
     def _comparable(self) -> Sequence[Upscaler]:
-        """Without limits upscalers cannot be compared, and the configured one is used."""
+        """The upscalers to compare: all of them, or without limits, by which to compare them, the configured one."""
         return self.upscalers if self.limits is not None else self.upscalers[:1]
 
     def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
@@ -175,12 +176,12 @@ class Encoder:
 
     @cached_property
     def _encoder_of_sample(self) -> Encoder:
-        """The same encoder for a sample of the image; itself if the image is too small for one."""
+        """An encoder for a sample, which shares ``tried``; ``self`` if the image is too small for a sample."""
         source, reference = sample_of(self.source, self.reference)
         return self if source is self.source else replace(self, source=source, reference=reference)
 
     def _forecasts(self) -> list[SampleForecast]:
-        """What each scale will take, searched on a sample of the image."""
+        """Forecasts of the scales that can pass the gate, from searches on the sample. Every search adds a trial."""
         sampler = self._encoder_of_sample
         area = 1.0 if sampler is self else self.reference.core.sum() / sampler.source.pixels.size
         # the search calls _code_and_measure for each operating point that it tries
@@ -190,7 +191,7 @@ class Encoder:
         return [forecast for forecast in found if not forecast.trial.failures]
 
     def _code_and_measure(self, point: OperatingPoint) -> tuple[int, float, tuple[str, ...]]:
-        """Bytes of the base, burden of the baseline's structure, and a sentence for each limit that it misses."""
+        """Bytes of the base, burden of the baseline's structure, and a sentence per limit of the whole it misses."""
         assert self.limits is not None
         attempt = self._attempt(point, self._baseline)
         wrong = tuple(failures_of_whole(attempt.figures, self.limits))
@@ -199,13 +200,14 @@ class Encoder:
     # --- on the whole image ---
 
     def _upscaler_for(self, forecast: SampleForecast) -> Upscaler:
-        """The first upscaler that loses clearly less detail of the sample than the baseline does, from the same base;
-        the baseline if none does. No network has been trained on companded bases, so those get the baseline.
+        """The first upscaler that loses clearly less detail of the sample than the baseline from the same base.
+
+        It is the baseline if none does, or if the base is companded: no network was trained on companded bases.
         """
         point, sampler = forecast.point, self._encoder_of_sample
         for other in () if point.companded else self.upscalers[:-1]:
             began = time.monotonic()
-            plain = sampler.last  # most often the baseline's, nearly at this point
+            plain = sampler.last  # usually the baseline's, at nearly this distance
             if (
                 plain is None
                 or sampler is self
@@ -223,9 +225,7 @@ class Encoder:
         return self._baseline
 
     def _refined(self, forecast: SampleForecast, upscaler: Upscaler) -> Encoded | None:
-        """The coarsest encoding of one scale that passes as a whole, searched from the forecast; None if none
-        passes.
-        """
+        """An encoding of one scale that passes the gate, or None. The search starts at the forecast's distance."""
         assert self.limits is not None
         point, best = forecast.point, None
         walk = Walk(point.distance, forecast.slope)
@@ -250,7 +250,7 @@ class Encoder:
                 self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
             elif (made := self._with_noise(best, repaired)).verdict.passed:
                 return made
-            burden_now = burden(repaired.figures, self.limits)  # after repairs, places that they left count, too
+            burden_now = burden(repaired.figures, self.limits)  # this burden includes places that repairs left
             finer = float(np.clip((AIM / burden_now) ** (1 / SLOPE), _FINER, 0.98)) if burden_now > 1 else _FINER
             distance = round(best.base.point.distance * finer, 4)
             if not left or distance < FINEST:
@@ -350,7 +350,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A base, the structure that an upscaler made of it, and its measurement. ``data``: the base as bytes;
+    """A base, the structure that an upscaler made of it, and the structure's figures. ``data``: the base as bytes.
     ``plain``: the structure in whole grey levels, float32."""
 
     base: Base

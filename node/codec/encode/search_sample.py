@@ -1,4 +1,4 @@
-"""Cuts the sample on which a search starts: squares of the breast, laid side by side."""
+"""Cuts the sample on which a search starts: squares of the breast, placed side by side."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from node.fidelity.reference import Reference
 from storage.formats.geometry import counts_at_half_steps
 
 SQUARES = 12
-"""Most squares of the sample, in four columns: about 0.4 megapixels are measured. On 11 mammograms the burden of 12
-squares was within 13% of the whole image's, and that of 24 was no nearer."""
+"""Largest number of squares in the sample, in four columns: about 0.4 megapixels are measured. On 11 mammograms the
+burden of 12 squares was within 13% of the whole image's, and that of 24 was no nearer."""
 SQUARE = 256
 """Side of a square of the sample, in pixels."""
 _RIM = 40
-"""Rim of a square that is not measured, in pixels: the neighbouring square rings into it."""
+"""Rim of a square that is not measured, since its neighbour rings into it, in pixels. Chosen, not measured."""
 _FILLED = 0.75
-"""Least share of a square that is breast."""
+"""Smallest share of a square that must be breast. Chosen, not measured."""
 
 
 def sample_of(source: Source, reference: Reference) -> tuple[Source, Reference]:
-    """Squares of the breast in four columns; the image itself if it has fewer than four of them."""
+    """Squares of the breast in four columns; ``source`` and ``reference`` themselves if it holds fewer than four.
+
+    The choice is random with a fixed seed, so that an image always has the same sample.
+    """
     breast = reference.core
     filled = counts_at_half_steps(breast, SQUARE) >= _FILLED * SQUARE**2
     places = [(int(row), int(column)) for row, column in np.argwhere(filled) * (SQUARE // 2)]
@@ -42,6 +45,6 @@ def sample_of(source: Source, reference: Reference) -> tuple[Source, Reference]:
         return np.concatenate([np.concatenate(cuts[at : at + 4], axis=1) for at in range(0, len(cuts), 4)])
 
     parts = [np.s_[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
-    whole = without_padding(source)  # padding beyond the extreme values would fail at any quantiser
+    whole = without_padding(source)  # padding values outside the coded range would fail at any quantiser
     pixels = sheet([whole[part] for part in parts])
     return source.excerpt(pixels), reference.excerpt(pixels, sheet([breast[part] & inner for part in parts]))

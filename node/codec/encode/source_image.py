@@ -1,4 +1,4 @@
-"""One decoded original, with what several bases of it share: its downsampled images and its coded region."""
+"""One decoded original, with what several bases of it share: downsampled images, coded regions and noise curve."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
 
 SAME = 1 / 64
-"""Difference of samples that count as equal, in grey levels: the rounding error of resampling."""
+"""Largest difference of samples that count as equal, in grey levels: the rounding error of resampling."""
 _EVERY = 4
-"""Row step of the noise curve's measurement."""
+"""Step between the rows in which the noise curve is measured. Chosen, not measured."""
 _SEEN = 200
-"""Least number of pixels at a knot for its noise to be used."""
+"""Least number of pixels between two knots for their noise to be used. Chosen, not measured."""
 _VALUES = 1 << 16
 """Number of values of a 16-bit pixel."""
 _WORTH_CUTTING = 0.9
-"""Largest share of the samples in a coded region; beyond it the whole image is coded."""
+"""Largest share of the samples in a coded region; above it the whole image is coded. Chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class Source:
     """One decoded original: its stored values (uint16, rows x columns), its padding, its header.
 
-    Padding (PS3.3 C.7.5.1.1.2) is every pixel whose value lies in the padding range, wherever it is: a pixel of the
-    breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
-    come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
-    range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
-    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values. ``air``: cells of 16 pixels whose
-    noise is not coded, bool, or None.
+    Padding (PS3.3 C.7.5.1.1.2) is every pixel whose value lies in the padding range, wherever it is. A pixel of the
+    breast that has such a value by chance is padding too, as the header says and viewers assume. The decoder restores
+    padding exactly and gives no other pixel a value of the range. ``padding``: the inclusive range, or None.
+    ``padding_pixels``: bool (rows, columns), or None if no pixel is padding. ``inverted``: whether dense tissue is dark
+    in stored values. ``air``: cells of 16 x 16 pixels whose noise is not coded, bool, or None.
     """
 
     pixels: Pixels
@@ -72,7 +71,7 @@ class Source:
 
     @property
     def extremes(self) -> tuple[int, int]:
-        """Smallest and largest stored value outside padding; of an excerpt, those of the whole image."""
+        """Smallest and largest stored value outside padding. An excerpt has those of the whole image."""
         if self._extremes is not None:
             return self._extremes
         shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
@@ -80,7 +79,7 @@ class Source:
 
     @property
     def padding_bytes(self) -> bytes:
-        """Which pixels are padding and what values they have, by ``pack_padding``; empty where none is."""
+        """Which pixels are padding and their values, as ``pack_padding`` stores them; empty if none is padding."""
         return b"" if self.padding_pixels is None else pack_padding(self.pixels, self.padding_pixels)
 
     @property
@@ -93,22 +92,22 @@ class Source:
         """The curve of a companded base (storage/formats/payload.py): its slope is the inverse of the image's own
         noise.
 
-        Noise per grey level is the median of what is finer than a Gaussian of 0.7 pixels, between half of and four
-        times its typical value. Worked out once, and that of the whole image for an excerpt.
+        The noise at a grey level is the median absolute difference of a pixel from the mean of its left and right
+        neighbours, clipped to 0.5 to 4 times the average. Computed once; an excerpt has that of the whole image.
         """
         if "noise" not in self._curves:
             self._curves["noise"] = _noise_curve(self)
         return self._curves["noise"]
 
     def lowered(self, scale: int) -> Float:
-        """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
+        """The image, with padding filled, downsampled: float32, in grey levels. Computed once; do not modify it."""
         if scale not in self._lowered:
             rows, columns = self.pixels.shape
             self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
         return self._lowered[scale]
 
     def to_code(self, scale: int) -> Float:
-        """``lowered`` without the noise of air; worked out once. Not to be written to."""
+        """``lowered`` without the noise of the air. Computed once; do not modify it."""
         if scale not in self._to_code:
             samples = self.lowered(scale)
             if self.air is not None:
@@ -124,14 +123,17 @@ class Source:
         return self._regions[scale]
 
     def excerpt(self, pixels: Pixels) -> Source:
-        """The same image with other pixels, none of them padding."""
+        """A source of other pixels, none of them padding, with the extremes, noise curve and header of this image."""
         other = replace(self, pixels=pixels, padding=None, padding_pixels=None, air=None, _extremes=self.extremes)
         other._curves["noise"] = self.noise_curve
         return other
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:
-        """Raises NotReconstructable if a pixel has bits above Bits Stored, or if all pixels are padding."""
+        """A source from decoded pixels. ``digest``: SHA-256 of the original's file.
+
+        Raises NotReconstructable if a pixel has bits above Bits Stored, or if all pixels are padding.
+        """
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
             raise NotReconstructable(ReasonCode.STRAY_BITS.sentence, ReasonCode.STRAY_BITS)
@@ -157,9 +159,9 @@ class Source:
 
 
 def read_source_and_reference(path: Path, digest: str) -> tuple[Source, Reference]:
-    """Reads an original from its Part 10 file, with the reference that reconstructions are measured against.
+    """Read an original from its Part 10 file, with the reference that reconstructions are measured against.
 
-    Raises PixelError if it cannot be decoded, NotReconstructable as ``Source.of``.
+    Raises PixelError if the pixels cannot be decoded, and NotReconstructable as ``Source.of`` does.
     """
     from node.fidelity.reference import Reference
 
@@ -173,11 +175,11 @@ def read_source_and_reference(path: Path, digest: str) -> tuple[Source, Referenc
 
 
 def padding_range(header: Dataset) -> tuple[int, int] | None:
-    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given.
+    """The inclusive range from Pixel Padding Value to Pixel Padding Range Limit, if given; None without padding.
 
-    Pixels are unsigned here. A range of negative numbers, as of a wrong VR SS, is that of the same 16 bits. Of a range
-    that only begins below 0 or ends above 65535, the part in between is meant. If there are several values, the range
-    reaches from the least to the greatest.
+    Pixels are unsigned here. Negative numbers, as of a wrong VR SS, are read as unsigned numbers of the same 16 bits. A
+    range that only begins below 0 or ends above 65535 is clipped to these. If an attribute has several values, the
+    range reaches from the least to the greatest of all.
     """
     values = _words(header, "PixelPaddingValue")
     if not values:
@@ -191,7 +193,7 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 
 def _words(header: Dataset, keyword: str) -> list[int]:
-    """The values of an attribute of 16-bit words as integers; none if it cannot be read."""
+    """The values of an attribute of 16-bit words as integers; an empty list if it is absent or cannot be read."""
     value = readable(header, keyword)
     try:
         if isinstance(value, bytes):  # received as OB, OW or UN
@@ -203,21 +205,23 @@ def _words(header: Dataset, keyword: str) -> list[int]:
 
 
 def without_padding(source: Source) -> Pixels:
-    """Pixels with padding filled (padding_fill.py)."""
+    """The pixels with padding filled (padding_fill.py); ``source.pixels`` itself if there is none."""
     if source.padding_pixels is None:
         return source.pixels
     return filled(source.pixels, source.padding_pixels)
 
 
 def _region(samples: Float) -> CodedRegion | None:
-    """The smallest part beyond which all samples are one grey level, that of a corner: air that the modality has made
-    black. A coder takes half of its time for it. None where that is hardly smaller than the whole."""
+    """The smallest region outside of which all samples have the grey level of a corner, such as black air.
+
+    A coder would spend half of its time on such air. None if the region is hardly smaller than the whole.
+    """
     best: CodedRegion | None = None
     for corner in {float(samples[row, column]) for row in (0, -1) for column in (0, -1)}:
         other = np.abs(samples - np.float32(round(corner))) > SAME
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         if rows.size:
-            # a multiple of the block, so that JPEG XL's blocks lie as in the whole image
+            # a multiple of the block side, so that JPEG XL's blocks lie where those of the whole image would
             row, column = (int(found[0]) // DCT_BLOCK * DCT_BLOCK for found in (rows, columns))
             region = (row, column, int(rows[-1]) + 1 - row, int(columns[-1]) + 1 - column)
             found = CodedRegion(*region, beyond=round(corner))
