@@ -29,7 +29,7 @@ from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source_and_reference
 from node.config import Settings, parse
 from node.fidelity.reference import Reference
-from node.fidelity.windows import display_window
+from node.fidelity.windows import display_window, is_inverted
 from node.training.image_files import Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
@@ -96,8 +96,8 @@ class Image:
 
     @property
     def inverted(self) -> bool:
-        """Whether small values are bright (MONOCHROME1)."""
-        return str(self.picture.header.get("PhotometricInterpretation", "")) == "MONOCHROME1"
+        """Whether small stored values are bright."""
+        return is_inverted(self.picture.header)
 
     def with_pixels(self, pixels: Pixels) -> Image:
         """The same mammogram with planted signals and an unchanged breast mask."""

@@ -56,7 +56,7 @@ def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> C
         source = Source.of(picture.pixels, picture.header, header_bytes, pixel_digest(picture.pixels), "OW")
     except NotReconstructable as error:
         return Calibrated(picture.name, why=str(error))
-    reference = Reference(picture.pixels, picture.header, source.padding_pixels)
+    reference = Reference(picture.pixels, picture.header)
     encoder = Encoder(
         *(source, reference, catalogue.candidates(), settings.thresholds if codec.gated else None),
         scales=codec.scales,

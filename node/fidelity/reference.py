@@ -17,6 +17,7 @@ from node.fidelity.lines import LineNoise
 from node.fidelity.repetition import Repetition
 from node.fidelity.specks import HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
+from storage.dicom.padding_range import padding_mask
 from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels, flat_cells
 
 if TYPE_CHECKING:
@@ -30,14 +31,16 @@ _DISPLAYED = 256
 class Reference:
     """An original, and what measurements of its reconstructions need, most of which is computed on first use.
 
-    ``pixels``: uint16 (rows, columns), stored values. ``padding``: which pixels are padding: bool, the same shape.
+    ``pixels``: uint16 (rows, columns), stored values. The header says which of them are padding.
     ``mask``: bool per cell of 16 x 16 pixels, true for breast. ``counted``: bool per pixel, false for padding.
     ``tiles``: top left corners of the tiles with breast; the last ones of a row or column are moved inward, so that no
     pixel is left out. Raises ValueError if a side is shorter than a tile.
     """
 
-    def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
-        inverted = is_inverted(header)
+    def __init__(self, pixels: Pixels, header: Dataset) -> None:
+        inverted, padding = is_inverted(header), padding_mask(pixels, header)
+        if padding is not None and padding.all():
+            padding = None
         self.pixels = pixels
         self.mask, self._opened = without_strips(
             breast_mask(pixels, "MONOCHROME1" if inverted else "MONOCHROME2", padding)

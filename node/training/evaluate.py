@@ -24,13 +24,13 @@ from node.training.training_patches import code
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.formats.geometry import CELL, cell_pixels
+from storage.records import Thresholds
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-LIMITS = (4.0, 2.0, 0.8)
-"""Line response at the three widths, in units of local noise, below which no change is visible. The limits of the gate
-(``Thresholds.lines``) differ."""
+LIMITS = Thresholds().lines
+"""Limits of the line response at the three widths, in units of local noise: those of the profile ``balanced``."""
 SHARE = 0.999
 """Quantile of the line responses that is compared with the limits."""
 DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), 4: (0.2, 0.35, 0.6, 1.0)}

@@ -157,7 +157,7 @@ def _usable(pictures: Sequence[Picture], crop: int) -> list[Picture]:
 def _claim(folder: Path, origin: Path) -> None:
     target, taken = folder.resolve(), origin.resolve()
     if target == taken or taken in target.parents:
-        raise FolderTaken(f"{folder} contains the source model, which must not be changed; give another folder")
+        raise FolderTaken(f"{folder} belongs to the source model, which must not be changed; give another folder")
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not any(folder.glob(DECODER_CHECKPOINT + "*")):
         raise FolderTaken(f"{folder} is neither empty nor an earlier run of this training; give another folder")

@@ -88,7 +88,7 @@ def with_implant(noise: float = 0.0) -> Pixels:
 def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:
     """The source and the reference of an image of at least 256 pixels a side."""
     source, ds = _source_and_header(pixels, bits, changes)
-    return source, Reference(pixels, ds, source.padding_pixels)
+    return source, Reference(pixels, ds)
 
 
 def source_alone(pixels: Pixels) -> Source:

@@ -14,7 +14,7 @@ from node.codec.encode.air_noise import without_air_noise
 from node.codec.encode.padding_fill import filled
 from node.fidelity.windows import is_inverted
 from storage.dicom.dicomfile import HeaderBytes, opened
-from storage.dicom.elements import readable
+from storage.dicom.padding_range import padding_mask, padding_range
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
 from storage.formats.geometry import CELL, DCT_BLOCK, cell_pixels
@@ -36,8 +36,6 @@ _EVERY = 4
 """Step between the rows in which the noise curve is measured. Chosen, not measured."""
 _SEEN = 200
 """Least number of pixels between two knots for their noise to be used. Chosen, not measured."""
-_VALUES = 1 << 16
-"""Number of values of a 16-bit pixel."""
 _WORTH_CUTTING = 0.9
 """Largest share of the samples in a coded region; above it the whole image is coded. Chosen, not measured."""
 
@@ -137,17 +135,12 @@ class Source:
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
             raise NotReconstructable(ReasonCode.STRAY_BITS.sentence, ReasonCode.STRAY_BITS)
-        padding = padding_range(header)
-        mask = None
-        if padding is not None:
-            inside = (pixels >= padding[0]) & (pixels <= padding[1])
-            if inside.all():
-                raise NotReconstructable(ReasonCode.ALL_PADDING.sentence, ReasonCode.ALL_PADDING)
-            if inside.any():
-                mask = inside
+        mask = padding_mask(pixels, header)
+        if mask is not None and mask.all():
+            raise NotReconstructable(ReasonCode.ALL_PADDING.sentence, ReasonCode.ALL_PADDING)
         return cls(
             pixels=pixels,
-            padding=padding,
+            padding=padding_range(header),
             padding_pixels=mask,
             bits_stored=bits_stored,
             digest=digest,
@@ -170,38 +163,8 @@ def read_source_and_reference(path: Path, digest: str) -> tuple[Source, Referenc
         header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
     header = header_bytes.dataset()
     source = Source.of(pixels, header, header_bytes, digest, pixel_vr)
-    reference = Reference(pixels, header, source.padding_pixels)
+    reference = Reference(pixels, header)
     return replace(source, air=reference.air), reference
-
-
-def padding_range(header: Dataset) -> tuple[int, int] | None:
-    """The inclusive range from Pixel Padding Value to Pixel Padding Range Limit, if given; None without padding.
-
-    Pixels are unsigned here. Negative numbers, as of a wrong VR SS, are read as unsigned numbers of the same 16 bits. A
-    range that only begins below 0 or ends above 65535 is clipped to these. If an attribute has several values, the
-    range reaches from the least to the greatest of all.
-    """
-    values = _words(header, "PixelPaddingValue")
-    if not values:
-        return None
-    values += _words(header, "PixelPaddingRangeLimit")
-    low, high = min(values), max(values)
-    if high < 0:
-        low, high = low + _VALUES, high + _VALUES
-    low, high = max(low, 0), min(high, _VALUES - 1)
-    return (low, high) if low <= high else None
-
-
-def _words(header: Dataset, keyword: str) -> list[int]:
-    """The values of an attribute of 16-bit words as integers; an empty list if it is absent or cannot be read."""
-    value = readable(header, keyword)
-    try:
-        if isinstance(value, bytes):  # received as OB, OW or UN
-            return [int(one) for one in np.frombuffer(value, "<u2")]
-        values = [] if value in (None, "") else [value] if isinstance(value, str) or not np.iterable(value) else value
-        return [int(one) for one in values]
-    except (TypeError, ValueError, OverflowError):
-        return []
 
 
 def without_padding(source: Source) -> Pixels:

@@ -284,9 +284,11 @@ def test_weak_specks_count_near_two_strong_ones_only(reference: Reference) -> No
 
 
 def test_padding_is_not_measured() -> None:
-    padding = np.zeros(ORIGINAL.shape, dtype=bool)
-    padding[:, BREAST:] = True
-    reference = Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=2048, WindowWidth=4096), padding)
+    padded = np.maximum(ORIGINAL, 1)
+    padded[:, BREAST:] = 0
+    header = mammogram(padded, WindowCenter=2048, WindowWidth=4096, PixelPaddingValue=0)
+    reference = Reference(padded, header)
+    assert (reference.counted == (padded > 0)).all()
     structure = STRUCTURE.copy()
     structure[:, BREAST:] = 3000
     found = measure_structure(reference, structure)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.codec.encode.source_image import padding_range
 from storage.dicom.dicomfile import accept_odd_values, parse
+from storage.dicom.padding_range import padding_mask, padding_range
 
 VALUE, LIMIT = 0x0120, 0x0121
 
@@ -44,3 +46,16 @@ def test_padding_range(elements: list[tuple[int, bytes, bytes]], padding: tuple[
     accept_odd_values()
     header = parse(b"".join(element(*one) for one in elements), ExplicitVRLittleEndian)
     assert padding_range(header) == padding
+
+
+def test_padding_mask() -> None:
+    header = Dataset()
+    pixels = np.array([[0, 4, 5], [6, 7, 8]], dtype=np.uint16)
+    assert padding_mask(pixels, header) is None
+    header.PixelPaddingValue = 5
+    header.PixelPaddingRangeLimit = 7
+    found = padding_mask(pixels, header)
+    assert found is not None
+    assert found.tolist() == [[False, False, True], [True, True, False]]
+    header.PixelPaddingValue = header.PixelPaddingRangeLimit = 3
+    assert padding_mask(pixels, header) is None
