@@ -266,7 +266,7 @@ class Load:
             "refused_while_stopping": dict(sorted(self.ledger.refused.items())),
             "deleted_images": self.contests.counts["deleted images"],
             "purged_originals": self.contests.counts["purged originals"],
-            "purged_and_reconstructed": len(self.ledger.reconstructed),
+            "retrieved_as_reconstructions": len(self.ledger.reconstructed),
             "stored_while_stopping": self.stored_while_stopping,
             "rss_mb_by_fifth": self._fifths("rss_mb"),
             "reasons": dict(Counter(REASON.findall("\n".join(lines)))),
