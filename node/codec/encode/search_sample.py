@@ -12,7 +12,7 @@ from node.fidelity.reference import Reference
 from storage.formats.geometry import counts_at_half_steps
 
 SQUARES = 12
-"""Largest number of squares in the sample, in four columns: about 0.4 megapixels are measured. On 11 mammograms the
+"""Largest number of squares in the sample, in four columns: about 0.4 megapixels are measured. On 10 mammograms the
 burden of 12 squares was within 13% of the whole image's, and that of 24 was no nearer."""
 SQUARE = 256
 """Side of a square of the sample, in pixels."""
