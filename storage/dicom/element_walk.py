@@ -352,7 +352,7 @@ class _Normaliser(_Walk):
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
         end = super().skip(tag, vr, value, length, depth)
         if tag == _CHARACTER_SET:
-            self._mend_character_set(vr, value, end)
+            self._correct_character_set(vr, value, end)
         elif length == _UNDEFINED:
             if vr == b"UN" and self.order == ">":
                 self.replacements[value - 4] = value, struct.pack(">I", end - 8 - value)
@@ -361,7 +361,7 @@ class _Normaliser(_Walk):
             self._descend(value, end, is_sequence=tag != (0xFFFE, 0xE000))
         return end
 
-    def _mend_character_set(self, vr: bytes, value: int, end: int) -> None:
+    def _correct_character_set(self, vr: bytes, value: int, end: int) -> None:
         received = bytes(self.data[value:end])
         text = received.rstrip(b"\0 ")
         if not (text.isascii() and text.decode("ascii").isprintable()):

@@ -76,7 +76,7 @@ def help_of(command: Any) -> Iterator[str]:
 @cache
 def words_by_place() -> dict[str, set[str]]:
     """The words of each module's names, of each document, of config.yaml, and of the command line's help."""
-    modules = [path for folder in ("node", "storage") for path in (ROOT / folder).rglob("*.py")]
+    modules = [path for folder in ("node", "storage", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "config.yaml"]
     found = {str(path.relative_to(ROOT)): words_of(" ".join(names_in(path))) for path in modules}
     for page in pages:

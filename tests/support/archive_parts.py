@@ -74,7 +74,7 @@ class ArchiveParts:
         self.trail = AuditTrail(self.index, self.journal)
         self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
         parts = self.index, self.originals, InlineWorkers(), self.trail, self.settings
-        self.custodian = RestlessPacker(*parts)  # type: ignore[arg-type]
+        self.packer = RestlessPacker(*parts)  # type: ignore[arg-type]
         self.rendered: list[str] = []
         self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 
@@ -111,7 +111,7 @@ class ArchiveParts:
     def work(self) -> int:
         """Run the packer until nothing is left to do. Returns the number of steps."""
         steps = 0
-        while self.custodian.step():
+        while self.packer.step():
             steps += 1
         return steps
 

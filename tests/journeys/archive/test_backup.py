@@ -252,7 +252,7 @@ def test_killed_restore_goes_on(made: FilledArchive, tmp_path: Path, steps: int)
     assert tables_of(made.file) == rows
 
 
-def test_damage_in_the_backup_is_named_and_mended(made: FilledArchive, tmp_path: Path) -> None:
+def test_damage_in_the_backup_is_named_and_repaired(made: FilledArchive, tmp_path: Path) -> None:
     dest = tmp_path / "backup"
     back_up(made, dest)
     objects = ObjectStore(dest)

@@ -119,9 +119,9 @@ def test_a_deletion_survives_a_kill_at_any_step(
     bench.receive("1.2.3.2")
     bench.work()
     files = bench.files()
-    doomed = bench.index.by_uid("1.2.3.2")
-    assert doomed is not None
-    aside = bench.root / "damaged" / f"{doomed.original_digest}.1"
+    unwanted = bench.index.by_uid("1.2.3.2")
+    assert unwanted is not None
+    aside = bench.root / "damaged" / f"{unwanted.original_digest}.1"
     aside.parent.mkdir()
     aside.write_bytes(b"a copy that a scrub moved aside")
     kill(bench, monkeypatch)

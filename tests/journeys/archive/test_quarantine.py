@@ -71,15 +71,15 @@ def sent(quiet_archive: Archive, tmp_path: Path) -> Iterator[Sent]:
 
 @pytest.mark.slow
 def test_accepted_and_accepted_back(sent: Sent) -> None:
-    desk, index = sent.here.quarantine, sent.here.index
+    review, index = sent.here.quarantine, sent.here.index
     first = index.by_uid(sent.ds.SOPInstanceUID)
     assert first is not None
-    compared = desk.compare(sent.one().digest[:10])
+    compared = review.compare(sent.one().digest[:10])
     assert [(one.name, one.one, one.other) for one in compared.differences] == [
         ("PatientID", "P0001", "P2"),
         ("KVP", "28", "30"),
     ]
-    desk.accept(sent.one().digest, **WHY)
+    review.accept(sent.one().digest, **WHY)
     assert sent.got("a") == data_set_bytes(sent.second)
     second = index.by_uid(sent.ds.SOPInstanceUID)
     assert second is not None
@@ -87,25 +87,25 @@ def test_accepted_and_accepted_back(sent: Sent) -> None:
     former = sent.one()
     assert former.digest == first.original_digest
     assert "accepted in its place" in former.reason
-    desk.accept(former.digest, **WHY)
+    review.accept(former.digest, **WHY)
     assert sent.got("b") == data_set_bytes(sent.first)
     assert index.by_uid(sent.ds.SOPInstanceUID).patient_id == "P0001"  # type: ignore[union-attr]
-    desk.reject(sent.one().digest, **WHY)
+    review.reject(sent.one().digest, **WHY)
     assert index.quarantine.all() == []
     assert list(sent.here.store.digests()) == [first.original_digest]
     actions = [record.entry.action for record in index.trail.records() if record.entry.action.startswith("quar")]
     assert actions == ["quarantine.accept", "quarantine.accept", "quarantine.reject"]
     with pytest.raises(UnknownUid, match="no digest in quarantine begins"):
-        desk.reject("no digest", **WHY)
+        review.reject("no digest", **WHY)
     with pytest.raises(UnknownUid, match=rf"user:.* rejected it at 20.*: object {second.original_digest} from .*: "):
-        desk.compare(second.original_digest[:12])
+        review.compare(second.original_digest[:12])
 
 
 def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
-    desk, index = sent.here.quarantine, sent.here.index
+    review, index = sent.here.quarantine, sent.here.index
     hold = index.holds.add(HoldKind.STUDY, sent.ds.StudyInstanceUID, **WHY)
     with pytest.raises(ChangeRefused, match="on hold"):
-        desk.accept(sent.one().digest, **WHY)
+        review.accept(sent.one().digest, **WHY)
     index.holds.release(hold.key, **WHY)
     held = index.by_uid(sent.ds.SOPInstanceUID)
     assert held is not None
@@ -116,7 +116,7 @@ def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
         until = time.time() + 3600
         connection.execute(insert(pin).values(instance_key=held.key, commitment_key=key, until=until))
     with pytest.raises(ChangeRefused, match="pinned"):
-        desk.accept(sent.one().digest, **WHY)
+        review.accept(sent.one().digest, **WHY)
     here = sent.here
     strict = parse({"codec": {"profile": "us-mqsa"}}, "test")
     mqsa = QuarantineReview(index, here.originals, here.deletion, strict, raise_if_asked)
@@ -133,12 +133,12 @@ def raise_if_asked(path: Path, calling_aet: str) -> Any:
 @pytest.mark.slow
 def test_what_was_deleted_comes_back_where_it_is_allowed(sent: Sent) -> None:
     """The instance in quarantine outlives the deletion of the held one, and may take its place."""
-    desk, index = sent.here.quarantine, sent.here.index
+    review, index = sent.here.quarantine, sent.here.index
     sent.here.deletion.delete("image", sent.ds.SOPInstanceUID, **WHY)
-    assert desk.compare(sent.one().digest).deleted
+    assert review.compare(sent.one().digest).deleted
     with pytest.raises(ChangeRefused, match="allow-return"):
-        desk.accept(sent.one().digest, **WHY)
-    desk.accept(sent.one().digest, **WHY, allow_return=True)
+        review.accept(sent.one().digest, **WHY)
+    review.accept(sent.one().digest, **WHY, allow_return=True)
     assert index.quarantine.all() == []
     assert sent.got("a") == data_set_bytes(sent.second)
 

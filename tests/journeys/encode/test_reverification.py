@@ -230,15 +230,15 @@ def test_a_model_that_changes_while_it_is_taken_in_is_not_kept(
     file.write_bytes(b"one")
     line = f"weights {hashlib.sha256(b'one').hexdigest()}\n"
     model = Installed("mammo", hashlib.sha256(line.encode()).hexdigest(), "", (("weights", file),))
-    shelf = ModelStore(held.index, held.store)
+    models = ModelStore(held.index, held.store)
     file.write_bytes(b"two")
-    shelf.keep(model)
+    models.keep(model)
     assert "changed while in use" in caplog.text
-    assert shelf.folder("mammo", model.weights_digest) is None
+    assert models.folder("mammo", model.weights_digest) is None
     file.write_bytes(b"one")
-    shelf.keep(model)
-    shelf.keep(model)
-    folder = shelf.folder("mammo", model.weights_digest)
+    models.keep(model)
+    models.keep(model)
+    folder = models.folder("mammo", model.weights_digest)
     assert folder is not None
     assert (folder / "weights").read_bytes() == b"one"
 

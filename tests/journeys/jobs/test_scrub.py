@@ -180,7 +180,7 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
         assert instance.state is InstanceState.RECEIVED
         assert kind in instance.reason
         assert instance.rendition is not None, "its UID goes on leading here"
-    assert not scrubbed(held)["clean"], "not mended yet"
+    assert not scrubbed(held)["clean"], "not repaired yet"
     assert held.of(3).state is InstanceState.VERIFIED
 
 
@@ -265,8 +265,8 @@ def test_what_the_replica_has_only_later_is_whole_at_once(held: Holdings, tmp_pa
 
 
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:
-    upkeep = Integrity(held.index.engine)
-    upkeep.requeue(1, ReasonCode.OTHER, "test")
+    integrity = Integrity(held.index.engine)
+    integrity.requeue(1, ReasonCode.OTHER, "test")
     claim = held.index.claim("worker", 60)
     assert claim is not None
     held.store.path(held.originals[0]).unlink()

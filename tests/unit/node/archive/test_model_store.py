@@ -24,10 +24,10 @@ def test_a_name_that_is_a_path_is_not_used(
     kept.parent.mkdir(parents=True)
     kept.touch()
     archive = ArchiveParts(tmp_path / "archive")
-    shelf = ModelStore(archive.index, archive.hot)
+    models = ModelStore(archive.index, archive.hot)
     ModelRows(archive.index.engine).add(upscaler, "1", [ModelFile(name, archive.hot.put(b"weights"), 7)])
     before = sorted(tmp_path.glob("victim/**/*"))
-    assert shelf.folder(upscaler, "1") is None
+    assert models.folder(upscaler, "1") is None
     assert sorted(tmp_path.glob("victim/**/*")) == before
     assert "a name that is a path" in caplog.text
     archive.index.close()

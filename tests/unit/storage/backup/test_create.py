@@ -153,7 +153,7 @@ def test_a_backup_that_lacks_an_object_of_the_archive_is_not_clean(
     assert (report.clean, report.missing) == (False, [f"object {lost}"])
 
 
-def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, folder: Path) -> None:
+def test_a_backup_whose_manifest_is_damaged_is_named_and_repaired(held: Holdings, folder: Path) -> None:
     """Formerly, the message advised to make the backup again, and this was refused as well."""
     back_up(held, folder)
     data = bytearray((folder / NAME).read_bytes())

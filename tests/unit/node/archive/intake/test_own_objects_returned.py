@@ -253,13 +253,13 @@ def test_a_changed_copy_is_accepted_only_if_the_annotation_is_lost(annotation: A
     bench, workers = annotation.bench, InlineWorkers()
     deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
     parts = bench.index, bench.originals, deletion, bench.settings
-    desk = QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
+    review = QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
     annotation.returned.PatientName = "Muster^Berta"
     with pytest.raises(Duplicate):
         annotation.send()
     [(digest, uid)] = [(one.digest, one.sop_instance_uid) for one in bench.index.quarantine.all()]
     with pytest.raises(ChangeRefused, match=f"{uid} is the UID of a copy of {annotation.ds.SOPInstanceUID}"):
-        desk.accept(digest, reason="better", who="user:test")
+        review.accept(digest, reason="better", who="user:test")
     bench.hot.delete(sha256(annotation.received))
-    assert desk.accept(digest, reason="it is lost", who="user:test").digest == digest
+    assert review.accept(digest, reason="it is lost", who="user:test").digest == digest
     assert bench.index.by_uid(uid) is not None

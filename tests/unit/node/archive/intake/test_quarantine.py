@@ -45,7 +45,7 @@ class Contested:
         with pytest.raises(Duplicate):
             receive(bench, self.second, self.ds)
 
-    def desk(self) -> QuarantineReview:
+    def review(self) -> QuarantineReview:
         bench, workers = self.bench, InlineWorkers()
         parts = bench.index, bench.originals, self.deletion, bench.settings
         return QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
@@ -77,9 +77,11 @@ def test_an_object_that_somebody_accepts_meanwhile_is_not_rejected(
     contested: Contested, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = sha256(contested.second)
-    just_before(monkeypatch, contested.bench.index.quarantine, "reject", lambda: contested.desk().accept(digest, **WHY))
+    just_before(
+        monkeypatch, contested.bench.index.quarantine, "reject", lambda: contested.review().accept(digest, **WHY)
+    )
     with pytest.raises(ChangeRefused, match=f"{digest} was accepted or rejected meanwhile"):
-        contested.desk().reject(digest, **WHY)
+        contested.review().reject(digest, **WHY)
     assert contested.actions() == ["quarantine.accept"]
     assert contested.bench.read(contested.second) == contested.second
     assert contested.waiting() == [sha256(contested.first)]
@@ -90,10 +92,10 @@ def test_nothing_that_arrived_for_an_image_on_hold_is_rejected(contested: Contes
     holds, digest = contested.bench.index.holds, sha256(contested.second)
     placed = holds.add(HoldKind.STUDY, str(contested.ds.StudyInstanceUID), reason="court", who="user:test")
     with pytest.raises(ChangeRefused, match=f"{UID} is on hold, and nothing that arrived under it is removed"):
-        contested.desk().reject(digest, **WHY)
+        contested.review().reject(digest, **WHY)
     assert contested.waiting() == [digest]
     holds.release(placed.key, reason="settled", who="user:test")
-    contested.desk().reject(digest, **WHY)
+    contested.review().reject(digest, **WHY)
     assert contested.waiting() == []
 
 
@@ -101,9 +103,11 @@ def test_an_object_that_somebody_rejects_meanwhile_is_not_accepted(
     contested: Contested, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = sha256(contested.second)
-    just_before(monkeypatch, contested.bench.index.quarantine, "accept", lambda: contested.desk().reject(digest, **WHY))
+    just_before(
+        monkeypatch, contested.bench.index.quarantine, "accept", lambda: contested.review().reject(digest, **WHY)
+    )
     with pytest.raises(ChangeRefused, match=f"{UID} changed meanwhile; compare it again before you accept it"):
-        contested.desk().accept(digest, **WHY)
+        contested.review().accept(digest, **WHY)
     assert contested.actions() == ["quarantine.reject"]
     assert contested.bench.read(contested.first) == contested.first
 
@@ -116,7 +120,7 @@ def test_a_refused_acceptance_leaves_no_copy_of_a_packed_original(tmp_path: Path
     before = set(bench.hot.digests())
     bench.index.holds.add(HoldKind.PATIENT, contested.ds.PatientID, reason="court", who="user:test")
     with pytest.raises(ChangeRefused, match="on hold, and cannot be replaced"):
-        contested.desk().accept(sha256(contested.second), **WHY)
+        contested.review().accept(sha256(contested.second), **WHY)
     assert set(bench.hot.digests()) == before
     assert bench.read(contested.first) == contested.first
 
@@ -131,8 +135,8 @@ def test_a_reconstruction_of_a_replaced_original_that_returns_is_kept(contested:
     returned, header = path.read_bytes(), dcmread(path)
     if withdrawn:
         Integrity(bench.index.engine).withdraw(DERIVED, withdrawn)
-    contested.desk().accept(sha256(contested.second), **WHY)
-    contested.desk().reject(sha256(contested.first), **WHY)
+    contested.review().accept(sha256(contested.second), **WHY)
+    contested.review().reject(sha256(contested.first), **WHY)
     with pytest.raises(Duplicate, match="with a payload that is lost here"):
         receive(bench, returned, header)
     assert contested.waiting() == [sha256(returned)]
@@ -140,9 +144,9 @@ def test_a_reconstruction_of_a_replaced_original_that_returns_is_kept(contested:
 
 def test_a_purged_original_is_replaced_and_does_not_go_to_quarantine(contested: Contested) -> None:
     assert len(contested.bench.retention.purge().purged) == 1
-    compared = contested.desk().compare(sha256(contested.second))
+    compared = contested.review().compare(sha256(contested.second))
     assert compared.differences == ()
-    contested.desk().accept(sha256(contested.second), **WHY)
+    contested.review().accept(sha256(contested.second), **WHY)
     held = contested.bench.index.by_uid(UID)
     assert held is not None
     assert (held.state, held.rendition, held.original_digest) == (
@@ -165,7 +169,7 @@ def test_a_reconstruction_of_a_deleted_image_never_becomes_an_original(contested
     with pytest.raises(Deleted):
         receive(bench, made, small(DERIVED))
     with pytest.raises(ChangeRefused, match=f"{DERIVED} is the UID of a reconstruction of {UID}, which was deleted"):
-        contested.desk().accept(sha256(made), **WHY, allow_return=True)
+        contested.review().accept(sha256(made), **WHY, allow_return=True)
     assert sha256(made) in contested.waiting()
     assert bench.index.by_uid(DERIVED) is None
 
@@ -177,7 +181,7 @@ def test_a_reconstruction_replaces_no_original(contested: Contested) -> None:
     with pytest.raises(Duplicate, match="with other pixels"):
         receive(bench, data, other)
     with pytest.raises(ChangeRefused, match=f"{DERIVED} is the UID of a reconstruction of {UID}; nothing replaces it"):
-        contested.desk().accept(sha256(data), **WHY)
+        contested.review().accept(sha256(data), **WHY)
     assert bench.read(contested.first) == contested.first
 
 
@@ -214,9 +218,9 @@ def test_a_lost_original_is_replaced(tmp_path: Path, form: str, harm: str, scrub
     HARM[harm](contested.object())
     if scrubbed:
         bench.originals.damaged(lost.tier, lost.object_digest)
-    compared = contested.desk().compare(digest)
+    compared = contested.review().compare(digest)
     assert (compared.lost, compared.differences) == (True, ())
-    contested.desk().accept(digest, **WHY)
+    contested.review().accept(digest, **WHY)
     held = bench.index.by_uid(UID)
     assert held is not None
     assert (held.state, held.rendition, held.original_digest, held.reason) == (
@@ -240,7 +244,7 @@ def test_a_lost_original_that_is_found_goes_to_quarantine(contested: Contested) 
     aside = contested.bench.root / "damaged" / f"{path.name}.1"
     aside.parent.mkdir()
     path.rename(aside)
-    contested.desk().accept(sha256(contested.second), **WHY)
+    contested.review().accept(sha256(contested.second), **WHY)
     assert contested.waiting() == [sha256(contested.first)]
     assert contested.bench.hot.read(sha256(contested.first)) == contested.first
 
@@ -250,11 +254,11 @@ def test_an_original_in_a_store_that_is_not_there_is_not_replaced(tmp_path: Path
     bench, digest = contested.bench, sha256(contested.second)
     cold = bench.stores.pop(Tier.COLD)
     with pytest.raises(ChangeRefused, match="holds no object at all: set originals"):
-        contested.desk().accept(digest, **WHY)
+        contested.review().accept(digest, **WHY)
     (tmp_path / "elsewhere").mkdir()
     bench.stores[Tier.COLD] = ObjectStore(tmp_path / "elsewhere")
     with pytest.raises(ChangeRefused, match="holds no object at all: set originals"):
-        contested.desk().accept(digest, **WHY)
+        contested.review().accept(digest, **WHY)
     bench.stores[Tier.COLD] = cold
     assert bench.read(contested.first) == contested.first
     assert contested.waiting() == [digest]
@@ -270,7 +274,7 @@ def test_an_original_that_cannot_be_opened_is_not_replaced(
     monkeypatch.setattr(contested.bench.originals, "lend", lend)
     monkeypatch.setattr(contested.bench.originals, "condition", lambda held: Condition.UNREADABLE)
     with pytest.raises(ChangeRefused, match="may be sound, but cannot be read: correct the permissions"):
-        contested.desk().accept(sha256(contested.second), **WHY)
+        contested.review().accept(sha256(contested.second), **WHY)
     monkeypatch.undo()
     assert contested.bench.read(contested.first) == contested.first
 
@@ -283,7 +287,7 @@ def test_a_lost_original_that_comes_back_meanwhile_is_not_replaced(
         monkeypatch, contested.bench.index.quarantine, "accept", lambda: contested.bench.hot.put(contested.first)
     )
     with pytest.raises(ChangeRefused, match=f"{UID} changed meanwhile"):
-        contested.desk().accept(sha256(contested.second), **WHY)
+        contested.review().accept(sha256(contested.second), **WHY)
     assert contested.bench.read(contested.first) == contested.first
     assert contested.waiting() == [sha256(contested.second)]
 
@@ -293,7 +297,7 @@ def test_a_lost_object_of_the_quarantine_replaces_nothing(contested: Contested, 
     digest = sha256(contested.second)
     HARM[harm](contested.bench.hot.path(digest))
     with pytest.raises(ChangeRefused, match=f"{digest} in quarantine is missing or damaged; let MODALITY send {UID}"):
-        contested.desk().accept(digest, **WHY)
+        contested.review().accept(digest, **WHY)
     assert contested.bench.read(contested.first) == contested.first
-    contested.desk().reject(digest, **WHY)
+    contested.review().reject(digest, **WHY)
     assert contested.waiting() == []
