@@ -55,6 +55,11 @@ TRANSFER_SYNTAXES = tuple(
 """Transfer syntaxes that are accepted and stored unchanged: all that pydicom knows, and JPEG XL; preferred ones first.
 Explicit VR little endian leads, since it loses nothing and every peer can encode it."""
 
+VIDEO_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.77.1.{part}" for part in ("1.1", "2.1", "4.1"))
+"""Video Endoscopic, Microscopic and Photographic Image Storage."""
+VIDEO_SYNTAXES = tuple(sorted(TRANSFER_SYNTAXES, key=lambda uid: not uid.startswith("1.2.840.10008.1.2.4.10")))
+"""Transfer syntaxes for these, MPEG and HEVC first: in a context of theirs, no video can be sent in little endian."""
+
 MESSAGE_SYNTAXES = [
     *(ExplicitVRLittleEndian, ImplicitVRLittleEndian),
     *(DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian),
