@@ -2,8 +2,9 @@
 
 An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
 these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
-the content of the copy. So has an annotation that references such an annotation: its copy names the other copy. Every
-UID that was announced is kept with its content.
+the content of the copy. So has an annotation that references such an annotation: its copy names the other copy. An
+annotation may also have been made on a reconstruction: its copy names the object that the peer now gets. Every UID that
+was announced is kept with its content.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, insert, select
+from sqlalchemy import Connection, Engine, and_, func, insert, select
 
 from storage.formats.payload import NAMESPACE
 from storage.index.connection import now, writing
@@ -76,8 +77,8 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
     ordered = dict.fromkeys(_ordered({key: {row.target_key for row in rows} for key, rows in references.items()}))
     for key in [*ordered, *(references.keys() - ordered.keys())]:
         rows = references[key]
-        objects = [(row.uid, row.object_uid or copied.get(row.target_key)) for row in rows]
-        pairs = [[uid, other] for uid, other in objects if other is not None]
+        objects = [(row.uid, copied.get(row.target_key) or row.object_uid) for row in rows]
+        pairs = [[uid, other] for uid, other in objects if other not in (None, uid)]
         if pairs:
             uid = _uid(f"{rows[0].sop_instance_uid}|{rows[0].original_digest}", pairs)
             due[uid] = {"uid": uid, "instance_key": key, "pairs": pairs}
@@ -88,14 +89,24 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
 
 def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> dict[int, list[Any]]:
     """The references of those annotations, and of all that these reference, by key and in the order of UIDs."""
-    target, of_target = instance.alias(), reference.alias()
+    target, of_target, named = instance.alias(), reference.alias(), instance.alias()
+    keys_of_uid = [
+        select(key).where(uid == reference.c.uid).scalar_subquery()
+        for uid, key in (
+            (named.c.sop_instance_uid, named.c.key),
+            *((uid, rendition.c.instance_key) for uid in (rendition.c.derived_uid, rendition.c.structure_uid)),
+            (reference_copy.c.uid, reference_copy.c.instance_key),
+        )
+    ]
+    current = rendition.alias()
+    served = current.c.derived_uid if draw else current.c.structure_uid
     query = (
         select(
             reference.c.instance_key,
             instance.c.sop_instance_uid,
             instance.c.original_digest,
             reference.c.uid,
-            (rendition.c.derived_uid if draw else rendition.c.structure_uid).label("object_uid"),
+            func.coalesce(served, target.c.sop_instance_uid).label("object_uid"),
             select(of_target.c.instance_key)  # of what is referenced, if it is an annotation
             .where(of_target.c.instance_key == target.c.key)
             .limit(1)
@@ -103,11 +114,9 @@ def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> 
             .label("target_key"),
         )
         .join(instance, reference.c.instance_key == instance.c.key)
-        .join(target, target.c.sop_instance_uid == reference.c.uid, isouter=True)
+        .join(target, target.c.key == func.coalesce(*keys_of_uid), isouter=True)
         .join(
-            rendition,
-            and_(target.c.rendition_key == rendition.c.key, target.c.state.in_(RENDITION_STATES)),
-            isouter=True,
+            current, and_(target.c.rendition_key == current.c.key, target.c.state.in_(RENDITION_STATES)), isouter=True
         )
         .order_by(reference.c.uid)
     )
