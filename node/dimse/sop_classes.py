@@ -21,7 +21,7 @@ from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.archive.query.identifier import Root
 from node.config import WireSyntax
-from storage.dicom.encapsulate import JPEG_XL, JPEG_XL_LOSSLESS
+from storage.dicom.encapsulate import DEFLATED_FRAMES, JPEG_XL, JPEG_XL_LOSSLESS
 
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -47,12 +47,16 @@ ROOTS = {query_retrieve(root, service): root for root in _BRANCHES for service i
 
 STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 
-TRANSFER_SYNTAXES = tuple(
-    dict.fromkeys(
-        str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *JPEG_XL)
-    )
+_NOT_DECODED = (
+    "1.2.840.10008.1.2.1.98",
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (*range(52, 57), *range(58, 67), 94, 95)),
+    DEFLATED_FRAMES,
 )
-"""Transfer syntaxes that are accepted and stored unchanged: all that pydicom knows, and JPEG XL; preferred ones first.
+"""Encapsulated uncompressed pixels, retired processes of JPEG, JPIP, and deflated frames, for which pydicom has no
+decoder."""
+_ALL = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *_NOT_DECODED, *JPEG_XL)
+TRANSFER_SYNTAXES = tuple(dict.fromkeys(map(str, _ALL)))
+"""Transfer syntaxes that are accepted and stored unchanged: all of PS3.6 for data sets; preferred ones first.
 Explicit VR little endian leads, since it loses nothing and every peer can encode it."""
 
 VIDEO_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.77.1.{part}" for part in ("1.1", "2.1", "4.1"))
