@@ -1,10 +1,10 @@
-"""Copies of annotations whose references name reconstructions, for peers that receive reconstructions.
+"""Copies of annotations whose references name the objects that a peer gets, reconstructions or originals.
 
 An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
-these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
-the content of the copy. So has an annotation that references such an annotation: its copy names the other copy. An
-annotation may also have been made on a reconstruction: its copy names the object that the peer now gets. Every UID that
-was announced is kept with its content.
+these images have reconstructions, a peer that gets these, and is configured so, gets a copy under its own UID, which
+is derived from the content of the copy. So has an annotation that references such an annotation: its copy names the
+other copy. An annotation may also have been made on a reconstruction: its copy names the object that the peer now gets.
+Every UID that was announced is kept with its content.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select
+from sqlalchemy import Connection, Engine, and_, func, insert, null, select
 
 from storage.formats.payload import NAMESPACE
 from storage.index.connection import now, writing
@@ -33,12 +33,13 @@ def note_references(connection: Connection, instance_key: int, uids: Iterable[st
 
 
 def copies(
-    engine: Engine, keys: Sequence[int], requested: Iterable[str] = (), *, draw: bool = True
+    engine: Engine, keys: Sequence[int], requested: Iterable[str] = (), *, draw: bool | None = True
 ) -> dict[int, ReferencingCopy]:
     """The copies to show and send, by instance key; the UIDs of new copies are committed.
 
     ``requested``: SOP Instance UIDs of a request: an older copy is used if its UID is among them, unless the current
-    copy or the annotation itself is too. ``draw``: whether the references name reconstructions with drawn noise.
+    copy or the annotation itself is too. ``draw``: whether the references name reconstructions with drawn noise; None
+    if they name originals.
     """
     wanted = set(requested)
     with engine.connect() as connection:
@@ -68,7 +69,9 @@ def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
     return None if row is None else _copy(row)
 
 
-def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
+def _due(
+    connection: Connection, keys: Sequence[int], draw: bool | None
+) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
     """SOP Instance UIDs of the annotations by key, and the copies for the current reconstructions by UID; both also for
     the annotations that they reference."""
     references = _all_references(connection, keys, draw)
@@ -87,7 +90,7 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
     return {key: rows[0].sop_instance_uid for key, rows in references.items()}, due
 
 
-def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> dict[int, list[Any]]:
+def _all_references(connection: Connection, keys: Iterable[int], draw: bool | None) -> dict[int, list[Any]]:
     """The references of those annotations, and of all that these reference, by key and in the order of UIDs."""
     target, of_target, named = instance.alias(), reference.alias(), instance.alias()
     keys_of_uid = [
@@ -99,7 +102,7 @@ def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> 
         )
     ]
     current = rendition.alias()
-    served = current.c.derived_uid if draw else current.c.structure_uid
+    served = {True: current.c.derived_uid, False: current.c.structure_uid, None: null()}[draw]
     query = (
         select(
             reference.c.instance_key,

@@ -59,7 +59,7 @@ def find(
 ) -> Iterator[Dataset]:
     """The responses to a query, as a stream. Raises IdentifierError before the first one.
 
-    ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
+    ``copies``: annotations are shown as copies whose references name what the peer gets. ``draw``: reconstructions are
     shown under the UIDs with drawn noise, else under those without. ``adjust_zones``: dates and times are compared
     and returned in the time zone of the request; ``home`` is the zone of images that state none. ``implicit``:
     whether the responses will be sent in implicit VR little endian; None if the encoding is not known. ``is_over``:

@@ -26,10 +26,10 @@ def index(tmp_path: Path) -> Iterator[Index]:
     opened.close()
 
 
-def pairs(index: Index, *uids: str) -> dict[str, dict[str, str]]:
+def pairs(index: Index, *uids: str, draw: bool | None = True) -> dict[str, dict[str, str]]:
     """What the copies of those annotations name instead, by the UID of the annotation."""
     keys = {key_of(index, uid): uid for uid in uids}
-    return {keys[key]: dict(copy.pairs) for key, copy in copies(index.engine, list(keys)).items()}
+    return {keys[key]: dict(copy.pairs) for key, copy in copies(index.engine, list(keys), draw=draw).items()}
 
 
 def copy_of(index: Index, uid: str) -> str:
@@ -77,6 +77,9 @@ def test_a_copy_names_what_the_peer_gets_instead_of_what_was_annotated(index: In
     former = copy_of(index, OTHER)
     index.add(new_instance(REPORT, references=("2.25.1", former)))
     assert pairs(index, STATE, OTHER, REPORT) == {OTHER: {structure: "2.25.1"}}
+
+    assert pairs(index, STATE, OTHER, draw=False) == {STATE: {"2.25.1": structure}}
+    assert pairs(index, STATE, OTHER, draw=None) == {STATE: {"2.25.1": IMAGE}, OTHER: {structure: IMAGE}}
 
     Integrity(index.engine).requeue(image.key, ReasonCode.OTHER, "a region was marked")
     assert pairs(index, STATE) == {STATE: {"2.25.1": IMAGE}}
