@@ -45,7 +45,14 @@ def query_retrieve(root: Root, service: int) -> str:
 ROOTS = {query_retrieve(root, service): root for root in _BRANCHES for service in (FIND, MOVE, GET)}
 """SOP class UID to information model; the keys are what the server offers."""
 
-STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+RETIRED_CLASSES = (
+    *(f"1.2.840.10008.5.1.1.{part}" for part in (27, 29, 30)),
+    *(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("3", "5", "6", "8", "9", "9.1", "10", "11", "12.3", "129")),
+    *(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("77.1", "77.2", "88.1", "88.2", "88.3", "88.4")),
+    "1.2.840.10008.5.1.4.34.1",
+)
+"""Storage classes that PS3.6 has retired and pynetdicom lacks: old archives hold many objects of Ultrasound Image."""
+STORAGE_CLASSES = (*(str(context.abstract_syntax) for context in AllStoragePresentationContexts), *RETIRED_CLASSES)
 
 _NOT_DECODED = (
     "1.2.840.10008.1.2.1.98",
@@ -89,9 +96,9 @@ _LOSSLESS = {
 }
 
 
-def register_storage_classes(uids: Iterable[str]) -> None:
-    """Let pynetdicom serve C-STORE for these SOP classes too; it aborts the association for an unknown one."""
-    for uid in uids:
+def register_storage_classes(uids: Iterable[str] = ()) -> None:
+    """Let pynetdicom serve C-STORE for retired SOP classes and these; it aborts the association for an unknown one."""
+    for uid in (*RETIRED_CLASSES, *uids):
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 

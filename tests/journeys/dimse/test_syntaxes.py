@@ -205,12 +205,13 @@ def test_every_transfer_syntax_is_accepted_and_kept_verbatim(tmp_path: Path) -> 
             assert data_set_bytes(running.store.held(held.original_digest)) == data_set_bytes(path)
 
 
-def test_a_configured_private_class_is_stored_and_sent(tmp_path: Path) -> None:
-    ds = samples.mammogram(samples.breast(64, 64), SOPClassUID=UID(PRIVATE_CLASS))
-    path = samples.write(ds, tmp_path / "private.dcm")
+@pytest.mark.parametrize("sop_class", [PRIVATE_CLASS, "1.2.840.10008.5.1.4.1.1.6"], ids=["private", "retired"])
+def test_a_configured_private_class_and_a_retired_one_are_stored_and_sent(tmp_path: Path, sop_class: str) -> None:
+    ds = samples.mammogram(samples.breast(64, 64), SOPClassUID=UID(sop_class))
+    path = samples.write(ds, tmp_path / "image.dcm")
     got: list[str] = []
     entity = AE("ORIGINAL")
-    entity.add_supported_context(PRIVATE_CLASS)
+    entity.add_supported_context(sop_class)
 
     def keep(event: Any) -> int:
         got.append(str(event.request.AffectedSOPInstanceUID))
