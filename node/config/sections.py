@@ -123,8 +123,8 @@ class Peer(Section):
 
     @model_validator(mode="after")
     def _options_match_the_rendition(self) -> Peer:
-        if self.references == "rewrite" and self.rendition is not RenditionPolicy.RECONSTRUCTED:
-            raise ValueError("references: rewrite is for peers with rendition: reconstructed; others get originals")
+        if self.references == "rewrite" and self.rendition is RenditionPolicy.AUTO:
+            raise ValueError("references: rewrite is not for peers with rendition: auto, which may get either object")
         if bool(self.host) != bool(self.port):
             raise ValueError("host and port belong together: name both or neither")
         if self.texture is not None and self.rendition is RenditionPolicy.ORIGINAL:

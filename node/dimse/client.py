@@ -20,7 +20,15 @@ from node.dimse import pynetdicom_patches
 from node.dimse.pynetdicom_patches.alike_contexts import add_alike_contexts
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.tcp_nodelay import set_no_delay
-from node.dimse.sop_classes import FIND, GET, MOVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, query_retrieve
+from node.dimse.sop_classes import (
+    FIND,
+    GET,
+    MOVE,
+    STORAGE_CLASSES,
+    TRANSFER_SYNTAXES,
+    query_retrieve,
+    register_storage_classes,
+)
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
@@ -55,6 +63,7 @@ class Receiver:
     def __enter__(self) -> Receiver:
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = 0
+        register_storage_classes()
         add_alike_contexts(entity, STORAGE_CLASSES, TRANSFER_SYNTAXES)
         self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
         return self

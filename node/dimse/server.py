@@ -44,6 +44,8 @@ from node.dimse.sop_classes import (
     STORAGE_COMMITMENT,
     TRANSFER_SYNTAXES,
     VERIFICATION,
+    VIDEO_CLASSES,
+    VIDEO_SYNTAXES,
     in_order,
     register_storage_classes,
 )
@@ -149,6 +151,7 @@ class Server:
             return
         order = tuple(dict.fromkeys((*in_order(peer.transfer_syntaxes, TRANSFER_SYNTAXES[0]), *TRANSFER_SYNTAXES)))
         gets = {str(uid) for uid, role in assoc.requestor.role_selection.items() if role.scp_role}
+        gets -= {*VIDEO_CLASSES}
         offered = assoc.acceptor.supported_contexts
         assoc.acceptor.supported_contexts = [
             _reordered(context, order) if str(context.abstract_syntax) in gets else context for context in offered
@@ -235,6 +238,7 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
         entity.add_supported_context(model, MESSAGE_SYNTAXES)
     register_storage_classes(settings.storage_classes)
     # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
+    add_alike_contexts(entity, VIDEO_CLASSES, VIDEO_SYNTAXES, both_roles=True)
     add_alike_contexts(entity, (*STORAGE_CLASSES, *settings.storage_classes), TRANSFER_SYNTAXES, both_roles=True)
     return entity
 

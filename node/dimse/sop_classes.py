@@ -21,7 +21,7 @@ from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.archive.query.identifier import Root
 from node.config import WireSyntax
-from storage.dicom.encapsulate import JPEG_XL, JPEG_XL_LOSSLESS
+from storage.dicom.encapsulate import DEFLATED_FRAMES, JPEG_XL, JPEG_XL_LOSSLESS
 
 VERIFICATION = "1.2.840.10008.1.1"
 
@@ -45,15 +45,31 @@ def query_retrieve(root: Root, service: int) -> str:
 ROOTS = {query_retrieve(root, service): root for root in _BRANCHES for service in (FIND, MOVE, GET)}
 """SOP class UID to information model; the keys are what the server offers."""
 
-STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
-
-TRANSFER_SYNTAXES = tuple(
-    dict.fromkeys(
-        str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *JPEG_XL)
-    )
+RETIRED_CLASSES = (
+    *(f"1.2.840.10008.5.1.1.{part}" for part in (27, 29, 30)),
+    *(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("3", "5", "6", "8", "9", "9.1", "10", "11", "12.3", "129")),
+    *(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("77.1", "77.2", "88.1", "88.2", "88.3", "88.4")),
+    "1.2.840.10008.5.1.4.34.1",
 )
-"""Transfer syntaxes that are accepted and stored unchanged: all that pydicom knows, and JPEG XL; preferred ones first.
+"""Storage classes that PS3.6 has retired and pynetdicom lacks: old archives hold many objects of Ultrasound Image."""
+STORAGE_CLASSES = (*(str(context.abstract_syntax) for context in AllStoragePresentationContexts), *RETIRED_CLASSES)
+
+_NOT_DECODED = (
+    "1.2.840.10008.1.2.1.98",
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (*range(52, 57), *range(58, 67), 94, 95)),
+    DEFLATED_FRAMES,
+)
+"""Encapsulated uncompressed pixels, retired processes of JPEG, JPIP, and deflated frames, for which pydicom has no
+decoder."""
+_ALL = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *_NOT_DECODED, *JPEG_XL)
+TRANSFER_SYNTAXES = tuple(dict.fromkeys(map(str, _ALL)))
+"""Transfer syntaxes that are accepted and stored unchanged: all of PS3.6 for data sets; preferred ones first.
 Explicit VR little endian leads, since it loses nothing and every peer can encode it."""
+
+VIDEO_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.77.1.{part}" for part in ("1.1", "2.1", "4.1"))
+"""Video Endoscopic, Microscopic and Photographic Image Storage."""
+VIDEO_SYNTAXES = tuple(sorted(TRANSFER_SYNTAXES, key=lambda uid: not uid.startswith("1.2.840.10008.1.2.4.10")))
+"""Transfer syntaxes for these, MPEG and HEVC first: in a context of theirs, no video can be sent in little endian."""
 
 MESSAGE_SYNTAXES = [
     *(ExplicitVRLittleEndian, ImplicitVRLittleEndian),
@@ -80,9 +96,9 @@ _LOSSLESS = {
 }
 
 
-def register_storage_classes(uids: Iterable[str]) -> None:
-    """Let pynetdicom serve C-STORE for these SOP classes too; it aborts the association for an unknown one."""
-    for uid in uids:
+def register_storage_classes(uids: Iterable[str] = ()) -> None:
+    """Let pynetdicom serve C-STORE for retired SOP classes and these; it aborts the association for an unknown one."""
+    for uid in (*RETIRED_CLASSES, *uids):
         if uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 

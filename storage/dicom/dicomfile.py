@@ -144,9 +144,9 @@ def accept_odd_values() -> None:
     Called once per process at its start: warning filters are not thread-safe, and pydicom's warnings contain patient
     data.
     """
-    from storage.dicom.encapsulate import register_jpeg_xl
+    from storage.dicom.encapsulate import register_newer_syntaxes
 
-    register_jpeg_xl()
+    register_newer_syntaxes()
     config.settings.reading_validation_mode = config.IGNORE
     config.settings.writing_validation_mode = config.IGNORE
 

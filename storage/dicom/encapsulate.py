@@ -41,11 +41,14 @@ Frame = NDArray[Any]
 """One frame: uint8 or uint16, shape (rows, columns)."""
 
 
-def register_jpeg_xl() -> None:
-    """Add the JPEG XL transfer syntaxes to pydicom's dictionary, for this process."""
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+
+
+def register_newer_syntaxes() -> None:
+    """Add the JPEG XL transfer syntaxes and that of deflated frames to pydicom's dictionary, for this process."""
     from pydicom._uid_dict import UID_dictionary
 
-    for uid, name in JPEG_XL.items():
+    for uid, name in {**JPEG_XL, DEFLATED_FRAMES: "Deflated Image Frame Compression"}.items():
         UID_dictionary.setdefault(uid, (name, "Transfer Syntax", "", "", name.replace(" ", "")))
 
 

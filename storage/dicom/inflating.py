@@ -13,13 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate
 
 from storage.dicom.decode_limits import FREE, decode_limits
 from storage.errors import InflatesTooFar, Unparseable
 
-DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate})
-"""Transfer syntaxes whose data set is deflated (PS3.5 A.5, A.14)."""
+JPIP_REFERENCED_DEFLATE = UID("1.2.840.10008.1.2.4.95")
+DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, JPIP_REFERENCED_DEFLATE, JPIPHTJ2KReferencedDeflate})
+"""Transfer syntaxes whose data set is deflated (PS3.5 A.5, A.7, A.14)."""
 _PIECE = 1 << 20
 """Bytes that are read and inflated at a time."""
 

@@ -116,7 +116,8 @@ def _with_attributes(
     objects = _derived_objects(connection, [row["IMAGE_key"] for row in rows], search) if search.derived else {}
     copies: dict[int, ReferencingCopy] = {}
     if search.copies:
-        copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
+        draw = search.draw if search.renditions else None
+        copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=draw)
     own = f"{search.level}_key"
     gone = _unavailable(connection, search, {row[own] for row in rows}) if search.availability else set()
     found = []

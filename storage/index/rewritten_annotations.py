@@ -1,8 +1,9 @@
-"""Copies of annotations whose references name reconstructions, for peers that receive reconstructions.
+"""Copies of annotations whose references name the objects that a peer gets, reconstructions or originals.
 
 An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
-these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
-the content of the copy. An annotation that references such an annotation also has a copy, which names the other copy.
+these images have reconstructions, a peer that gets these, and is configured so, gets a copy under its own UID, which
+is derived from the content of the copy. An annotation that references such an annotation also has a copy, which names
+the other copy. The copy of an annotation that was made on a reconstruction names the object that the peer gets now.
 Every UID that was announced is kept with its content.
 """
 
@@ -15,7 +16,7 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, insert, select
+from sqlalchemy import Connection, Engine, and_, func, insert, null, select
 
 from storage.formats.payload import NAMESPACE
 from storage.index.connection import now, writing
@@ -32,12 +33,13 @@ def note_references(connection: Connection, instance_key: int, uids: Iterable[st
 
 
 def copies(
-    engine: Engine, keys: Sequence[int], requested: Iterable[str] = (), *, draw: bool = True
+    engine: Engine, keys: Sequence[int], requested: Iterable[str] = (), *, draw: bool | None = True
 ) -> dict[int, ReferencingCopy]:
     """The copies to show and send, by instance key; the UIDs of new copies are committed.
 
     ``requested``: SOP Instance UIDs that a request names. An older copy is used if its UID is among them, and neither
-    that of the current copy nor that of the annotation is. ``draw``: whether references name objects with drawn noise.
+    that of the current copy nor that of the annotation is. ``draw``: whether references name reconstructions with drawn
+    noise; None if they name originals.
     """
     wanted = set(requested)
     with engine.connect() as connection:
@@ -67,7 +69,9 @@ def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
     return None if row is None else _copy(row)
 
 
-def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
+def _due(
+    connection: Connection, keys: Sequence[int], draw: bool | None
+) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
     """SOP Instance UIDs of the annotations by key, and the copies for the current reconstructions by UID; both also for
     the annotations that they reference."""
     references = _all_references(connection, keys, draw)
@@ -76,8 +80,8 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
     ordered = dict.fromkeys(_ordered({key: {row.target_key for row in rows} for key, rows in references.items()}))
     for key in [*ordered, *(references.keys() - ordered.keys())]:
         rows = references[key]
-        objects = [(row.uid, row.object_uid or copied.get(row.target_key)) for row in rows]
-        pairs = [[uid, other] for uid, other in objects if other is not None]
+        objects = [(row.uid, copied.get(row.target_key) or row.object_uid) for row in rows]
+        pairs = [[uid, other] for uid, other in objects if other not in (None, uid)]
         if pairs:
             uid = _uid(f"{rows[0].sop_instance_uid}|{rows[0].original_digest}", pairs)
             due[uid] = {"uid": uid, "instance_key": key, "pairs": pairs}
@@ -86,16 +90,26 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
     return {key: rows[0].sop_instance_uid for key, rows in references.items()}, due
 
 
-def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> dict[int, list[Any]]:
+def _all_references(connection: Connection, keys: Iterable[int], draw: bool | None) -> dict[int, list[Any]]:
     """The references of those annotations, and of all that these reference, by key and in the order of UIDs."""
-    target, of_target = instance.alias(), reference.alias()
+    target, of_target, named = instance.alias(), reference.alias(), instance.alias()
+    keys_of_uid = [
+        select(key).where(uid == reference.c.uid).scalar_subquery()
+        for uid, key in (
+            (named.c.sop_instance_uid, named.c.key),
+            *((uid, rendition.c.instance_key) for uid in (rendition.c.derived_uid, rendition.c.structure_uid)),
+            (reference_copy.c.uid, reference_copy.c.instance_key),
+        )
+    ]
+    current = rendition.alias()
+    served = {True: current.c.derived_uid, False: current.c.structure_uid, None: null()}[draw]
     query = (
         select(
             reference.c.instance_key,
             instance.c.sop_instance_uid,
             instance.c.original_digest,
             reference.c.uid,
-            (rendition.c.derived_uid if draw else rendition.c.structure_uid).label("object_uid"),
+            func.coalesce(served, target.c.sop_instance_uid).label("object_uid"),
             select(of_target.c.instance_key)  # of what is referenced, if it is an annotation
             .where(of_target.c.instance_key == target.c.key)
             .limit(1)
@@ -103,11 +117,9 @@ def _all_references(connection: Connection, keys: Iterable[int], draw: bool) -> 
             .label("target_key"),
         )
         .join(instance, reference.c.instance_key == instance.c.key)
-        .join(target, target.c.sop_instance_uid == reference.c.uid, isouter=True)
+        .join(target, target.c.key == func.coalesce(*keys_of_uid), isouter=True)
         .join(
-            rendition,
-            and_(target.c.rendition_key == rendition.c.key, target.c.state.in_(RENDITION_STATES)),
-            isouter=True,
+            current, and_(target.c.rendition_key == current.c.key, target.c.state.in_(RENDITION_STATES)), isouter=True
         )
         .order_by(reference.c.uid)
     )

@@ -353,6 +353,7 @@ def test_source(made: Made) -> None:
     assert source.ReferencedSOPClassUID == original.SOPClassUID
     assert source.ReferencedSOPInstanceUID == original.SOPInstanceUID
     assert _codes(source, "PurposeOfReferenceCodeSequence") == [("121320", "DCM")]
+    assert source.SpatialLocationsPreserved == "YES"
 
 
 def test_contributing_equipment(made: Made) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from node.archive.encode.remake import Remake
 from node.archive.encode.rendition_writer import RenditionWriter
-from node.archive.intake.annotation_regions import Box
+from node.archive.intake.annotation_regions import Box, Sources, sources_of
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
@@ -149,11 +149,11 @@ class Archivist:
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
-            reason, rows, columns = self._eligibility_of(path)
+            reason, rows, columns, sources = self._eligibility_of(path)
             if reason:
                 self._regions.send_back_if_annotation(instance)
                 raise NotReconstructable(reason.sentence, reason)
-            regions = self._regions.on_image(instance, rows, columns)
+            regions = self._regions.on_image(instance, rows, columns, sources)
             request = self._request(claim, path, regions)
             if instance.rendition:
                 result = self._remake.restored_or_encoded(claim, instance, request, ask)
@@ -165,20 +165,20 @@ class Archivist:
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
             else:
                 self._writer.write(claim, result.made, result, ask)
-        if self._regions.on_image(instance, rows, columns) != regions:  # an annotation arrived meanwhile
+        if self._regions.on_image(instance, rows, columns, sources) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
 
-    def _eligibility_of(self, path: Path) -> tuple[ReasonCode, int, int]:
-        """Why an object may only be kept bit-exact (ReasonCode.NONE if it may be encoded), and its rows and columns."""
+    def _eligibility_of(self, path: Path) -> tuple[ReasonCode, int, int, Sources]:
+        """Why an object may only be kept bit-exact (NONE if it may be encoded), and its rows, columns and sources."""
         with opened(path) as file:
             header = file.outline()
             reason = why_exact(file, header, self._settings.eligibility)
         if reason:
-            return reason, 0, 0
+            return reason, 0, 0, {}
         rows, columns = int(header.Rows), int(header.Columns)
         memory = self._settings.limits.encoder_memory
         large = memory and rows * columns * _BYTES_PER_PIXEL > memory
-        return ReasonCode.LARGE if large else ReasonCode.NONE, rows, columns
+        return ReasonCode.LARGE if large else ReasonCode.NONE, rows, columns, sources_of(header)
 
     def _request(self, claim: Claim, path: Path, regions: tuple[Box, ...]) -> EncodeRequest:
         """A search, or the one operating point of profile ``paper``."""

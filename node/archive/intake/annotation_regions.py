@@ -7,10 +7,13 @@ margin around it. This module neither reads pixels nor uses the archive.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydicom import Dataset
+from pydicom.tag import BaseTag
+
+from storage.dicom.elements import codecs_of, readable, readable_items
 
 MAMMOGRAPHY_CAD_SR = "1.2.840.10008.5.1.4.1.1.88.50"
 GRAYSCALE_PRESENTATION_STATE = "1.2.840.10008.5.1.4.1.1.11.1"
@@ -28,6 +31,14 @@ Point = tuple[float, float]
 """Column and row in pixels; the image's top left corner is (0, 0)."""
 
 
+Sources = Mapping[str, tuple[bool, bool]]
+"""Images of which an image was made, by UID, with whether the columns, and whether the rows, run the other way."""
+
+_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
+_SOURCES = BaseTag(0x00082112)
+_OPPOSITES = {"A": "P", "P": "A", "H": "F", "F": "H", "L": "R", "R": "L"}
+
+
 class Box(NamedTuple):
     """A rectangle of pixels, 0-based; it may extend beyond the image."""
 
@@ -42,6 +53,36 @@ def clipped(box: Box, rows: int, columns: int) -> Box | None:
     top, left = max(box.row, 0), max(box.column, 0)
     bottom, right = min(box.row + box.height, rows), min(box.column + box.width, columns)
     return Box(top, left, bottom - top, right - left) if top < bottom and left < right else None
+
+
+def mirrored(box: Box, rows: int, columns: int, across: bool, down: bool) -> Box:
+    """The box at the same place in an image of that size whose columns, or rows, run the other way."""
+    column = columns - box.column - box.width if across else box.column
+    return Box(rows - box.row - box.height if down else box.row, column, box.height, box.width)
+
+
+def sources_of(header: Dataset) -> Sources:
+    """The mammograms for processing of which an image was made. CAD reports often name these (PS3.3 C.7.6.1.1.4).
+
+    Those whose pixels are at other places are left out: a source with Spatial Locations Preserved NO, or turned by 90
+    degrees.
+    """
+    found = {}
+    own = _orientation(header)
+    for item in readable_items(header, _SOURCES, codecs_of(header)):
+        preserved = readable(item, "SpatialLocationsPreserved")
+        theirs = _orientation(item) if preserved == "REORIENTED_ONLY" else own
+        aligned = all(their in (one, _OPPOSITES.get(one)) for one, their in zip(own, theirs, strict=True))
+        if readable(item, "ReferencedSOPClassUID") == _FOR_PROCESSING and preserved != "NO" and aligned:
+            found[str(readable(item, "ReferencedSOPInstanceUID"))] = (own[0] != theirs[0], own[1] != theirs[1])
+    return found
+
+
+def _orientation(dataset: Dataset) -> tuple[str, str]:
+    """The main direction of the rows and of the columns (PS3.3 C.7.6.1.1.1); empty ones if they are not stated."""
+    values = readable(dataset, "PatientOrientation")
+    row, column = values if _is_many(values) and len(values) == 2 else ("", "")
+    return str(row)[:1], str(column)[:1]
 
 
 def regions_of(dataset: Dataset) -> dict[str, list[Box]]:

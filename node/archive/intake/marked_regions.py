@@ -11,17 +11,25 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from node.archive.intake.annotation_regions import ANNOTATING, Box, clipped, regions_of
+from node.archive.intake.annotation_regions import (
+    ANNOTATING,
+    Box,
+    Sources,
+    clipped,
+    mirrored,
+    regions_of,
+    sources_of,
+)
 from node.archive.originals.original_access import OriginalAccess
 from node.codec.patches import cells_under, decode_patches
 from storage.dicom.dicomfile import opened
 from storage.errors import ConfigError, LatentPacsError
 from storage.formats.payload import decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_queries import held_in_study, uids_of
+from storage.index.instance_queries import held_in_study, list_instances, uids_of
 from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
-from storage.records import ReasonCode, StoredInstance
+from storage.records import RENDITION_STATES, ReasonCode, StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -41,8 +49,8 @@ class MarkedRegions:
         self._version: tuple[int, int] | None = (0, 0)
         self._logged: set[tuple[str, Box]] = set()
 
-    def on_image(self, instance: StoredInstance, rows: int, columns: int) -> tuple[Box, ...]:
-        """The regions marked on an image of that size, clipped to it."""
+    def on_image(self, instance: StoredInstance, rows: int, columns: int, sources: Sources) -> tuple[Box, ...]:
+        """The regions marked on an image of that size, or on its ``sources``, clipped to it."""
         uids = uids_of(self._index, instance.key)
         boxes: list[Box] = []
         for uid in sorted(uids):
@@ -51,10 +59,12 @@ class MarkedRegions:
                 if inside != box:
                     self._log_outside(uid, box, f"{rows} x {columns}", "clipped to it" if inside else "left out")
                 boxes += [inside] if inside else []
+        places = {**sources, **dict.fromkeys(uids, (False, False))}
         for annotation in held_in_study(self._index, instance.study_instance_uid, ANNOTATING):
             for uid, marked in self.in_annotation(annotation).items():
-                if uid in uids:
-                    boxes += [inside for box in marked if (inside := clipped(box, rows, columns))]
+                if uid in places:
+                    here = [mirrored(box, rows, columns, *places[uid]) for box in marked]
+                    boxes += [inside for box in here if (inside := clipped(box, rows, columns))]
         return tuple(sorted(set(boxes)))
 
     def on_rendition(self, instance_key: int) -> tuple[Box, ...]:
@@ -63,7 +73,7 @@ class MarkedRegions:
         if instance is None or instance.rendition is None:
             return ()
         base = decode_base(self._store.read(instance.rendition.base_digest))
-        return self.on_image(instance, base.rows, base.columns)
+        return self.on_image(instance, base.rows, base.columns, sources_of(base.header.dataset()))
 
     def in_annotation(self, annotation: StoredInstance) -> Mapping[str, list[Box]]:
         """The boxes of a held annotation by image UID; none if it cannot be read."""
@@ -81,9 +91,22 @@ class MarkedRegions:
 
         Other objects are ignored.
         """
-        if instance.sop_class_uid in ANNOTATING:
-            for uid in self.in_annotation(instance):
-                self._send_back_unpatched(uid, instance.study_instance_uid)
+        if instance.sop_class_uid not in ANNOTATING:
+            return
+        study, marked = instance.study_instance_uid, self.in_annotation(instance)
+        for uid in marked:
+            self._send_back_unpatched(uid, study)
+        for image in list_instances(self._index, states=RENDITION_STATES, study_uid=study) if marked else ():
+            if marked.keys() & self._sources(image).keys():
+                self._send_back_unpatched(image.sop_instance_uid, study)
+
+    def _sources(self, image: StoredInstance) -> Sources:
+        """The sources of an image with a rendition; none if that cannot be read."""
+        assert image.rendition is not None
+        try:
+            return sources_of(decode_base(self._store.read(image.rendition.base_digest)).header.dataset())
+        except LatentPacsError:
+            return {}
 
     def reload_file(self) -> None:
         """Read the file again if it has changed, and send back images that lack patches on its regions."""

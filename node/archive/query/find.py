@@ -28,7 +28,7 @@ from pydicom.tag import BaseTag
 from node.archive.query.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, keys_above, level_of
 from node.archive.query.matching import Condition, Span, condition, is_universal, span
 from node.archive.query.narrowing import narrows
-from node.archive.query.response import Element, all_ascii, element, stored
+from node.archive.query.response import Element, character_set_of, element, stored
 from node.archive.query.response import identifier as identifier_of
 from node.archive.query.timezones import Adjustment, fixed_zone, stated_zone
 from node.config import RenditionPolicy
@@ -59,7 +59,7 @@ def find(
 ) -> Iterator[Dataset]:
     """The response identifiers of a query, as a stream. Raises IdentifierError at the call, before the first one.
 
-    ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
+    ``copies``: annotations are shown as copies whose references name what the peer gets. ``draw``: reconstructions are
     shown under the UIDs with drawn noise, else under those without. ``adjust_zones``: dates and times are compared
     and returned in the time zone of the request; ``home`` is the zone of images that state none. ``implicit``:
     whether the responses will be sent in implicit VR little endian; None if the encoding is not known. ``is_over``:
@@ -107,7 +107,8 @@ class QueryKey:
 
 @dataclass(frozen=True)
 class Query:
-    """A parsed request. ``uids``: SOP Instance UIDs; ``combined``: conditions on combined dates and times."""
+    """A parsed request. ``uids``: SOP Instance UIDs; ``combined``: conditions on combined dates and times; ``utf8``:
+    whether its text is in UTF-8."""
 
     level: Level
     levels: tuple[Level, ...]
@@ -115,6 +116,7 @@ class Query:
     unsupported: tuple[DataElement, ...]
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
+    utf8: bool
 
     def search(
         self, policy: RenditionPolicy, copies: bool = False, draw: bool = True, *, any_zone: bool = False
@@ -150,8 +152,9 @@ class Query:
 
     def answer(self, attributes: DicomJson, retrieve_ae_title: str, implicit: bool | None) -> Dataset:
         """The response identifier (C.4.1.1.3.2)."""
-        elements = [*_elements(self.keys, attributes, implicit), *self.unsupported]
         returned = [*(one.key for one in self.keys), *(UNIQUE[level] for level in self.levels)]
+        character_set = character_set_of(attributes, returned, utf8=self.utf8)
+        elements = [*_elements(self.keys, attributes, implicit, character_set), *self.unsupported]
         ours: list[tuple[Key, list[Any]]] = [
             *((UNIQUE[level], stored(attributes, UNIQUE[level])) for level in self.levels[:-1]),
             (_LEVEL, [str(self.level)]),
@@ -163,8 +166,8 @@ class Query:
         zones = {stated_zone(attributes, level) for level in timed}
         if len(zones) == 1 and None not in zones:  # if levels state different zones, no single one is right
             ours.append((OFFSET_FROM_UTC, attributes[offset_name(timed.pop())]["Value"]))
-        elements += [element(key, values, implicit) for key, values in ours]
-        return identifier_of(elements, implicit, utf8=not all_ascii(attributes, returned))
+        elements += [element(key, values, implicit, character_set) for key, values in ours]
+        return identifier_of(elements, implicit, character_set)
 
 
 def _adjustment(identifier: Dataset, home: tzinfo | None) -> Adjustment | None:
@@ -202,6 +205,7 @@ def _parsed(identifier: Dataset, root: Root, *, relational: bool, combined_datet
         unsupported=tuple(unsupported),
         uids=uids,
         combined=tuple(combined),
+        utf8="utf" in codecs[0].lower(),
     )
 
 
@@ -355,18 +359,18 @@ def _all_match(keys: Iterable[QueryKey], attributes: DicomJson) -> bool:
     return all(one.matches is None or one.matches(stored(attributes, one.key)) for one in keys)
 
 
-def _elements(keys: Sequence[QueryKey], attributes: DicomJson, implicit: bool | None) -> list[Element]:
+def _elements(
+    keys: Sequence[QueryKey], attributes: DicomJson, implicit: bool | None, character_set: str = ""
+) -> list[Element]:
     """The requested keys with their stored values; absent ones with zero length."""
     elements: list[Element] = []
     for one in keys:
         values = stored(attributes, one.key)
         if one.key.vr == "SQ" and one.items is not None:
             items = [
-                identifier_of(_elements(one.items, item, None), None, utf8=False)
-                for item in values
-                if _all_match(one.items, item)
+                identifier_of(_elements(one.items, item, None), None) for item in values if _all_match(one.items, item)
             ]
             elements.append(DataElement(one.key.tag, "SQ", items if one.items else []))
         else:
-            elements.append(element(one.key, values, implicit))
+            elements.append(element(one.key, values, implicit, character_set))
     return elements

@@ -7,8 +7,9 @@ without conversion.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydicom import DataElement, Dataset
@@ -22,33 +23,35 @@ from storage.records import DicomJson
 
 Element = DataElement | RawDataElement
 
-_UTF8 = "ISO_IR 192"
+UTF8, _LATIN_1 = "ISO_IR 192", "ISO_IR 100"
+_IN_LATIN_1 = re.compile(r"[\0-\x7f\xa0-\xff]*")
 _NEVER_TEXT = {"DA", "DS", "DT", "IS", "TM", "UI"}
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 
 
-def element(key: Key, values: Sequence[Any], implicit: bool | None = None) -> Element:
+def element(key: Key, values: Sequence[Any], implicit: bool | None = None, character_set: str = UTF8) -> Element:
     """One attribute, of zero length without values. ``implicit``: whether it will be written in implicit VR little
-    endian, None if that is not known; if it is known, the element is raw, with its text in UTF-8."""
+    endian, None if that is not known; if it is known, the element is raw, with its text in that character set."""
     if key.vr == "SQ":
         return DataElement(key.tag, "SQ", [_item(key, item) for item in values])
     written = [_written(key.vr, value) for value in values]
     if implicit is not None:
-        value = _bytes(key.vr, written)
+        value = _bytes(key.vr, written, "latin-1" if character_set == _LATIN_1 else "utf-8")
         return RawDataElement(key.tag, key.vr, len(value), value, 0, implicit, True)
     if not values:
         return DataElement(key.tag, key.vr, empty_value_for_VR(key.vr))
     return DataElement(key.tag, key.vr, written[0] if len(written) == 1 else written, validation_mode=IGNORE)
 
 
-def identifier(elements: Sequence[Element], implicit: bool | None, *, utf8: bool) -> Dataset:
-    """A data set of elements that ``element`` made with the same ``implicit``. ``utf8``: whether some of their text
-    is not ASCII."""
+def identifier(elements: Sequence[Element], implicit: bool | None, character_set: str = "") -> Dataset:
+    """A data set of elements that ``element`` made with the same ``implicit``. ``character_set``: empty if all of their
+    text is ASCII."""
     made = Dataset({one.tag: one for one in elements})
-    if utf8:
-        made.add_new(0x00080005, "CS", _UTF8)
+    if character_set:
+        made.add_new(0x00080005, "CS", character_set)
     if implicit is not None:
-        made.set_original_encoding(implicit, True, convert_encodings(_UTF8) if utf8 else default_encoding)
+        codecs = convert_encodings(character_set) if character_set else default_encoding
+        made.set_original_encoding(implicit, True, codecs)
     return made
 
 
@@ -58,17 +61,26 @@ def stored(attributes: DicomJson, key: Key) -> list[Any]:
     return values
 
 
-def all_ascii(attributes: DicomJson, keys: Iterable[Key]) -> bool:
-    """Whether the text of these attributes is ASCII; numbers, UIDs, dates and times always are."""
-    return all(_is_ascii(stored(attributes, key)) for key in keys if key.vr not in _NEVER_TEXT)
+def character_set_of(attributes: DicomJson, keys: Iterable[Key], *, utf8: bool) -> str:
+    """The character set for the text of these attributes; empty if it is ASCII, as numbers, UIDs and dates always are.
+
+    Without ``utf8``, it is ISO_IR 100 if that has all characters: many older systems know no other.
+    """
+    texts = [stored(attributes, key) for key in keys if key.vr not in _NEVER_TEXT]
+    if all(_all_text(value, str.isascii) for value in texts):
+        return ""
+    latin_1 = not utf8 and all(
+        _all_text(value, lambda text: _IN_LATIN_1.fullmatch(text) is not None) for value in texts
+    )
+    return _LATIN_1 if latin_1 else UTF8
 
 
-def _is_ascii(value: Any) -> bool:
+def _all_text(value: Any, holds: Callable[[str], bool]) -> bool:
     if isinstance(value, str):
-        return value.isascii()
+        return holds(value)
     if isinstance(value, dict):
-        return all(map(_is_ascii, value.values()))
-    return not isinstance(value, list) or all(map(_is_ascii, value))
+        return all(_all_text(one, holds) for one in value.values())
+    return not isinstance(value, list) or all(_all_text(one, holds) for one in value)
 
 
 def _item(sequence: Key, item: DicomJson) -> Dataset:
@@ -79,10 +91,10 @@ def _item(sequence: Key, item: DicomJson) -> Dataset:
     return whole
 
 
-def _bytes(vr: str, written: list[Any]) -> bytes:
+def _bytes(vr: str, written: list[Any], codec: str) -> bytes:
     if vr in _BINARY:
         return b"".join(struct.pack("<" + _BINARY[vr], value) for value in written if value != "")
-    text = "\\".join(map(str, written)).encode()
+    text = "\\".join(map(str, written)).encode(codec)
     return text + (b"\0" if vr == "UI" else b" ") if len(text) % 2 else text
 
 

@@ -177,6 +177,7 @@ def _reference_source(header: Dataset, rendition: Rendition) -> None:
     item.ReferencedSOPClassUID = UID(str(header.SOPClassUID))
     item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
     item.PurposeOfReferenceCodeSequence = Items([_code("121320", "DCM", "Uncompressed predecessor")])
+    item.SpatialLocationsPreserved = "YES"  # so that displays show marks on the original at the same places
     append_item(header, "SourceImageSequence", item)
 
 

@@ -151,7 +151,8 @@ class Retrieve:
         named = self._index.renditions(sorted(requested)) if requested else {}
         chosen: list[Choice] = []
         for some in batches(keys):
-            rewritten = copies(self._index.engine, some, requested, draw=draw) if rewrite else {}
+            named_in_copies = None if policy is RenditionPolicy.ORIGINAL else draw
+            rewritten = copies(self._index.engine, some, requested, draw=named_in_copies) if rewrite else {}
             for instance in self._index.by_keys(some):
                 for choice in choose(instance, policy, requested, named.get(instance.key, []), draw=draw):
                     chosen.append(replace(choice, copy=rewritten.get(instance.key)))

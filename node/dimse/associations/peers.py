@@ -35,7 +35,7 @@ class Peers:
         return (own or self._settings.reconstruct.texture) is Texture.DRAWN
 
     def rewrites(self, ae_title: str) -> bool:
-        """Whether annotations are sent to that AE title as copies whose references name reconstructions."""
+        """Whether annotations are sent to that AE title as copies whose references name what it gets."""
         peer = self._settings.peer(ae_title)
         return peer is not None and peer.references == "rewrite"
 

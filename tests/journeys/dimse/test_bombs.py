@@ -38,7 +38,7 @@ from storage.dicom.codestreams import CodestreamHeader, codestream_header
 from storage.dicom.content import same_content
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import encode, opened
-from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, register_jpeg_xl
+from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, register_newer_syntaxes
 from storage.dicom.pixels import decode_frame, integer_pixels, transcode
 from storage.errors import InflatesTooFar, PayloadError, PixelError, TooManyPixels, Unparseable
 from storage.formats import coders
@@ -126,7 +126,7 @@ BOMBS = {
 
 def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, frames: int = 1, bits: int = 12) -> Path:
     """A mammogram whose pixels are that codestream, whatever its header says of them."""
-    register_jpeg_xl()
+    register_newer_syntaxes()
     ds = mammogram(breast(64, 64))
     ds.Rows, ds.Columns = rows, columns
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16 if bits > 8 else 8, bits, bits - 1

@@ -16,8 +16,16 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import (
+    MPEG4HP41,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
 from pynetdicom import AE, build_role, evt
+from pynetdicom.sop_class import VideoEndoscopicImageStorage
 
 from benchmarks.ingest import free_port
 from node.app import Node
@@ -180,7 +188,7 @@ def test_every_transfer_syntax_is_accepted_and_kept_verbatim(tmp_path: Path) -> 
         delattr(report, keyword)
     with node(tmp_path) as running:
         for number, syntax in enumerate(TRANSFER_SYNTAXES):
-            if syntax in ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.205"):
+            if syntax in ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"):
                 continue  # deflated: pynetdicom's sender inflates
             report.SOPInstanceUID = f"1.2.3.{number + 1}"
             like = (
@@ -197,12 +205,13 @@ def test_every_transfer_syntax_is_accepted_and_kept_verbatim(tmp_path: Path) -> 
             assert data_set_bytes(running.store.held(held.original_digest)) == data_set_bytes(path)
 
 
-def test_a_configured_private_class_is_stored_and_sent(tmp_path: Path) -> None:
-    ds = samples.mammogram(samples.breast(64, 64), SOPClassUID=UID(PRIVATE_CLASS))
-    path = samples.write(ds, tmp_path / "private.dcm")
+@pytest.mark.parametrize("sop_class", [PRIVATE_CLASS, "1.2.840.10008.5.1.4.1.1.6"], ids=["private", "retired"])
+def test_a_configured_private_class_and_a_retired_one_are_stored_and_sent(tmp_path: Path, sop_class: str) -> None:
+    ds = samples.mammogram(samples.breast(64, 64), SOPClassUID=UID(sop_class))
+    path = samples.write(ds, tmp_path / "image.dcm")
     got: list[str] = []
     entity = AE("ORIGINAL")
-    entity.add_supported_context(PRIVATE_CLASS)
+    entity.add_supported_context(sop_class)
 
     def keep(event: Any) -> int:
         got.append(str(event.request.AffectedSOPInstanceUID))
@@ -311,6 +320,44 @@ def test_get_in_one_context_with_many_syntaxes(tmp_path: Path, calling: str, exp
     assert answers[-1][0].Status == 0
     assert [one.file_meta.TransferSyntaxUID for one in got] == [WIRE_SYNTAXES[expected]]  # type: ignore[index]
     assert native(tmp_path / "got.dcm", tmp_path).PixelData == ds.PixelData
+
+
+@pytest.mark.parametrize("calling", ["MODALITY", "JPEGLS"])
+def test_video_that_shares_its_context_with_little_endian(tmp_path: Path, calling: str) -> None:
+    """Nobody can send it in little endian, so the context is accepted for the video."""
+    video = samples.mammogram(samples.breast(64, 64), SOPClassUID=VideoEndoscopicImageStorage)
+    video.PixelData = encapsulate([bytes(100)])
+    video["PixelData"].is_undefined_length = True
+    sent, got = tmp_path / "video.dcm", []
+    with sent.open("wb") as out:
+        write_preamble(out, file_meta(video.SOPClassUID, video.SOPInstanceUID, MPEG4HP41))
+        out.write(encode(video, ExplicitVRLittleEndian))
+    entity = AE(calling)
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.3")
+    entity.add_requested_context(
+        VideoEndoscopicImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian, MPEG4HP41]
+    )
+
+    def keep(event: Any) -> int:
+        got.append(bytes(event.encoded_dataset(include_meta=False)))
+        return 0
+
+    with node(tmp_path) as running:
+        if calling == "MODALITY":
+            assoc = entity.associate("127.0.0.1", running.server.port)
+            assert assoc.send_c_store(sent).Status == 0
+            assoc.release()
+        else:
+            assert send(running, sent) == 0
+        assoc = entity.associate(
+            *("127.0.0.1", running.server.port),
+            ext_neg=[build_role(VideoEndoscopicImageStorage, scp_role=True)],
+            evt_handlers=[(evt.EVT_C_STORE, keep)],
+        )
+        answers = list(assoc.send_c_get(image_identifier(video.StudyInstanceUID), "1.2.840.10008.5.1.4.1.2.2.3"))
+        assoc.release()
+    assert answers[-1][0].Status == 0
+    assert got == [data_set_bytes(sent)]
 
 
 @pytest.mark.slow

@@ -159,9 +159,9 @@ def test_deletion_of_an_annotation_deletes_its_copies(study: Study) -> None:
     assert storescu([received], study.archive.address).statuses == [0xC004]
 
 
-def test_only_peers_of_reconstructions_may_rewrite_references() -> None:
+def test_references_are_not_rewritten_for_peers_that_may_get_either_object() -> None:
     peer = {"ae_title": "A", "rendition": "auto", "references": "rewrite"}
-    with pytest.raises(ConfigError, match="for peers with rendition: reconstructed"):
+    with pytest.raises(ConfigError, match="not for peers with rendition: auto"):
         parse({"peers": [peer]}, "config.yaml")
 
 

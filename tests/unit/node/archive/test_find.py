@@ -407,7 +407,7 @@ def ask(
     options = {
         name: keys.pop(name) for name in ("relational", "combined_datetime", "adjust_zones", "home") if name in keys
     }
-    identifier = header(SpecificCharacterSet="ISO_IR 192", QueryRetrieveLevel=level, **keys)
+    identifier = header(**{"SpecificCharacterSet": "ISO_IR 192", "QueryRetrieveLevel": level, **keys})
     received = decode(BytesIO(encode(identifier, True, True) or b""), True, True)
     answers = list(find(archive, received, root, policy=policy, retrieve_ae_title="PACS", **options))
     for implicit in (False, True):  # made for the encoding of the association, the bytes are the same
@@ -682,6 +682,40 @@ def test_a_response_has_exactly_the_requested_keys(archive: Archive) -> None:
     }
     returned = decode(BytesIO(encode(answer, False, True) or b""), False, True)
     assert returned.PatientName == "Müller^Anna=山田^花"
+
+
+@pytest.mark.parametrize(
+    ("asked_in", "keys", "expected"),
+    [
+        ("ISO_IR 100", {"SeriesDescription": ""}, "ISO_IR 100"),
+        (None, {"SeriesDescription": ""}, "ISO_IR 100"),
+        ("ISO_IR 144", {"SeriesDescription": ""}, "ISO_IR 100"),
+        ("ISO_IR 192", {"SeriesDescription": ""}, "ISO_IR 192"),
+        ("ISO_IR 100", {"SeriesDescription": "", "PatientName": ""}, "ISO_IR 192"),
+        ("ISO_IR 100", {"SeriesNumber": ""}, None),
+    ],
+)
+def test_answers_are_in_latin_1_if_it_has_their_characters(
+    archive: Archive, asked_in: str | None, keys: dict[str, str], expected: str | None
+) -> None:
+    """Older workstations know no UTF-8."""
+    found = ask(archive, "SERIES", SpecificCharacterSet=asked_in, StudyInstanceUID="1.1", SeriesInstanceUID="", **keys)
+    answer = found[0]
+    assert answer.get("SpecificCharacterSet") == expected
+    codec = "utf-8" if expected == "ISO_IR 192" else "latin-1"
+    assert ("Für die Befundung".encode(codec) in (encode(answer, True, True) or b"")) == bool(expected)
+
+
+def test_latin_1_in_sequences(engine: Engine) -> None:
+    item = header(RequestedProcedureID="RP1", RequestedProcedureDescription="Größe")
+    add(engine, header(SpecificCharacterSet="ISO_IR 192", RequestAttributesSequence=Sequence([item])))
+    wanted = Sequence([header(RequestedProcedureDescription="")])
+    (answer,) = ask(
+        Archive(engine), "SERIES", SpecificCharacterSet=None, relational=True, RequestAttributesSequence=wanted
+    )
+    returned = decode(BytesIO(encode(answer, False, True) or b""), False, True)
+    assert returned.SpecificCharacterSet == "ISO_IR 100"
+    assert returned.RequestAttributesSequence[0].RequestedProcedureDescription == "Größe"
 
 
 def test_hostile_values_are_returned_without_a_warning(engine: Engine) -> None:

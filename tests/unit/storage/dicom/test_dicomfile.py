@@ -57,6 +57,7 @@ from storage.dicom.dicomfile import (
     write_header_for_pixels,
     write_preamble,
 )
+from storage.dicom.inflating import JPIP_REFERENCED_DEFLATE
 from storage.dicom.pixels import PixelShape, decode_frame, integer_pixels, native_pixel_warning, pixel_digest, transcode
 from storage.errors import LatentPacsError, PixelError, Unparseable
 from tests.support.encoded_elements import element, item, sequence
@@ -436,11 +437,12 @@ def test_a_data_set_has_a_limited_number_of_elements(
                 pass
 
 
-def test_references_in_a_deflated_data_set_are_read(tmp_path: Path) -> None:
-    """JPIP HTJ2K Referenced Deflate, which peers may propose, deflates its data set too (PS3.5 A.14)."""
+@pytest.mark.parametrize("syntax", [JPIP_REFERENCED_DEFLATE, JPIPHTJ2KReferencedDeflate])
+def test_references_in_a_deflated_data_set_are_read(tmp_path: Path, syntax: UID) -> None:
+    """JPIP Referenced Deflate, which peers may propose, deflates its data set too (PS3.5 A.7, A.14)."""
     body = element(0x00287FE0, "UT", b"http://example.org/1", ExplicitVRLittleEndian)
     engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    deflated, syntax = engine.compress(body) + engine.flush(), JPIPHTJ2KReferencedDeflate
+    deflated = engine.compress(body) + engine.flush()
     path = write_body(deflated, tmp_path / "x.dcm", sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
     with opened(path) as file:
         assert bytes(file.data) == body

@@ -25,7 +25,7 @@ from storage.dicom import encapsulate as encapsulate_module
 from storage.dicom.codestreams import codestream_header
 from storage.dicom.dicomfile import accept_odd_values, encode, parse
 from storage.dicom.elements import BadValueError, checked
-from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, decoded_jpeg_xl, register_jpeg_xl
+from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, decoded_jpeg_xl, register_newer_syntaxes
 from storage.dicom.levels import levels_of
 from storage.dicom.pixels import check_frames, integer_pixels, pixel_digest, transcode
 from storage.dicom.recoding import to_utf8, undeclared_latin_1
@@ -80,7 +80,7 @@ def stored(ds: Dataset, path: Path, syntax: UID, *codestreams: bytes, table: boo
 @pytest.mark.parametrize("kind", ["jpeg2000", "jpegls", "jpegxl"])
 def test_a_codestream_of_another_size_than_the_header_is_never_reshaped(tmp_path: Path, kind: str) -> None:
     """The codestream has as many pixels as the header says, but in rows of another length."""
-    register_jpeg_xl()
+    register_newer_syntaxes()
     turned = breast(32, 40)
     syntax, codestream = {
         "jpeg2000": (JPEG2000Lossless, imagecodecs.jpeg2k_encode(turned, reversible=True, codecformat="j2k")),
@@ -118,7 +118,7 @@ def test_an_offset_table_of_the_received_frames_is_not_sent_with_others(
     tmp_path: Path, source: UID, syntax: UID
 ) -> None:
     """The table would lead a reader to wrong bytes (PS3.3 C.7.6.3.1.8)."""
-    register_jpeg_xl()
+    register_newer_syntaxes()
     frames = [breast(40, 32, seed=seed) for seed in range(2)]
     encode = imagecodecs.jpegls_encode if source == JPEGLSLossless else imagecodecs.jpegxl_encode
     codestreams = [

@@ -30,6 +30,7 @@ from tests.support.annotations import graphic, item, presentation_state, referen
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, just_before, receive
 from tests.support.inline_archivist import UID, InlineArchivist, arrive, once
+from tests.support.samples import breast, mammogram
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ def raising(error: Exception, *, times: int = 1) -> Callable[[object], None]:
     return first
 
 
-def annotate(bench: ArchiveParts) -> None:
+def annotate(bench: ArchiveParts, uid: str = UID) -> None:
     """Receive an annotation that marks a place of the image."""
-    mark = item(ReferencedImageSequence=references(UID), GraphicObjectSequence=[graphic("POINT", [100.0, 90.0])])
-    arrive(bench, presentation_state(image(bench).study_instance_uid, [UID], mark))
+    mark = item(ReferencedImageSequence=references(uid), GraphicObjectSequence=[graphic("POINT", [100.0, 90.0])])
+    arrive(bench, presentation_state(image(bench).study_instance_uid, [uid], mark))
 
 
 def withdrawn(bench: ArchiveParts, derived_uid: str) -> str:
@@ -259,9 +260,13 @@ def test_nothing_is_left_of_an_image_that_is_deleted(
     assert not caplog.records
 
 
-def test_an_annotation_that_arrives_meanwhile_gets_its_patches(bench: ArchiveParts) -> None:
+@pytest.mark.parametrize("marked", [UID, "1.2.3.77"], ids=["the image", "its source"])
+def test_an_annotation_that_arrives_meanwhile_gets_its_patches(tmp_path: Path, marked: str) -> None:
+    bench = ArchiveParts(tmp_path / "archive", coder="none")
+    source = item(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.1.2.1", ReferencedSOPInstanceUID="1.2.3.77")
+    arrive(bench, mammogram(breast(256, 256), SOPInstanceUID=UID, SourceImageSequence=[source]))
     requests: list[EncodeRequest] = []
-    arrives = once(EncodeRequest, lambda: annotate(bench))
+    arrives = once(EncodeRequest, lambda: annotate(bench, marked))
 
     def first(request: object) -> None:
         if isinstance(request, EncodeRequest):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset
 
-from node.archive.intake.annotation_regions import MARGIN, Box
+from node.archive.intake.annotation_regions import MARGIN, Box, sources_of
 from node.archive.intake.marked_regions import MarkedRegions, read_regions
 from storage.errors import ConfigError, IndexFault
 from storage.index.integrity import Integrity
@@ -27,11 +28,11 @@ AT_10 = Box(10 - MARGIN, 10 - MARGIN, 2 * MARGIN, 2 * MARGIN)
 class Marked:
     """An archive with one encoded image of 64 x 48 pixels, and an empty file of regions."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
         self.file = folder / "regions.csv"
         self.file.write_text(HEADER)
-        hold_image(self.bench, small(UID, StudyInstanceUID=STUDY), DERIVED)
+        hold_image(self.bench, small(UID, StudyInstanceUID=STUDY, **changes), DERIVED)
         bench = self.bench
         self.regions = MarkedRegions(bench.index, bench.hot, bench.originals, self.file)
         self.regions.reload_file()
@@ -72,14 +73,52 @@ def marked(tmp_path: Path) -> Marked:
 def test_an_annotation_marks_an_image_by_either_uid(marked: Marked, uid: str) -> None:
     annotation = marked.annotate(uid)
     assert marked.regions.in_annotation(annotation) == {uid: [AT_10]}
-    assert marked.regions.on_image(marked.image(), 64, 48) == (Box(0, 0, 26, 26),)
+    assert marked.regions.on_image(marked.image(), 64, 48, {}) == (Box(0, 0, 26, 26),)
     assert marked.regions.on_rendition(marked.image().key) == (Box(0, 0, 26, 26),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Box(0, 0, 26, 26)),
+        ({"SpatialLocationsPreserved": "YES", "PatientOrientation": ["P", "H"]}, Box(0, 0, 26, 26)),
+        ({"SpatialLocationsPreserved": "REORIENTED_ONLY", "PatientOrientation": ["P", "FL"]}, Box(0, 22, 26, 26)),
+        ({"SpatialLocationsPreserved": "REORIENTED_ONLY", "PatientOrientation": ["PL", "H"]}, Box(38, 22, 26, 26)),
+        ({"SpatialLocationsPreserved": "REORIENTED_ONLY", "PatientOrientation": ["F", "A"]}, None),
+        ({"SpatialLocationsPreserved": "NO"}, None),
+        ({"ReferencedSOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, None),
+    ],
+    ids=[
+        "nothing stated",
+        "the same places",
+        "mirrored",
+        "turned by 180",
+        "turned by 90",
+        "elsewhere",
+        "tomosynthesis",
+    ],
+)
+def test_what_marks_the_image_for_processing_marks_the_one_made_of_it(
+    tmp_path: Path, changes: dict[str, Any], expected: Box | None
+) -> None:
+    """CAD reads images for processing, and its reports name these. The image has orientation A, F."""
+    raw = {"ReferencedSOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1", "ReferencedSOPInstanceUID": "1.2.3.77"}
+    source = item(**(raw | changes))
+    marked = Marked(tmp_path, SourceImageSequence=[source])
+    marked.regions.send_back_if_annotation(marked.annotate("1.2.3.77"))
+    assert marked.regions.on_rendition(marked.image().key) == ((expected,) if expected else ())
+    assert marked.image().state is (InstanceState.RECEIVED if expected else InstanceState.VERIFIED)
+
+
+def test_sources_that_cannot_be_read_are_none() -> None:
+    assert sources_of(item(SourceImageSequence=[item(), item(ReferencedSOPInstanceUID="1.2")])) == {}
+    assert sources_of(item(PatientOrientation="A")) == {}
 
 
 def test_regions_of_another_image_or_study_are_not_those_of_this_one(marked: Marked) -> None:
     marked.annotate("1.2.3.99")
     marked.annotate(UID, study="1.2.2")
-    assert marked.regions.on_image(marked.image(), 64, 48) == ()
+    assert marked.regions.on_image(marked.image(), 64, 48, {}) == ()
 
 
 def test_an_image_without_a_rendition_has_no_region_on_one(marked: Marked) -> None:
@@ -95,7 +134,7 @@ def test_a_region_outside_its_image_is_logged_once_and_left_out(
     with caplog.at_level(logging.ERROR):
         marked.write(f"{UID},100,100,5,5", f"{UID},60,40,100,100")
         for _ in range(2):
-            assert marked.regions.on_image(marked.image(), 64, 48) == (Box(60, 40, 4, 8),)
+            assert marked.regions.on_image(marked.image(), 64, 48, {}) == (Box(60, 40, 4, 8),)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert f"reaches outside image {UID}, 64 x 48, and is left out; correct the file" in lines[0]
@@ -164,7 +203,7 @@ def test_a_damaged_annotation_marks_nothing_and_is_logged_without_its_text(
     annotation = marked.annotate(UID)
     marked.bench.hot.path(annotation.original_digest).write_bytes(b"damaged")
     with caplog.at_level(logging.ERROR):
-        assert marked.regions.on_image(marked.image(), 64, 48) == ()
+        assert marked.regions.on_image(marked.image(), 64, 48, {}) == ()
     uid = annotation.sop_instance_uid
     assert f"annotation {uid} cannot be read (ObjectDamaged); no region is taken from it" in caplog.text
 
@@ -177,15 +216,15 @@ def test_the_regions_remain_in_force_while_the_file_is_missing_or_wrong(
         marked.file.unlink()
         for _ in range(2):
             marked.regions.reload_file()
-        assert marked.regions.on_image(marked.image(), 64, 48) == (Box(1, 2, 3, 4),)
+        assert marked.regions.on_image(marked.image(), 64, 48, {}) == (Box(1, 2, 3, 4),)
         marked.write("no UID,1,2,3,4")
-        assert marked.regions.on_image(marked.image(), 64, 48) == (Box(1, 2, 3, 4),)
+        assert marked.regions.on_image(marked.image(), 64, 48, {}) == (Box(1, 2, 3, 4),)
     missing, wrong = [record.getMessage() for record in caplog.records]
     assert missing.startswith(f"gate.patches.regions: {marked.file} cannot be read: No such file or directory")
     assert wrong.startswith(f"{marked.file} line 2: 'no UID' is not a UID")
     assert all(line.endswith("; the regions read before remain in force") for line in (missing, wrong))
     marked.write(f"{UID},5,6,7,8")
-    assert marked.regions.on_image(marked.image(), 64, 48) == (Box(5, 6, 7, 8),)
+    assert marked.regions.on_image(marked.image(), 64, 48, {}) == (Box(5, 6, 7, 8),)
 
 
 @pytest.mark.parametrize("data", [HEADER.encode("utf-16"), (HEADER + '1.2,"3').encode()], ids=["UTF-16", "open quote"])
@@ -200,7 +239,7 @@ def test_without_a_file_nothing_is_read_again(marked: Marked) -> None:
     bench = marked.bench
     regions = MarkedRegions(bench.index, bench.hot, bench.originals, None)
     regions.reload_file()
-    assert regions.on_image(marked.image(), 64, 48) == ()
+    assert regions.on_image(marked.image(), 64, 48, {}) == ()
 
 
 def test_regions_count_although_the_index_was_locked_when_the_file_changed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
@@ -60,13 +61,14 @@ class Served:
         return found
 
     def found(self, uid: str = UID, policy: RenditionPolicy = RenditionPolicy.RECONSTRUCTED, **keys: str) -> Dataset:
-        """The one answer to a C-FIND at IMAGE level in the series of an image."""
+        """The one answer to a C-FIND at IMAGE level in the series of an image; annotations as copies."""
         held, identifier = self.held(uid), Dataset()
         identifier.QueryRetrieveLevel = "IMAGE"
         identifier.StudyInstanceUID, identifier.SeriesInstanceUID = held.study_instance_uid, held.series_instance_uid
         for keyword, value in {"SOPInstanceUID": "", **keys}.items():
             setattr(identifier, keyword, value)
-        (one,) = find(self.bench.index, identifier, Root.STUDY, policy=policy, retrieve_ae_title="PACS")
+        rights: Any = {"policy": policy, "retrieve_ae_title": "PACS", "copies": policy is not RenditionPolicy.AUTO}
+        (one,) = find(self.bench.index, identifier, Root.STUDY, **rights)
         return one
 
     def set_state(self, state: InstanceState, original: str) -> None:
@@ -165,6 +167,21 @@ def test_an_image_that_is_encoded_again_is_served_as_its_original(served: Served
     # who found the derived object before still gets it by its UID
     assert served.found(SOPInstanceUID=DERIVED).SOPInstanceUID == DERIVED
     assert served.sent(served.choice(DERIVED, requested=frozenset([DERIVED]))) == DERIVED
+
+
+def test_an_annotation_of_a_reconstruction_names_the_original_for_a_peer_that_gets_it(served: Served) -> None:
+    state = presentation_state(served.held().study_instance_uid, [DERIVED])
+    receive(served.bench, write(state, served.bench.root / "state.dcm").read_bytes(), state)
+    uid = str(state.SOPInstanceUID)
+    choice = served.choice(uid, RenditionPolicy.ORIGINAL, rewrite=True)
+    assert choice.copy is not None
+    assert served.found(uid, RenditionPolicy.ORIGINAL).SOPInstanceUID == choice.copy.uid
+    made = served.retrieve.make(choice)
+    (series,) = dcmread(made.path).ReferencedSeriesSequence
+    assert [one.ReferencedSOPInstanceUID for one in series.ReferencedImageSequence] == [UID]
+    made.close()
+    assert served.choice(uid, rewrite=True).copy is None, "the peer gets the reconstruction that it names"
+    assert served.found(uid).SOPInstanceUID == uid
 
 
 def test_a_withdrawn_reconstruction_leads_to_the_original(served: Served) -> None:
