@@ -31,6 +31,13 @@ def fsync_folders(*folders: Path) -> None:
             os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, with its parents, unless it exists. On return its name is on disk."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        fsync_folders(folder.parent)
+
+
 def replace_file(path: Path, content: Iterable[bytes]) -> None:
     """Write a file in place of the one of that name, if any. On return it is complete and on disk. Raises StoreFull."""
     making = path.with_name(f"{path.name}.making")
