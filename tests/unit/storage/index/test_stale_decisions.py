@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from storage.errors import ChangeRefused, ObjectMissing
 from storage.index import Index
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import unmark_garbage
 from storage.index.holdings import Added
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.original_locations import STAYS_RESTORED
@@ -162,10 +163,29 @@ def test_garbage_is_marked_once_and_kept_if_a_row_needs_it(index: Index, tmp_pat
     index.add(new_instance("1.2.3.2", original_digest=needed))
     for one in (needed, other, other):
         index.garbage.mark(one, Tier.HOT)
+    index.garbage.mark(other, Tier.COLD)
     with index.engine.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(garbage)).scalar_one() == 2
+        assert connection.execute(select(func.count()).select_from(garbage)).scalar_one() == 3
     assert index.garbage.collect({Tier.HOT: store}) == 1
-    assert (list(store.digests()), marked(index)) == ([needed], set())
+    assert (list(store.digests()), marked(index)) == ([needed], {(other, "cold")})
+
+
+def test_garbage_that_was_taken_back_meanwhile_is_left(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row names it yet: the bytes may belong to an instance that is just being received."""
+    store = ObjectStore(tmp_path / "store")
+    taken, other = store.put(b"taken back"), store.put(b"other")
+    for one in (taken, other):
+        index.garbage.mark(one, Tier.HOT)
+
+    def take_back() -> None:
+        with writing(index.engine) as connection:
+            assert unmark_garbage(connection, taken, store.has)
+
+    between_look_and_write(monkeypatch, index.engine, take_back)
+    assert index.garbage.collect({Tier.HOT: store}) == 1
+    assert (list(store.digests()), marked(index)) == ([taken], set())
 
 
 # --- sent again -------------------------------------------------------------------------------------------------
