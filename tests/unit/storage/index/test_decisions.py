@@ -151,9 +151,25 @@ def test_a_tombstone_without_the_last_records_of_the_trail_gets_them(index: Inde
     assert index.tombstones.catch_up([first, *recorded[1:]]) == 0
 
 
+@pytest.mark.parametrize("returned", [False, True])
+def test_tombstones_that_were_lost_come_back_from_the_trail(index: Index, returned: bool) -> None:
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    index.tombstones.delete_rows()
+    if returned:
+        index.tombstones.allow_return("image", UID, **WHY)
+    with writing(index.engine) as connection:
+        connection.execute(tombstone.delete())
+    assert index.tombstones.catch_up(list(index.trail.records())) == 3
+    assert (index.tombstones.in_force(UID) is None) == returned
+    assert (index.tombstones.in_force(DERIVED) is None) == returned
+    assert (index.add(new_instance(UID)) is Added.NEW) == returned
+
+
 def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition_to_unlink(index: Index) -> None:
     """The object of a purged original has gone already, and may be in use for another image."""
     (one,) = index.originals.purgeable(now())
+    index.add(new_instance("1.2.3.2"))
+    assert index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition("2.25.2"))
     assert index.originals.commit_purge(one, now(), ENTRY)
     with index.engine.begin() as connection:
         connection.execute(garbage.delete())

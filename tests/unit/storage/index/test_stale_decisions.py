@@ -22,8 +22,8 @@ from storage.index.holdings import Added
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.original_locations import STAYS_RESTORED
 from storage.index.quarantined import REPLACED, Former
-from storage.index.resent_originals import drop_copy, replace_lost
-from storage.index.tables import garbage
+from storage.index.resent_originals import drop_copy, insert_lost_row, replace_lost
+from storage.index.tables import garbage, original
 from storage.objects.store import ObjectStore
 from storage.records import (
     HeldOriginal,
@@ -215,6 +215,23 @@ def test_a_lost_original_is_not_replaced_on_an_older_state(index: Index, why: st
     after, present = held(index), here if why == "packed meanwhile" else gone
     assert not replace_lost(index.engine, before, new_instance(UID), present)
     assert (held(index), actions(index)) == (after, [])
+
+
+def test_only_a_row_that_was_lost_is_inserted_again(index: Index) -> None:
+    """A row that is there may name a packed object by now."""
+    new = new_instance(UID)
+    assert index.originals.commit_packed(packing(index), "ab" * 32, 500, here)
+    before = held(index)
+    assert not insert_lost_row(index.engine, new, here)
+    assert held(index) == before
+    index.add(new_instance("1.2.3.2"))
+    with writing(index.engine) as connection:
+        connection.execute(original.delete().where(original.c.instance_key == before.instance_key))
+    assert not insert_lost_row(index.engine, new, gone)
+    assert not insert_lost_row(index.engine, replace(new, original_digest="cd" * 32), here)
+    assert insert_lost_row(index.engine, new, here)
+    assert (held(index).form, held(index).object_digest) == (OriginalForm.VERBATIM, new.original_digest)
+    assert actions(index) == ["original.again"]
 
 
 def test_a_lost_verbatim_original_that_is_sent_again_is_no_garbage(index: Index) -> None:
