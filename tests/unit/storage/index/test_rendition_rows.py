@@ -56,12 +56,14 @@ WITHDRAW: dict[str, Callable[[ArchiveParts], None]] = {"audit": audited, "archiv
 
 @pytest.mark.parametrize("by", WITHDRAW)
 def test_objects_of_a_withdrawn_rendition_are_released(bench: ArchiveParts, by: str) -> None:
-    row = made(bench)
+    bench.receive("1.2.3.2")
+    row, other = made(bench), held(bench, "1.2.3.2")
     WITHDRAW[by](bench)
     assert objects_of(bench, row) == [True, True], "the row is committed first"
     assert bench.work() == 0
     assert objects_of(bench, row) == [False, False]
     assert (held(bench).rendition, held(bench, DERIVED).sop_instance_uid) == (None, UID)
+    assert held(bench, "1.2.3.2") == other
     bench.check_promises()
 
 
@@ -111,6 +113,7 @@ def test_a_rendition_that_is_made_again_takes_its_new_objects(bench: ArchivePart
     again = new_rendition(DERIVED, base_digest=base, rendition_digest=side)
     assert bench.index.finish_with(claimed(bench.index), InstanceState.VERIFIED, again, present=bench.hot.has)
     assert (made(bench).base_digest, made(bench).rendition_digest) == (base, side)
+    assert (held(bench).state, held(bench).rendition) == (InstanceState.VERIFIED, made(bench))
     assert made(bench, "2.25.2") == other
 
 
