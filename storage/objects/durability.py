@@ -32,7 +32,7 @@ def fsync_folders(*folders: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, with its parents, unless it exists. On return its name is on disk."""
+    """Make a folder unless it exists. On return its name is on disk, but not those of parents that were made too."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         fsync_folders(folder.parent)
