@@ -17,7 +17,7 @@ from storage.index import Index
 from storage.index.index_trust import damage_of
 from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import INDEX, Entry, Manifest
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full, replace_file
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full, make_folder, replace_file
 from storage.objects.file_modes import give_to_owner
 from storage.objects.inspection import holds_any
 from storage.objects.store import ObjectStore, has_digest
@@ -120,7 +120,7 @@ def _restore_object(objects: ObjectStore, store: ObjectStore, entry: Entry) -> N
 
 def _restore_file(state: ObjectStore, entry: Entry, target: Path) -> None:
     """Write a file to its final path. On return it is complete and on disk. Raises ObjectMissing, ObjectDamaged."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     give_to_owner(target.parent)
     copied = target.with_name(f"{target.name}.restored")  # the index may be on another file system
     with full_disk_is_store_full():

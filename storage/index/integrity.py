@@ -216,7 +216,7 @@ def close_damage_in(connection: Connection, key: int, outcome: str) -> None:
     """``Integrity.close`` as part of a transaction."""
     closed = update(damage).where(damage.c.key == key).values(closed_at=time.time(), outcome=outcome)
     row = connection.execute(closed.returning(damage)).one()
-    if row.instance_key is None or not row.set_reason:
+    if not row.set_reason:
         return
     unchanged = (instance.c.key == row.instance_key, instance.c.reason == row.set_reason)
     former = {"state": row.former_state, "reason": row.former_reason, "reason_code": row.former_code}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import JournalDamaged, NewerFormat
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full, make_folder
 from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, move_damaged_end
 
@@ -52,7 +52,7 @@ class ChangeJournal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._end: tuple[Path, int, int] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:
@@ -176,7 +176,7 @@ class ChangeJournal:
         aside.mkdir(parents=True)
         for segment in moved:
             segment.replace(aside / segment.name)
-        fsync_folders(aside, self.folder)
+        fsync_folders(aside, aside.parent, self.folder)
         self._end = None
 
     def repair(self) -> str:
@@ -197,7 +197,6 @@ class ChangeJournal:
             if end:
                 break
             segment.unlink()
-            fsync_folders(self.folder)
         return "; ".join(done)
 
     def groups(

@@ -31,6 +31,13 @@ def fsync_folders(*folders: Path) -> None:
             os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder unless it exists. On return its name is on disk, but not those of parents that were made too."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        fsync_folders(folder.parent)
+
+
 def replace_file(path: Path, content: Iterable[bytes]) -> None:
     """Create a file, or replace it by a rename. On return it is complete and on disk. Raises StoreFull."""
     making = path.with_name(f"{path.name}.making")

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from storage.errors import ObjectMissing
-from storage.objects.durability import fsync_folders
+from storage.objects.durability import fsync_folders, make_folder
 from storage.objects.file_modes import give_to_owner
 from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
@@ -161,7 +161,7 @@ def _forget_cached(handle: int) -> None:
 
 def put_back(aside: Path, final: Path) -> None:
     """Move an object back to ``objects/``. On return the move is on disk. Another process may have moved it back."""
-    final.parent.mkdir(exist_ok=True)
+    make_folder(final.parent)
     give_to_owner(final.parent)
     try:
         os.link(aside, final)  # never replaces an object that was stored again in the meantime
@@ -185,10 +185,8 @@ def _copies_aside(store: ObjectStore, digest: str) -> list[Path]:
 
 def _free_name(store: ObjectStore, digest: str) -> Path:
     folder = store.root / DAMAGED
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        give_to_owner(folder)
-        fsync_folders(store.root)
+    make_folder(folder)
+    give_to_owner(folder)
     number = 1
     taken = {entry.name for entry in folder.glob(f"{digest}.*")}
     while f"{digest}.{number}" in taken:

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
-from storage.objects.durability import fsync_folders, full_disk_is_store_full
+from storage.objects.durability import fsync_folders, full_disk_is_store_full, make_folder
 from storage.objects.file_modes import close_to_others, give_to_owner
 
 _HOST = socket.gethostname().replace("+", "-")
@@ -49,9 +49,8 @@ class ObjectStore:
         self._objects = root / "objects"
         self._min_free = min_free
         self._durable: set[str] = set()
-        self._objects.mkdir(parents=True, exist_ok=True)
-        self.spool.mkdir(exist_ok=True)
-        self._lent.mkdir(exist_ok=True)
+        for folder in (self._objects, self.spool, self._lent):
+            make_folder(folder)
         give_to_owner(self._objects, self.spool, self._lent)
         close_to_others(root)
         self._refuse_two_file_systems()

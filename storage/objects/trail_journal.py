@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.errors import JournalDamaged, NewerFormat
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full, make_folder
 from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import cut_torn_end, exclusive, last_whole_line, move_damaged_end
 from storage.records import TrailEntry, TrailRecord
@@ -33,7 +33,7 @@ class TrailJournal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:

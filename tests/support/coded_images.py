@@ -156,11 +156,17 @@ def hold_image(bench: ArchiveParts, ds: Dataset, derived_uid: str, *, passed: bo
     return received
 
 
-def receive(bench: ArchiveParts, data: bytes, ds: Dataset, decoders: Any = None) -> Receipt:
+def receive(
+    bench: ArchiveParts,
+    data: bytes,
+    ds: Dataset,
+    decoders: Any = None,
+    arrived: Callable[[str], None] = lambda _: None,
+) -> Receipt:
     """Let a file arrive from a peer, announced with the UIDs of ``ds``."""
     path = bench.hot.spool / "arriving.dcm"
     path.write_bytes(data)
-    ingest = Ingest(bench.index, bench.hot, bench.originals, decoders or InlineWorkers(), lambda _: None)
+    ingest = Ingest(bench.index, bench.hot, bench.originals, decoders or InlineWorkers(), arrived)
     uids = {"sop_class": str(ds.SOPClassUID), "sop_instance": str(ds.SOPInstanceUID)}
     return ingest.receive(path, **uids, calling_aet="MODALITY")
 

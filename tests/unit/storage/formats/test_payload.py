@@ -24,7 +24,8 @@ from node.codec.points import Point
 from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.formats import coders
-from storage.formats.container import DICTIONARY, MAGIC, VERSION
+from storage.formats import container as container_module
+from storage.formats.container import DICTIONARY, MAGIC, VERSION, pack, unpack
 from storage.formats.padding import pack_mask, pack_padding, unpack_mask
 from storage.formats.payload import (
     CURVE_KNOTS,
@@ -451,6 +452,15 @@ def test_a_section_that_inflates_to_another_length_is_a_payload_error(announced:
     header = section(b"header", zlib.compress(b"header"), encoding=1, length=announced)
     with pytest.raises(PayloadError, match=f"section header has 6 bytes, not {announced}"):
         decode_base(container(section(b"meta", META), header, PIXELS))
+
+
+def test_a_section_above_the_limit_is_not_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_module, "MAX_SECTION", 1000)
+    whole = pack(b"B", {"meta": bytes(1000)}, stored=set())
+    assert unpack(whole, b"B") == {"meta": bytes(1000)}
+    monkeypatch.setattr(container_module, "_inflate", None)
+    with pytest.raises(PayloadError, match="payload section meta would inflate to 1001 bytes"):
+        unpack(pack(b"B", {"meta": bytes(1001)}, stored=set()), b"B")
 
 
 @settings(max_examples=100, deadline=None)

@@ -152,9 +152,40 @@ def test_a_tombstone_without_the_last_records_of_the_trail_gets_them(index: Inde
     assert index.tombstones.catch_up([first, *recorded[1:]]) == 0
 
 
+def test_a_deletion_takes_the_image_and_nothing_of_another(index: Index) -> None:
+    index.add(new_instance("1.2.3.2"))
+    assert index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition("2.25.2"))
+    first, second, made = held(index), held(index, "1.2.3.2"), new_rendition("2.25.2")
+    index.tombstones.mark_deleted("image", "1.2.3.2", **WHY)
+    assert index.tombstones.delete_rows() == 1
+    assert (held(index), index.by_uid("1.2.3.2"), index.by_uid("2.25.2")) == (first, None, None)
+    with index.engine.connect() as connection:
+        marked = {row.digest for row in connection.execute(select(garbage))}
+    assert marked == {second.original_digest, made.base_digest, made.rendition_digest}
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_tombstones_that_were_lost_come_back_from_the_trail(index: Index, returned: bool) -> None:
+    index.add(new_instance("1.2.3.2"))
+    index.tombstones.mark_deleted("image", "1.2.3.2", **WHY)
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    index.tombstones.delete_rows()
+    if returned:
+        index.tombstones.allow_return("image", UID, **WHY)
+    with writing(index.engine) as connection:
+        connection.execute(tombstone.delete())
+    assert index.tombstones.catch_up(list(index.trail.records())) == 4
+    assert index.tombstones.in_force("1.2.3.2") is not None
+    assert (index.tombstones.in_force(UID) is None) == returned
+    assert (index.tombstones.in_force(DERIVED) is None) == returned
+    assert (index.add(new_instance(UID)) is Added.NEW) == returned
+
+
 def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition_to_unlink(index: Index) -> None:
     """The object of a purged original is gone already, or belongs to another image."""
     (one,) = index.originals.purgeable(now())
+    index.add(new_instance("1.2.3.2"))
+    assert index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition("2.25.2"))
     assert index.originals.commit_purge(one, now(), ENTRY)
     with index.engine.begin() as connection:
         connection.execute(garbage.delete())

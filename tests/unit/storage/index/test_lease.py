@@ -13,8 +13,9 @@ from sqlalchemy import Connection, Table, insert, text
 
 from node.config.encoding_sections import ArchivistSettings
 from node.config.job_sections import JobsSettings
+from storage.errors import StoreFull
 from storage.index import Index, lease
-from storage.index.connection import writing
+from storage.index.connection import FOLLOWER, writing
 from storage.index.tables import instance, job, metadata
 
 LEASED = [table for table in metadata.sorted_tables if "lease_owner" in table.c]
@@ -90,3 +91,26 @@ def test_no_setting_allows_a_longer_lease(section: type[ArchivistSettings | Jobs
 def test_owners_differ() -> None:
     assert lease.new_owner() != lease.new_owner()
     assert len(lease.new_owner()) <= instance.c.lease_owner.type.length  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("release_fails", [False, True])
+def test_a_claim_whose_journal_fails_is_released(connection: Connection, release_fails: bool) -> None:
+    """It is committed then, and nobody could work on the row until the lease ends."""
+    released: list[str] = []
+
+    def journal() -> None:
+        raise StoreFull("the journal is full")
+
+    def release(claim: str) -> None:
+        released.append(claim)
+        if release_fails:
+            raise StoreFull("the release is not journalled either")
+
+    connection.rollback()
+    engine = connection.engine.execution_options(**{FOLLOWER: journal})
+    with pytest.raises(StoreFull, match="the journal is full"):
+        lease.claimed(engine, lambda _: "claim", release)
+    assert released == ["claim"]
+    with pytest.raises(StoreFull, match="the journal is full"):
+        lease.claimed(engine, lambda _: None, release)
+    assert released == ["claim"], "nothing was claimed"

@@ -12,7 +12,7 @@ from storage.index.audit_outcomes import AuditRows
 from storage.index.integrity import Integrity, NewDamage
 from storage.records import InstanceState, ReasonCode, StoredInstance, StoredRendition, TrailEntry
 from tests.support.archive_parts import ArchiveParts
-from tests.support.index_rows import new_rendition
+from tests.support.index_rows import claimed, new_rendition
 
 UID, DERIVED = "1.2.3.1", "2.25.1"
 
@@ -56,12 +56,14 @@ WITHDRAW: dict[str, Callable[[ArchiveParts], None]] = {"audit": audited, "archiv
 
 @pytest.mark.parametrize("by", WITHDRAW)
 def test_objects_of_a_withdrawn_rendition_are_released(bench: ArchiveParts, by: str) -> None:
-    row = made(bench)
+    bench.receive("1.2.3.2")
+    row, other = made(bench), held(bench, "1.2.3.2")
     WITHDRAW[by](bench)
     assert objects_of(bench, row) == [True, True], "the row is committed first"
     assert bench.work() == 0
     assert objects_of(bench, row) == [False, False]
     assert (held(bench).rendition, held(bench, DERIVED).sop_instance_uid) == (None, UID)
+    assert held(bench, "1.2.3.2") == other
     bench.check_promises()
 
 
@@ -100,6 +102,34 @@ def test_a_withdrawn_rendition_that_is_made_again_has_its_objects(bench: Archive
     assert row.numerics_digest == "1" * 64, "of the object that it has now"
     assert objects_of(bench, row) == [True, True]
     assert not bench.hot.has(before.base_digest)
+
+
+def test_a_rendition_that_is_made_again_takes_its_new_objects(bench: ArchiveParts) -> None:
+    """A scrub found the base damaged. The row of another image stays as it is."""
+    bench.receive("1.2.3.2")
+    other = made(bench, "2.25.2")
+    Integrity(bench.index.engine).requeue(held(bench).key, ReasonCode.PAYLOAD_LOST, "the base is damaged")
+    base, side = bench.hot.put(b"base of another version"), bench.hot.put(b"rendition of another version")
+    again = new_rendition(DERIVED, base_digest=base, rendition_digest=side)
+    assert bench.index.finish_with(claimed(bench.index), InstanceState.VERIFIED, again, present=bench.hot.has)
+    assert (made(bench).base_digest, made(bench).rendition_digest) == (base, side)
+    assert (held(bench).state, held(bench).rendition) == (InstanceState.VERIFIED, made(bench))
+    assert made(bench, "2.25.2") == other
+
+
+@pytest.mark.parametrize("differs", ["output_digest", "structure_digest"])
+def test_a_derived_uid_of_other_pixels_is_refused(bench: ArchiveParts, differs: str) -> None:
+    """Peers hold the former pixels under that UID."""
+    before = made(bench)
+    Integrity(bench.index.engine).requeue(held(bench).key, ReasonCode.PAYLOAD_LOST, "the base is damaged")
+    base, side = bench.hot.put(b"base of other pixels"), bench.hot.put(b"rendition of other pixels")
+    other = new_rendition(DERIVED, base_digest=base, rendition_digest=side, **{differs: "2" * 64})
+    assert bench.index.finish_with(claimed(bench.index), InstanceState.VERIFIED, other, present=bench.hot.has)
+    assert held(bench).state is InstanceState.EXACT
+    assert "is the UID of another object already" in held(bench).reason
+    assert made(bench) == before
+    bench.index.garbage.collect(bench.stores)
+    assert not (bench.hot.has(base) or bench.hot.has(side))
 
 
 def test_what_lost_its_base_after_a_purge_is_not_tried_again(bench: ArchiveParts) -> None:

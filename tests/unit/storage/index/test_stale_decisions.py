@@ -17,12 +17,13 @@ from sqlalchemy import func, select
 from storage.errors import ChangeRefused, ObjectMissing
 from storage.index import Index
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import unmark_garbage
 from storage.index.holdings import Added
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.original_locations import STAYS_RESTORED
 from storage.index.quarantined import REPLACED, Former
-from storage.index.resent_originals import drop_copy, replace_lost
-from storage.index.tables import garbage
+from storage.index.resent_originals import drop_copy, insert_lost_row, replace_lost
+from storage.index.tables import garbage, original
 from storage.objects.store import ObjectStore
 from storage.records import (
     HeldOriginal,
@@ -162,10 +163,29 @@ def test_garbage_is_marked_once_and_kept_if_a_row_needs_it(index: Index, tmp_pat
     index.add(new_instance("1.2.3.2", original_digest=needed))
     for one in (needed, other, other):
         index.garbage.mark(one, Tier.HOT)
+    index.garbage.mark(other, Tier.COLD)
     with index.engine.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(garbage)).scalar_one() == 2
+        assert connection.execute(select(func.count()).select_from(garbage)).scalar_one() == 3
     assert index.garbage.collect({Tier.HOT: store}) == 1
-    assert (list(store.digests()), marked(index)) == ([needed], set())
+    assert (list(store.digests()), marked(index)) == ([needed], {(other, "cold")})
+
+
+def test_garbage_that_was_taken_back_meanwhile_is_left(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row names it yet: the bytes may belong to an instance that is just being received."""
+    store = ObjectStore(tmp_path / "store")
+    taken, other = store.put(b"taken back"), store.put(b"other")
+    for one in (taken, other):
+        index.garbage.mark(one, Tier.HOT)
+
+    def take_back() -> None:
+        with writing(index.engine) as connection:
+            assert unmark_garbage(connection, taken, store.has)
+
+    between_look_and_write(monkeypatch, index.engine, take_back)
+    assert index.garbage.collect({Tier.HOT: store}) == 1
+    assert (list(store.digests()), marked(index)) == ([taken], set())
 
 
 # --- sent again -------------------------------------------------------------------------------------------------
@@ -195,6 +215,23 @@ def test_a_lost_original_is_not_replaced_on_an_older_state(index: Index, why: st
     after, present = held(index), here if why == "packed meanwhile" else gone
     assert not replace_lost(index.engine, before, new_instance(UID), present)
     assert (held(index), actions(index)) == (after, [])
+
+
+def test_only_a_row_that_was_lost_is_inserted_again(index: Index) -> None:
+    """A row that is there may name a packed object by now."""
+    new = new_instance(UID)
+    assert index.originals.commit_packed(packing(index), "ab" * 32, 500, here)
+    before = held(index)
+    assert not insert_lost_row(index.engine, new, here)
+    assert held(index) == before
+    index.add(new_instance("1.2.3.2"))
+    with writing(index.engine) as connection:
+        connection.execute(original.delete().where(original.c.instance_key == before.instance_key))
+    assert not insert_lost_row(index.engine, new, gone)
+    assert not insert_lost_row(index.engine, replace(new, original_digest="cd" * 32), here)
+    assert insert_lost_row(index.engine, new, here)
+    assert (held(index).form, held(index).object_digest) == (OriginalForm.VERBATIM, new.original_digest)
+    assert actions(index) == ["original.again"]
 
 
 def test_a_lost_verbatim_original_that_is_sent_again_is_no_garbage(index: Index) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.objects.inspection import finish_moves, listing, recover, set_aside
+from storage.objects.inspection import finish_moves, is_back, listing, put_back, recover, set_aside
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import DAMAGED, ORPHANS, ObjectStore
 
@@ -194,3 +194,23 @@ def test_a_reader_that_puts_an_object_back_while_it_is_moved_harms_nothing(
     monkeypatch.setattr(Path, "rename", rename)
     assert not move(store, DIGEST)
     assert store.read(DIGEST) == DATA
+
+
+def test_an_object_that_cannot_be_put_back_is_not_back(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader on a read-only disk goes on to another copy of the image."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    orphan(store, DATA, day(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", read_only)
+        patch.setattr(Path, "replace", read_only)
+        assert not is_back(store, DIGEST)
+    assert is_back(store, DIGEST)
+
+
+def test_an_object_that_is_gone_from_both_places_is_not_put_back(store: ObjectStore) -> None:
+    aside = store.root / ORPHANS / day(1) / DIGEST[:2] / DIGEST
+    with pytest.raises(FileNotFoundError):
+        put_back(aside, store.path(DIGEST))

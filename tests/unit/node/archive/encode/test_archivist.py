@@ -332,12 +332,25 @@ def encoded(bench: ArchiveParts) -> Encoded:
     return Encoded(bench)
 
 
+UNSENDABLE = "its reconstruction cannot be made as a whole: ValueError"
+
+
+def unsendable(request: object) -> None:
+    """For ``InlinePool``: no object can be made of a rendition."""
+    if isinstance(request, ProofRequest):
+        raise ValueError("no such header")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["nothing", "base", "rendition", "both"])
-def test_a_lost_rendition_is_made_again_under_its_uid(encoded: Encoded, lost: str) -> None:
+def test_a_lost_rendition_is_made_again_under_its_uid(
+    encoded: Encoded, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
     base, rendition = encoded.rendition.base_digest, encoded.rendition.rendition_digest
     encoded.lose(*{"nothing": [], "base": [base], "rendition": [rendition], "both": [base, rendition]}[lost])
-    held = InlineArchivist(encoded.bench).run()
+    with caplog.at_level(logging.WARNING):
+        held = InlineArchivist(encoded.bench).run()
+    assert caplog.text == ""
     assert held is not None
     assert held.rendition is not None
     assert (held.state, held.rendition.derived_uid) == (InstanceState.VERIFIED, encoded.rendition.derived_uid)
@@ -349,17 +362,18 @@ def test_a_lost_rendition_is_made_again_under_its_uid(encoded: Encoded, lost: st
 def test_a_rendition_that_cannot_be_sent_is_withdrawn(encoded: Encoded, lost: str) -> None:
     if lost == "base":
         encoded.lose(encoded.rendition.base_digest)
-
-    def unsendable(request: object) -> None:
-        if isinstance(request, ProofRequest):
-            raise ValueError("no such header")
-
     held = InlineArchivist(encoded.bench, InlinePool(unsendable)).run()
     assert held is not None
-    reason = "its reconstruction cannot be made as a whole: ValueError"
-    assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, ReasonCode.NOT_SENDABLE, reason)
+    assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, ReasonCode.NOT_SENDABLE, UNSENDABLE)
     assert held.rendition is None
-    assert withdrawn(encoded.bench, encoded.rendition.derived_uid) == reason
+    assert withdrawn(encoded.bench, encoded.rendition.derived_uid) == UNSENDABLE
+
+
+def test_a_new_rendition_that_cannot_be_sent_leaves_no_object(bench: ArchiveParts) -> None:
+    held = InlineArchivist(bench, InlinePool(unsendable)).run()
+    assert held is not None
+    assert (held.state, held.reason, held.rendition) == (InstanceState.EXACT, UNSENDABLE, None)
+    assert list(bench.hot.digests()) == [held.original_digest]
 
 
 def test_a_base_that_was_made_again_for_a_deleted_image_is_removed(encoded: Encoded) -> None:

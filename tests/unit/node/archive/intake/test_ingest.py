@@ -14,7 +14,16 @@ from sqlalchemy import delete as sql_delete
 from node.archive.intake.ingest import ANOTHER_PATIENT, check_uid, examine
 from storage.dicom.dicomfile import encode
 from storage.dicom.header_amendments import AmendmentKind
-from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
+from storage.errors import (
+    ChangedMeanwhile,
+    Deleted,
+    Duplicate,
+    InvalidUid,
+    ObjectMissing,
+    OutOfTime,
+    StoreFull,
+    WorkerDied,
+)
 from storage.index.connection import now, writing
 from storage.index.tables import original
 from storage.records import HoldKind, InstanceState, OriginalForm, Tier
@@ -75,6 +84,29 @@ def test_a_file_that_is_unlinked_before_its_row_is_not_acknowledged(
     assert bench.index.by_uid(UID) is None
     assert receive(bench, data, ds).new
     assert bench.read(data) == data
+
+
+def test_the_archivist_is_woken_by_what_it_has_to_encode(bench: ArchiveParts) -> None:
+    """By a new image, and by one whose original was lost and is held again; not by what is held already."""
+    ds, woken = small(UID), []
+    data = as_file(bench, ds)
+    assert receive(bench, data, ds, arrived=woken.append).new
+    assert woken == [ds.StudyInstanceUID]
+    assert not receive(bench, data, ds, arrived=woken.append).new
+    assert len(woken) == 1
+    with writing(bench.index.engine) as connection:
+        connection.execute(sql_delete(original))
+    assert not receive(bench, data, ds, arrived=woken.append).new
+    assert len(woken) == 2
+
+
+def test_nothing_is_received_on_a_disk_that_is_nearly_full(bench: ArchiveParts) -> None:
+    ds = small(UID)
+    data = as_file(bench, ds)
+    bench.hot.keep_free(1 << 60)
+    with pytest.raises(StoreFull, match="must stay free"):
+        receive(bench, data, ds)
+    assert (bench.files(), bench.index.by_uid(UID)) == (0, None)
 
 
 def test_a_uid_that_is_issued_to_a_reconstruction_meanwhile_is_not_stored(

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import update
 
 from node.archive.originals.packing import Packer
-from storage.errors import PixelError, WorkerDied
+from storage.errors import KeptVerbatim, PixelError, WorkerDied
 from storage.index.connection import writing
 from storage.index.tables import original
 from storage.objects.store import ObjectStore
@@ -77,11 +77,16 @@ def test_pixels_that_no_coder_makes_smaller_stay_as_received(bench: ArchiveParts
     assert (bench.work(), failures(bench), bench.read(data)) == (0, [], data)
 
 
-def test_an_original_whose_pixels_cannot_be_read_stays_as_received_with_the_reason(bench: ArchiveParts) -> None:
+@pytest.mark.parametrize(
+    "error", [PixelError("3 pixels are missing"), KeptVerbatim("it is written by another encoder")]
+)
+def test_an_original_that_cannot_be_packed_stays_as_received_with_the_reason(
+    bench: ArchiveParts, error: Exception
+) -> None:
     data = bench.receive(UID, state=InstanceState.EXACT)
-    assert packer(bench, FailingWorkers(PixelError("3 pixels are missing"), 1)).step()
-    assert (held(bench, data).form, held(bench, data).note) == (OriginalForm.VERBATIM, "3 pixels are missing")
-    assert bench.work() == 0
+    assert packer(bench, FailingWorkers(error, 1)).step()
+    assert (held(bench, data).form, held(bench, data).note) == (OriginalForm.VERBATIM, str(error))
+    assert (bench.work(), failures(bench)) == (0, [])
 
 
 def test_an_original_that_crashes_its_workers_is_given_up_in_the_trail(
@@ -187,6 +192,24 @@ def test_garbage_on_a_disk_that_is_not_mounted_stays_marked(tmp_path: Path) -> N
     (tmp_path / "unmounted").rename(cold)
     assert bench.index.garbage.collect(bench.stores) == 1
     assert not bench.stores[Tier.COLD].has(digest)
+
+
+def test_a_damaged_original_is_not_moved_and_is_tried_again(tmp_path: Path) -> None:
+    """It may be repaired by then. The failed attempts are of the move: its pixels can still be packed."""
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    data = bench.receive(UID)
+    path = bench.hot.path(hashlib.sha256(data).hexdigest())
+    path.write_bytes(b"damaged")
+    moving = packer(bench, InlineWorkers(), attempts=1)
+    assert moving.step()
+    assert (held(bench, data).tier, held(bench, data).note, failures(bench)) == (Tier.HOT, "", [])
+    path.write_bytes(data)
+    assert bench.work() == 0, "it waits"
+    with writing(bench.index.engine) as connection:
+        connection.execute(update(original).values(lease_until=None))
+    assert bench.work() == 1
+    assert held(bench, data).tier is Tier.COLD
+    bench.check_promises()
 
 
 def test_nothing_is_moved_to_the_mount_point_of_a_disk_that_is_not_mounted(tmp_path: Path) -> None:
