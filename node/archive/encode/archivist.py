@@ -219,8 +219,9 @@ class Archivist:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a full or failing disk, missing rights, or a locked index ended the work, and not the image."""
-    return isinstance(error, StoreFull | IndexFault) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE)
+    """Whether a full or failing disk, missing rights, a locked index or missing modules ended the work, not the image."""
+    of_the_system = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    return of_the_system or isinstance(error, StoreFull | IndexFault | ImportError)
 
 
 def _why_none_passed(tried: tuple[Trial, ...]) -> str:
