@@ -14,8 +14,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as of a command in the background of a script
             signal.signal(number, lambda *_: sys.exit(UNFINISHED))
+    from node.cli.standard_output import name_standard_output, replace_closed_streams
+
+    replace_closed_streams()
     from node.cli.main import run
-    from node.cli.standard_output import name_standard_output
 
     name_standard_output()
     run()
