@@ -163,11 +163,8 @@ class WorkerPool:
         return None
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request[Answer]) -> Answer:
-        return self._wait(executor.submit(worker.answer, request))
-
-    def _wait(self, future: Future[Answer]) -> Answer:
         try:
-            return wait_for_result(future, self._closing.is_set)
+            return wait_for_result(executor.submit(worker.answer, request), self._closing.is_set)
         except Cancelled:
             raise WorkerDied("the node is stopping") from None
 
@@ -183,15 +180,21 @@ class WorkerPool:
                     initializer=worker.start,
                     initargs=(self._settings, self._nice, self._within),
                 )
-                self._wait(executor.submit(os.getpid))
+                self._await_start(executor)
                 return executor
-            except (OSError, RuntimeError, WorkerDied) as error:  # BrokenProcessPool and "can't start new thread" too
+            except (OSError, RuntimeError, Cancelled) as error:  # BrokenProcessPool and "can't start new thread" too
                 ended = error
                 if executor is not None:
                     _kill(executor)
                 if self._closing.is_set():
                     raise WorkerDied("the node is stopping") from None
-        raise OSError(errno.EAGAIN, f"{_NO_WORKER} ({ended})") from ended
+        raise OSError(errno.EAGAIN, f"{_NO_WORKER} ({type(ended).__name__}: {ended})") from ended
+
+    def _await_start(self, executor: ProcessPoolExecutor) -> None:
+        """Wait until the worker of an executor has started. Raises Cancelled if its manager, a thread, has ended."""
+        started = executor.submit(os.getpid)
+        manager: Any = executor.__dict__["_executor_manager_thread"]  # it ends silently if it can start no thread
+        wait_for_result(started, lambda: self._closing.is_set() or not manager.is_alive())
 
 
 def _kill(executor: ProcessPoolExecutor) -> bool:

@@ -219,7 +219,7 @@ class Archivist:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a full or failing disk, missing rights, a locked index or missing modules ended the work, not the image."""
+    """Whether a full or failing disk, missing rights or modules, or a locked index ended the work, not the image."""
     of_the_system = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
     return of_the_system or isinstance(error, StoreFull | IndexFault | ImportError)
 
