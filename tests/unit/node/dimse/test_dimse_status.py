@@ -25,3 +25,12 @@ def test_an_index_that_cannot_be_used_asks_a_sender_to_try_again() -> None:
     error = IndexFault("the index cannot be used (connection refused): look at the database server")
     assert of_error(error, STORE_ERRORS).Status == 0xA700
     assert of_error(error, QUERY_ERRORS).Status == 0xC000
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_machine_without_memory_or_threads_asks_a_sender_to_try_again(error: Exception) -> None:
+    assert of_error(error, STORE_ERRORS).Status == 0xA700
+
+
+def test_another_unforeseen_error_is_a_failure() -> None:
+    assert of_error(RuntimeError("dictionary changed size"), STORE_ERRORS).Status == 0xC000
