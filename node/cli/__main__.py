@@ -11,11 +11,13 @@ def main() -> None:
 
     from node.cli.exit_codes import UNFINISHED
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored for a background command of a script
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # for a background command of a script, or by nohup
             signal.signal(number, lambda *_: sys.exit(UNFINISHED))
+    from node.cli.standard_output import name_standard_output, replace_closed_streams
+
+    replace_closed_streams()
     from node.cli.main import run
-    from node.cli.standard_output import name_standard_output
 
     name_standard_output()
     run()

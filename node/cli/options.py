@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -67,7 +68,10 @@ def open_index(config: Path) -> closing[Index]:
 
 def current_user() -> str:
     """The user at the command line, as the audit trail names them."""
-    return f"user:{getpass.getuser()}"
+    try:
+        return f"user:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user without an entry in /etc/passwd, as in a container; OSError since Python 3.13
+        return f"user:{os.getuid()}"
 
 
 def say(report: object, *shown: str | Table, as_json: bool) -> None:

@@ -1,4 +1,7 @@
-"""Standard output as a file that an error names. If its reader closes the pipe, the command ends silently."""
+"""Standard output as a file that an error names. If its reader closes the pipe, the command ends silently.
+
+A standard stream that the caller closed is the null device.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,16 @@ from pathlib import Path
 from node.cli.exit_codes import PIPE_CLOSED
 
 NAME = "standard output"
+
+
+def replace_closed_streams() -> None:
+    """Open the null device for each of the descriptors 0 to 2 that is closed.
+
+    A file of the archive would get its number, and receive what a library prints.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest one that is free
+        os.set_inheritable(number, True)  # by the worker processes
+    os.close(number)
 
 
 def name_standard_output() -> None:

@@ -73,6 +73,10 @@ class When:
     minute: int = 0
     every: float = 0.0
 
+    def on(self, weekday: int) -> bool:
+        """Whether the job runs on that day of the week; 0 is Monday."""
+        return not self.days or _DAYS[weekday] in self.days
+
     @property
     def gap(self) -> float:
         """The longest time between two runs, in seconds."""

@@ -46,7 +46,10 @@ class Meaning:
 
 
 STORE_ERRORS: dict[type[Exception], Meaning] = {
-    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full, or the index cannot be used"),
+    StoreFull: Meaning(
+        0xA700,
+        "Out of resources: disk, quota or database full, no memory or process left, or the index cannot be used",
+    ),
     InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive accepts"),
     InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive accepts"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
@@ -108,6 +111,8 @@ def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset
     of_the_disk = isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL)
     if of_the_disk or (isinstance(error, IndexFault) and table is STORE_ERRORS):
         return response(0xA700, "the archive cannot write at present")
+    if isinstance(error, MemoryError) or str(error) == "can't start new thread":  # Python's RuntimeError
+        return response(0xA700, "the archive has no memory or no thread for it at present")
     for kind, meaning in table.items():
         if isinstance(error, kind):
             return response(meaning.code, "not enough space in the archive" if kind is StoreFull else _for_peer(error))

@@ -1,20 +1,17 @@
-"""The schedule: starts jobs that are due, and those that another process requested. No other module uses APScheduler.
+"""The schedule: starts jobs that are due, and those that another process requested.
 
-APScheduler stores nothing: its jobs are built from config.yaml at every start. The newest scheduled time that was
-handled is stored in the index, so that a node knows at its start whether runs were missed. One run replaces them all.
+The clock is read at each check: it may be set forward or back. The newest scheduled time that was handled is stored in
+the index, so that a node knows at its start whether runs were missed. One run replaces them all.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-
-from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
+from datetime import UTC, date, datetime, time, timedelta
 
 from node.config import When
 from node.config.job_sections import JobSettings
@@ -25,6 +22,8 @@ from storage.index.job_runs import Cause
 LOGGER = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAYS = range(-1, 9)
+"""Days from today on which the next time of day may be."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,45 @@ class Planned:
 
 
 class Schedule:
-    """Starts jobs that are due, requested, or abandoned by a node that died. ``poll``: seconds between two checks of
-    the index for requested and abandoned jobs."""
+    """Starts jobs that are due, requested, or abandoned by a node that died. ``poll``: seconds between two checks."""
 
     def __init__(self, planned: Sequence[Planned], runner: Runner, poll: float) -> None:
         self._planned = {one.job.name: one for one in planned}
         self._runner, self._poll = runner, poll
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of runs that are coalesced on purpose
-        self._scheduler = BackgroundScheduler(job_defaults={"misfire_grace_time": None, "coalesce": True})
+        self._handled: dict[str, datetime] = {}
+        self._begun: dict[tuple[str, Cause], Future[None]] = {}
+        self._stopping = threading.Event()
+        self._threads = ThreadPoolExecutor(2 * len(planned) + 1, thread_name_prefix="job")
+        self._thread = threading.Thread(target=self._watch, name="schedule", daemon=True)
 
     def start(self) -> None:
         self._runner.rows.ensure(self._planned)
-        for name, one in self._planned.items():
-            when = one.settings.schedule
-            if when is not None:
-                self._scheduler.add_job(self._when_due, trigger_of(when), args=[name, when], id=f"due {name}")
-                self._scheduler.add_job(self._when_due, args=[name, when], id=f"missed {name}")
-        self._scheduler.add_job(self._check_rows, IntervalTrigger(seconds=self._poll), id="check")
-        self._scheduler.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Interrupt the runs in progress, and wait for them."""
+        self._stopping.set()
         self._runner.stop()
-        if self._scheduler.running:
-            self._scheduler.remove_all_jobs()  # no job becomes due while the executor shuts down
-            self._scheduler.shutdown(wait=True)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._threads.shutdown()
 
-    def _when_due(self, name: str, when: When) -> None:
-        self._run(name, Cause.SCHEDULE, latest(when, datetime.now(UTC)).timestamp())
+    def _watch(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._start_due()
+                self._check_rows()
+            except Exception:
+                LOGGER.exception("the jobs could not be checked; they are checked again in %g s", self._poll)
+            self._stopping.wait(self._poll)
+
+    def _start_due(self) -> None:
+        for name, one in self._planned.items():
+            when = one.settings.schedule
+            due = latest(when, datetime.now(UTC)) if when is not None else None
+            if due is not None and due != self._handled.get(name):
+                self._handled[name] = due  # before the run, which forgets it if it fails
+                self._threads.submit(self._run, name, Cause.SCHEDULE, due.timestamp())
 
     def _check_rows(self) -> None:
         """Start jobs that another process requested or abandoned."""
@@ -76,23 +86,16 @@ class Schedule:
                 self._now(row.name, Cause.TAKEOVER)
 
     def _now(self, name: str, cause: Cause) -> None:
-        self._scheduler.add_job(self._run, args=[name, cause], id=f"{cause} {name}", replace_existing=True)
+        before = self._begun.get((name, cause))
+        if before is None or before.done():
+            self._begun[name, cause] = self._threads.submit(self._run, name, cause)
 
     def _run(self, name: str, cause: Cause, due: float = 0.0) -> None:
         try:
             self._runner.run(self._planned[name].job, cause, due=due)
         except Exception:
+            self._handled.pop(name, None)
             LOGGER.exception("job %s could not be run; it is tried again at the next check", name)
-
-
-def trigger_of(when: When) -> BaseTrigger:
-    """The APScheduler trigger of a schedule.
-
-    Times of day are in this machine's time zone. Intervals are counted from the epoch, so all nodes agree on them.
-    """
-    if when.every:
-        return IntervalTrigger(seconds=int(when.every), start_date=_EPOCH, timezone=UTC)
-    return CronTrigger(day_of_week=",".join(when.days) or "*", hour=when.hour, minute=when.minute)
 
 
 def latest(when: When, now: datetime) -> datetime:
@@ -105,6 +108,24 @@ def latest(when: When, now: datetime) -> datetime:
 
 
 def following(when: When, now: datetime) -> datetime:
-    """The next scheduled time, in UTC, in which the hour that a change to winter time repeats is not ambiguous."""
-    found: datetime = trigger_of(when).get_next_fire_time(None, now)
-    return found.astimezone(UTC)
+    """The next scheduled time, in UTC. Times of day are in this machine's zone; intervals are counted from the epoch,
+    so all nodes agree on them."""
+    if when.every:
+        every = timedelta(seconds=when.every)
+        return _EPOCH - (_EPOCH - now) // every * every
+    today = now.astimezone().date()
+    times = (one for days in _DAYS for one in _times_on(when, today + timedelta(days)))
+    return next(one for one in times if one >= now)
+
+
+def _times_on(when: When, day: date) -> list[datetime]:
+    """The times, in UTC, at which the clocks here show the time of day: two if they are set back over it. If they are
+    set forward over it, the time by the clocks before.
+
+    Here the C library knows the zone, which may be a rule, such as CET-1CEST,M3.5.0,M10.5.0/3, and no name.
+    """
+    if not when.on(day.weekday()):
+        return []
+    shown = datetime.combine(day, time(when.hour, when.minute))
+    times = [shown.replace(fold=fold).astimezone(UTC) for fold in (0, 1)]
+    return [one for one in times if one.astimezone().replace(tzinfo=None) == shown] or times[:1]

@@ -6,8 +6,10 @@ Viewers are served first, then the archivist, re-verification and prefetch.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -39,6 +41,11 @@ START_METHOD = "spawn"
 
 _TOO_LONG = "it took more processor time than limits.decoder_time allows for this kind of work"
 """Message of OutOfTime, which a person reads as the reason of an image."""
+
+_NO_WORKER = (
+    "no worker process can start; look at free memory, at the limits of processes and open files, and whether the "
+    "program was replaced while the node runs"
+)
 
 _IDLE = 600.0
 """Default of limits.idle: seconds after which an idle worker ends."""
@@ -164,12 +171,32 @@ class WorkerPool:
             raise WorkerDied("the node is stopping") from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context(START_METHOD),
-            initializer=worker.start,
-            initargs=(self._settings, self._nice, self._within),
-        )
+        """An executor whose worker has started. Raises OSError if none can start, which no request is to blame for."""
+        ended: Exception | None = None
+        for _ in range(2):  # one may be killed while it starts
+            executor = None
+            try:
+                executor = ProcessPoolExecutor(
+                    max_workers=1,
+                    mp_context=multiprocessing.get_context(START_METHOD),
+                    initializer=worker.start,
+                    initargs=(self._settings, self._nice, self._within),
+                )
+                self._await_start(executor)
+                return executor
+            except (OSError, RuntimeError, Cancelled) as error:  # BrokenProcessPool and "can't start new thread" too
+                ended = error
+                if executor is not None:
+                    _kill(executor)
+                if self._closing.is_set():
+                    raise WorkerDied("the node is stopping") from None
+        raise OSError(errno.EAGAIN, f"{_NO_WORKER} ({type(ended).__name__}: {ended})") from ended
+
+    def _await_start(self, executor: ProcessPoolExecutor) -> None:
+        """Wait until the worker of an executor has started. Raises Cancelled if its manager, a thread, has ended."""
+        started = executor.submit(os.getpid)
+        manager: Any = executor.__dict__["_executor_manager_thread"]  # it ends silently if it can start no thread
+        wait_for_result(started, lambda: self._closing.is_set() or not manager.is_alive())
 
 
 def _kill(executor: ProcessPoolExecutor) -> bool:

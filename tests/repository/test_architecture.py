@@ -19,7 +19,6 @@ ONLY_IN = {
     "alembic": ("storage/index/", "storage/migrations/"),
     "diffusers": ("node/upscalers/", "node/training/"),
     "yaml": "node/config/",
-    "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
     "optuna": "node/validation/",
     "jinja2": "node/reports/",

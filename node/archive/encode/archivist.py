@@ -220,8 +220,9 @@ class Archivist:
 
 
 def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the machine, such as a full disk, missing rights or a locked index, caused an error, not the image."""
-    return isinstance(error, StoreFull | IndexFault) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE)
+    """Whether the machine caused an error, not the image: a full disk, missing rights or modules, or a locked index."""
+    of_the_system = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    return of_the_system or isinstance(error, StoreFull | IndexFault | ImportError)
 
 
 def _why_none_passed(tried: tuple[Trial, ...]) -> str:

@@ -18,7 +18,10 @@ from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import Claim, NewRendition, OperatingPoint, ReasonCode, StoredRendition, Tier, Trial
 
-_UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
+_UNRELATED = (
+    *(WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull),
+    *(OSError, MemoryError, ImportError, CancelledError),
+)
 """Errors that the image does not cause. Another attempt may succeed."""
 
 

@@ -31,7 +31,7 @@ def serve(
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Run the node until SIGTERM or Ctrl-C. Requests in progress are finished first (node.shutdown_timeout)."""
+    """Run the node until SIGTERM, SIGHUP or Ctrl-C. Requests in progress are finished first (node.shutdown_timeout)."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
     if settings.lists_no_peers:
@@ -42,8 +42,9 @@ def serve(
         LOGGER.info("%s: finishing requests in progress", signal.Signals(number).name)
         stopping.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, stop)
     from node.app import Node
     from node.dimse.tls import expiries
 

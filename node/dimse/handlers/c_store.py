@@ -62,8 +62,10 @@ def handle_store(
     except Exception as error:
         if not isinstance(error, (LatentPacsError, OSError)):
             LOGGER.exception("store from %s failed", caller)
-        answer = of_error(error, STORE_ERRORS)
-        refusals.of_request(event.assoc, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
+        answer, text = of_error(error, STORE_ERRORS), reason_text(error, STORE_ERRORS)
+        if isinstance(error, FileNotFoundError) and not event.dataset_path.parent.exists():
+            text = "the association ended before the image was stored"  # and its spool was removed
+        refusals.of_request(event.assoc, "store", int(answer.Status), text, uids)
         return answer
     refusals.record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original", detail=receipt.note))
     if receipt.warning:

@@ -8,6 +8,7 @@ Remove when the server refuses connections beyond a limit.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -23,6 +24,9 @@ LOGGER = logging.getLogger(__name__)
 WAITING = 64
 """Connections that may be open, beyond the allowed associations, without having asked for one. As many more may be
 closing. Chosen, not measured."""
+
+_PAUSE = 0.1
+"""Seconds until a connection is accepted again that waited for a file descriptor. Chosen."""
 
 
 @dataclass(eq=False)
@@ -48,6 +52,17 @@ class LimitedServer(ThreadedAssociationServer):
         self._opening: dict[Any, Opening] = {}  # by the socket as it was accepted
         self._per_address = per_address
         super().__init__(*arguments, **options)
+
+    def get_request(self) -> Any:
+        """Accept a connection. If the process has no descriptor for it, one that has asked for nothing gives way."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                LOGGER.error("connections wait, because %s (ulimit -n, LimitNOFILE of systemd)", error.strerror)
+                _one_gives_way(self._opened())
+                time.sleep(_PAUSE)  # the listener would try again at once, for ever
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """False closes the connection. An accepted one counts from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import socket
 import struct
@@ -16,6 +17,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
 
 from node.app import Node
 from node.dimse.client import Address, store
@@ -300,6 +302,29 @@ def test_more_connections_at_one_moment_than_can_give_way_are_closed(
         for connection in idle:
             connection.close()
         wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
+
+
+@pytest.mark.slow
+def test_without_a_file_descriptor_a_connection_that_asks_for_nothing_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under a limit of open files that is too low for the connections of config.yaml."""
+    accept, missing = ThreadedAssociationServer.get_request, threading.Event()
+
+    def get_request(server: Any) -> Any:
+        if missing.is_set():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(ThreadedAssociationServer, "get_request", get_request)
+    with node(tmp_path) as running, socket.create_connection(("127.0.0.1", running.server.port)) as idle:
+        wait_for(lambda: running.server.entity.active_associations, what="the silent one waits")
+        missing.set()
+        with socket.create_connection(("127.0.0.1", running.server.port)):
+            assert ended(idle)
+            missing.clear()
+        assert "connections wait, because Too many open files" in caplog.text
+        assert echoes(running, "MODALITY")
 
 
 @pytest.mark.slow

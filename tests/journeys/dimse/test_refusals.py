@@ -16,7 +16,7 @@ from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from node.app import Node
-from node.archive.intake.ingest import ANOTHER_PATIENT
+from node.archive.intake.ingest import ANOTHER_PATIENT, Ingest, Receipt
 from node.cli.exit_codes import UsageError
 from node.cli.main import app
 from node.config import load, parse
@@ -69,6 +69,30 @@ def test_a_refused_store_names_image_peer_and_reason(
     for word in ("MODALITY", "127.0.0.1", held.sop_instance_uid, "C003"):
         assert word in line
     assert "Other" not in line
+
+
+def test_an_association_that_ends_while_its_image_is_stored_is_named(
+    quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its spool is removed: the log would name a file that is not there, as if the disk were at fault."""
+    entity = AE("MODALITY")
+    entity.add_requested_context(MAMMOGRAPHY, ExplicitVRLittleEndian)
+    assoc = entity.associate("127.0.0.1", quiet_archive.address.port, ae_title="LATENTPACS")
+    receive = Ingest.receive
+
+    def ended_first(ingest: Ingest, spooled: Path, **command: Any) -> Receipt:
+        assoc.abort()
+        wait_for(lambda: not spooled.parent.exists(), what="the spool is removed")
+        return receive(ingest, spooled, **command)
+
+    monkeypatch.setattr(Ingest, "receive", ended_first)
+    ds = mammogram(breast(64, 48))
+    with caplog.at_level(logging.WARNING):
+        assoc.send_c_store(write(ds, tmp_path / "sent.dcm"))
+        (entry,) = told(quiet_archive, "store")
+    assert entry.uids == (ds.SOPInstanceUID,)
+    assert entry.detail.startswith("the association ended before the image was stored; from ")
+    assert "No such file" not in caplog.text
 
 
 @pytest.mark.parametrize(("verb", "sop_class"), [("find", FIND), ("move", MOVE), ("store", MAMMOGRAPHY)])

@@ -90,14 +90,15 @@ def test_sigterm_finishes_what_is_in_flight(served: NodeProcess, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess, number: signal.Signals) -> None:
     served.start()
     entity = AE("MODALITY")
     entity.add_requested_context(MAMMOGRAPHY, ExplicitVRLittleEndian)
     assoc = entity.associate("127.0.0.1", served.port)
     assert assoc.is_established
     began = time.monotonic()
-    served.signal(signal.SIGTERM)
+    served.signal(number)
     assert served.ended() == 0
     assert time.monotonic() - began < 150  # 200 s would be the limit for what is in flight
 

@@ -174,11 +174,27 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
     assert len(made) == 1
 
 
-def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    machine = available_memory(limit)
-    limit.write_text("1000000000\n")
-    assert available_memory(limit) == min(10**9, machine)
-    limit.write_text("max\n")
-    assert available_memory(limit) == machine > 0
+@pytest.mark.parametrize(
+    ("own", "limit"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/system.slice/latent-pacs.service", "system.slice/latent-pacs.service/memory.max"),
+        ("0::/system.slice/latent-pacs.service", "system.slice/memory.max"),
+        ("4:memory:/docker/0a1b", "memory/docker/0a1b/memory.limit_in_bytes"),
+        ("4:memory:/docker/of/the/host", "memory/memory.limit_in_bytes"),
+    ],
+    ids=["container", "systemd", "slice", "version 1", "container, version 1"],
+)
+def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path, own: str, limit: str) -> None:
+    groups = tmp_path / "cgroup"
+    machine = available_memory(groups, tmp_path)
+    groups.write_text(f"9:name=systemd:/\n1:cpu:/\n{own}\n")
+    (tmp_path / limit).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / limit).write_text("1000000000\n")
+    assert available_memory(groups, tmp_path) == min(10**9, machine)
+    (tmp_path / limit).write_text("max\n")
+    assert available_memory(groups, tmp_path) == machine > 0
+
+
+def test_this_machine_has_a_core() -> None:
     assert available_cores() >= 1

@@ -12,10 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -115,6 +113,22 @@ def overdue(rows: JobRows, index: Index) -> None:
 
 # --- when ---
 
+RULE = "CET-1CEST,M3.5.0,M10.5.0/3"
+"""The zone of Berlin as a rule (POSIX), which no data base of zones has."""
+
+
+@pytest.fixture
+def live_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the zone of this process, until the test ends."""
+
+    def set_zone(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield set_zone
+    monkeypatch.undo()
+    time.tzset()
+
 
 @pytest.mark.parametrize(
     ("text", "now", "before", "after"),
@@ -128,8 +142,8 @@ def overdue(rows: JobRows, index: Index) -> None:
         ("every 2d", "2026-03-04 01:31", "2026-03-04 00:00", "2026-03-06 00:00"),
     ],
 )
-def test_scheduled_times(text: str, now: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=UTC))
+def test_scheduled_times(text: str, now: str, before: str, after: str, live_in: Callable[[str], None]) -> None:
+    live_in("UTC")
     when = parse_when(text)
     moment, expected_before, expected_after = (
         datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (now, before, after)
@@ -149,9 +163,9 @@ def test_every_command_has_help_and_is_documented() -> None:
         assert f"latent-pacs jobs {name}" in manual
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
-def test_the_times_of_a_year_have_no_gap_longer_than_said(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=ZoneInfo(zone)))
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "right/UTC", RULE])
+def test_the_times_of_a_year_have_no_gap_longer_than_said(zone: str, live_in: Callable[[str], None]) -> None:
+    live_in(zone)
     for text in ("daily 02:30", "daily 01:30", "tue,wed 02:30", "sat 13:00", "every 7h"):
         when = parse_when(text)
         moment = datetime(2026, 1, 1, tzinfo=UTC)
@@ -162,14 +176,36 @@ def test_the_times_of_a_year_have_no_gap_longer_than_said(zone: str, monkeypatch
             moment = found
 
 
-def test_an_hour_that_a_change_to_winter_time_repeats_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zone", ["Europe/Berlin", RULE])
+def test_an_hour_that_a_change_to_winter_time_repeats_ends_the_search(
+    zone: str, live_in: Callable[[str], None]
+) -> None:
     """Formerly, the second 02:30 of that night was found repeatedly, for three days."""
-    monkeypatch.setattr(schedule, "CronTrigger", partial(schedule.CronTrigger, timezone=ZoneInfo("Europe/Berlin")))
+    live_in(zone)
     when = parse_when("daily 02:30")
     first, second = datetime(2026, 10, 25, 0, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
     assert latest(when, first) == first
     assert latest(when, second) == latest(when, second + timedelta(hours=20)) == second
     assert following(when, second + timedelta(hours=1)) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
+
+
+def test_a_clock_that_is_set_back_stops_no_job(rows: JobRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by NTP after a start with a wrong clock: nothing would run, not even on request, until that time had come."""
+    ahead = timedelta(days=365)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + ahead
+
+    monkeypatch.setattr(schedule, "datetime", Clock)
+    task = Task(at_once=True)
+    with scheduled(rows, task):
+        wait_for(lambda: states(rows), what="the run of the wrong year")
+        ahead = timedelta()
+        before = len(states(rows))
+        rows.request("task")
+        wait_for(lambda: len(states(rows)) > before, what="a run on request")
 
 
 @pytest.mark.parametrize(

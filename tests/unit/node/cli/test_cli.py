@@ -29,6 +29,7 @@ from node.app import Node
 from node.cli import exit_codes, main
 from node.cli.console import Console
 from node.cli.main import app
+from node.cli.options import current_user
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import load
@@ -440,7 +441,28 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_silently(command: tuple[st
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed() -> None:
+    """What a library prints would be written into a file of the archive. Worker processes inherit the streams."""
+    code = """
+        import os, subprocess, sys
+        from node.cli.standard_output import replace_closed_streams
+        replace_closed_streams()
+        in_child = subprocess.run([sys.executable, "-c", "import os; [os.fstat(one) for one in range(3)]"]).returncode
+        sys.exit(in_child or os.open(os.devnull, os.O_RDONLY))
+    """
+    closed = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(closed, timeout=300, check=False, cwd=ROOT).returncode == 3
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose /etc/passwd does not list the user."""
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    assert current_user() == "user:54321"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_as_unfinished(number: signal.Signals) -> None:
     code = f"""
         from signal import raise_signal

@@ -82,3 +82,12 @@ def test_warnings_are_no_failures() -> None:
     """PS3.7 C.4.2 and annex C: B000 to BFFF, 0001, 0107 and 0116."""
     warnings = [*range(0xB000, 0xC000), 0x0001, 0x0107, 0x0116]
     assert [status for status in range(0x10000) if is_warning(status)] == sorted(warnings)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_machine_without_memory_or_threads_asks_a_sender_to_try_again(error: Exception) -> None:
+    assert of_error(error, STORE_ERRORS).Status == 0xA700
+
+
+def test_another_unforeseen_error_is_a_failure() -> None:
+    assert of_error(RuntimeError("dictionary changed size"), STORE_ERRORS).Status == 0xC000

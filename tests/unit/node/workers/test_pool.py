@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from node.archive.intake.ingest import examine
 from node.config import parse
+from node.workers import worker
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest
+from tests.support.samples import breast, mammogram, rle_file
 
 
 @pytest.mark.slow
@@ -35,3 +40,31 @@ def test_a_request_for_which_no_process_can_start_fails_and_the_next_one_is_answ
             pool.submit(request, Priority.VIEWER).result(timeout=120)
     finally:
         pool.close()
+
+
+def _end(*_: object) -> None:
+    os._exit(1)
+
+
+@pytest.fixture
+def pool_without_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
+    """Its processes end at once, as after an upgrade that replaced the program of a running node."""
+    monkeypatch.setattr(worker, "start", _end)
+    pool = WorkerPool(parse({}, "test").reconstruct, size=1, name="decode")
+    yield pool
+    pool.close()
+
+
+def test_a_process_that_ends_before_its_first_request_is_a_fault_of_the_machine(
+    pool_without_program: WorkerPool, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match="no worker process can start") as raised:
+        pool_without_program.submit(CheckRequest(tmp_path / "absent"), Priority.VIEWER).result(timeout=60)
+    assert raised.value.errno == errno.EAGAIN
+
+
+def test_a_codestream_is_not_judged_without_a_decoder(pool_without_program: WorkerPool, tmp_path: Path) -> None:
+    """It would be answered with B007, and never be encoded."""
+    path = rle_file(mammogram(breast(64, 48)), tmp_path / "rle.dcm", [b"\0\0", b"\0\0"])
+    with pytest.raises(OSError, match="no worker process can start"):
+        examine(path, "MODALITY", pool_without_program)

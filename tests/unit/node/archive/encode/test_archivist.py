@@ -127,8 +127,9 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
         OSError(errno.EACCES, "Permission denied"),
         OSError(errno.EROFS, "Read-only file system"),
         IndexFault("the index is locked"),
+        ModuleNotFoundError("No module named 'torch'"),
     ],
-    ids=["full", "rights", "read-only", "locked"],
+    ids=["full", "rights", "read-only", "locked", "environment"],
 )
 def test_what_the_machine_lacks_costs_an_image_no_attempt(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
