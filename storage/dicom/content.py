@@ -28,6 +28,8 @@ from storage.errors import PixelError, Unparseable
 _OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002, 0x7FE00003}
 """Length to End (retired), Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its
 lengths and their total."""
+_UNDEFINED = 0xFFFFFFFF
+"""Length of a sequence or item that ends with a delimiter (PS3.5 7.5)."""
 
 
 def content_digest(path: Path) -> str:
@@ -130,6 +132,8 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
     """A value in the DICOM JSON model, or its bytes in little endian, hex, if pydicom would guess, lose characters or
     fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
+    if isinstance(raw, RawDataElement) and raw.value and raw.length not in (len(raw.value), _UNDEFINED):
+        return f"{_bytes(dataset, raw).hex()} of {raw.length} bytes"  # it reaches beyond the end of its item
     try:
         element = _element(dataset, tag, raw)
         if element.VR == "SQ":
