@@ -301,6 +301,9 @@ def test_settings_as_text_are_the_same_settings() -> None:
     assert parse(yaml.safe_load(as_yaml(settings)), "t") == settings
     secret = parse({"storage": {"database": "postgresql://me:swordfish@host/db"}}, "t")
     assert as_data(secret)["storage"]["database"] == "postgresql://me:***@host/db"
+    secret = parse({"storage": {"database": "postgresql://host/db?user=me&password=a%40b&sslmode=require"}}, "test")
+    shown = "postgresql://host/db?user=me&password=***&sslmode=require"
+    assert as_data(secret)["storage"]["database"] == shown
 
 
 ENTRY = {"ae_title": "NEW", "host": "h", "port": 104, "allow": ["echo", "find"]}
