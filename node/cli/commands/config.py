@@ -33,8 +33,8 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """Check config.yaml, the environment variables that replace its keys, and the folders, files and device it names.
 
     Run it as the user of the node. Exit code 2: something is wrong, and the output says what. A TLS certificate that
-    expires within 30 days, and a TLS key or a password that other users can read, are also named, but are no errors.
-    Nothing is written, and no node is needed.
+    expires within 30 days, a TLS key or a password that other users can read, and a peer whose calls are all rejected
+    are also named, but are no errors. Nothing is written, and no node is needed.
     """
     from node.dimse.tls import expiries
 
@@ -43,7 +43,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     ends = [] if problems else [one for one in expiries(settings.tls) if one.soon]
     problems += [str(one) for one in ends if one.days < 0]
     warnings = [str(one) for one in ends if one.days >= 0]
-    warnings += [] if problems else _open_secrets(settings, config)
+    warnings += [] if problems else [*_open_secrets(settings, config), *_rejected_peers(settings)]
     if as_json:
         print_json({"file": str(config), "problems": problems, "warnings": warnings})
     else:
@@ -87,6 +87,16 @@ def _open_secrets(settings: Settings, config: Path) -> Iterator[str]:
         mode = stat.S_IMODE(Path(file).stat().st_mode) if file else 0
         if mode & MASK:
             yield f"{what} has mode {mode:04o}: other users can read or change it; run chmod 600 on it"
+
+
+def _rejected_peers(settings: Settings) -> Iterator[str]:
+    """Warnings about peers that must show a certificate, for which the node asks only if it can check it."""
+    for peer in settings.peers:
+        if peer.tls_name and not settings.tls.ca:
+            yield (
+                f"peers: all calls of {peer.ae_title} are rejected, because it has tls_name and tls.ca is empty; "
+                "name the authorities that sign its certificate in tls.ca"
+            )
 
 
 def _checks(settings: Settings) -> Iterator[Callable[[], object]]:

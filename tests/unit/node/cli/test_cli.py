@@ -197,6 +197,19 @@ def test_a_tls_key_that_other_users_can_read_is_named(tmp_path: Path) -> None:
         assert [one for one in warnings_of(file) if "expires" not in one] == expected
 
 
+@pytest.mark.parametrize("name", ["*", "viewer.test"])
+def test_a_peer_whose_certificate_the_node_does_not_ask_for_is_named(tmp_path: Path, name: str) -> None:
+    """tests/journeys/dimse/test_tls.py shows that such a peer is rejected."""
+    authority, file = Authority(tmp_path), tmp_path / "config.yaml"
+    own = authority.sign("localhost")
+    tls = {"certificate": str(own.certificate), "key": str(own.key), "clients": "optional"}
+    peers = [{"ae_title": "PLAIN"}, {"ae_title": "NAMED", "tls_name": name}]
+    says = "peers: all calls of NAMED are rejected, because it has tls_name and tls.ca is empty; name the authorities"
+    for ca, expected in (("", [f"{says} that sign its certificate in tls.ca"]), (str(authority.file), [])):
+        file.write_text(yaml.safe_dump({"tls": tls | {"ca": ca}, "peers": peers}))
+        assert [one for one in warnings_of(file) if "expires" not in one] == expected
+
+
 def test_a_password_that_other_users_can_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, secret = tmp_path / "config.yaml", tmp_path / "url"
     url = f"sqlite:///{tmp_path}/index.sqlite"
