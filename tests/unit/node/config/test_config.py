@@ -124,6 +124,7 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"jobs": {"poll": float("inf")}}, "jobs.poll: it is larger than 4000000000"),
         ({"node": {"network_timeout": 10**12}}, "node.network_timeout: it is larger than 4000000000"),
         ({"node": {"max_pdu": 2**32}}, "node.max_pdu"),
+        ({"node": {"max_associations": 251}}, "node.max_associations: Input should be less than or equal to 250"),
         ({"limits": {"pixels": 2**63}}, "limits.pixels: it is larger than"),
         ({"limits": {"inflated": 400 * "9" + "B"}}, "is not a size"),
         ({"limits": {"idle": 400 * "9" + "d"}}, "is not a duration"),
