@@ -67,7 +67,8 @@ def parse(raw: Any, source: str) -> Settings:
 def as_data(settings: Settings) -> dict[str, Any]:
     """Settings as plain data that ``parse`` takes, except that a password in storage.database is hidden."""
     data = settings.model_dump(mode="json", by_alias=True)
-    data["storage"]["database"] = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", data["storage"]["database"])
+    shown = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", data["storage"]["database"])
+    data["storage"]["database"] = re.sub(r"([?&]\w*password=)[^&]*", r"\1***", shown)
     return data
 
 

@@ -56,12 +56,17 @@ class Section(BaseModel):
         return value
 
 
+_MOST_ASSOCIATIONS = 250
+"""``select`` takes descriptors below 1024. A C-MOVE needs three: two sockets, and the image that is sent. Connections
+without an association need up to 128, which leaves 146 for the index, the workers and the log."""
+
+
 class NodeSettings(Section):
     ae_title: AeTitle = "LATENTPACS"
     host: str = "0.0.0.0"
     port: Port = 11112
     require_called_ae_title: bool = False
-    max_associations: int = Field(default=100, ge=1)
+    max_associations: int = Field(default=100, ge=1, le=_MOST_ASSOCIATIONS)
     max_associations_per_peer: int = Field(default=50, ge=1)
     max_association_time: float = Field(default=86400.0, ge=0)
     max_pdu: int = Field(default=1048576, ge=0, lt=2**32)

@@ -73,8 +73,8 @@ class Receipt:
 class Ingest:
     """Stores spooled files. ``decoders`` checks codestreams outside this process.
 
-    ``arrived`` is called with the Study Instance UID of each new image. ``leading_zeros``: whether UIDs with leading
-    zeros in a component are accepted.
+    ``arrived`` is called with the Study Instance UID of each image that is new, or was sent again with the same bytes,
+    which may heal it. ``leading_zeros``: whether UIDs with leading zeros in a component are accepted.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Ingest:
             return self._own_copy(spooled, new, copy)
         digest = self._store.adopt(spooled)
         new = replace(new, original_digest=digest)
-        added, healed = self._add(new)
+        added = self._add(new)
         if added in (Added.GONE, Added.DERIVED):
             raise ChangedMeanwhile(_GONE)
         if added is Added.DELETED:
@@ -118,7 +118,7 @@ class Ingest:
         if added is Added.HELD:
             self._settle_duplicate(new)
         stored = added in (Added.NEW, Added.AGAIN)
-        if stored or healed:
+        if stored or added is Added.SAME_BYTES:
             self._arrived(new.study_instance_uid)
         return Receipt(new.sop_instance_uid, stored, new.pixel_warning, self._note(new) if stored else "")
 
@@ -132,29 +132,26 @@ class Ingest:
         )
         return ANOTHER_PATIENT
 
-    def _add(self, new: NewInstance) -> tuple[Added, bool]:
-        """Commit an instance. If it is held with the same bytes, make sure that its original is whole.
-
-        The second value says whether the new file replaced a lost or damaged original.
-        """
+    def _add(self, new: NewInstance) -> Added:
+        """Commit an instance. If it is held with the same bytes, make sure that its original is whole."""
         engine, present = self._index.engine, self._store.has
         for _ in range(_ATTEMPTS):
             added = self._index.add(new, present=present)
             if added is not Added.SAME_BYTES:
-                return added, False
+                return added
             held = self._index.originals.of_digest(new.original_digest)
             if held is None:
                 if insert_lost_row(engine, new, present):
-                    return added, True
+                    return added
                 continue
             if held.purged:
                 continue
             if self._originals.whole(held):
                 if drop_copy(engine, held, new.original_digest):
-                    return added, False
+                    return added
             elif replace_lost(engine, held, new, present):
                 LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
-                return added, True
+                return added
         raise ObjectMissing(f"original {new.original_digest} was moved at each attempt to check it; try again")
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,16 @@ from node.cli.console import Console
 from node.cli.exit_codes import USAGE
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.config import Settings, as_data, as_yaml, load
+from node.config.environment import overrides
 from storage.errors import ConfigError, LatentPacsError
 from storage.index.connection import connect
 from storage.index.index_trust import sqlite_file
+from storage.objects.file_modes import MASK
 from storage.optional_packages import require_extra
 from storage.printable import counted
+
+_FROM_ELSEWHERE = {("storage",), ("storage", "database")}
+"""Keys whose environment variables replace the database of config.yaml."""
 
 configs = typer.Typer(help="Check config.yaml, and show the settings in force.", no_args_is_help=True)
 
@@ -27,7 +33,8 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     """Check config.yaml, the environment variables that replace its keys, and the folders, files and device it names.
 
     Run it as the user of the node. Exit code 2: something is wrong, and the output says what. A TLS certificate that
-    expires within 30 days is also named, but is not an error. Nothing is written, and no node is needed.
+    expires within 30 days, a TLS key or a password that other users can read, and a peer whose calls are all rejected
+    are also named, but are no errors. Nothing is written, and no node is needed.
     """
     from node.dimse.tls import expiries
 
@@ -36,6 +43,7 @@ def check(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) ->
     ends = [] if problems else [one for one in expiries(settings.tls) if one.soon]
     problems += [str(one) for one in ends if one.days < 0]
     warnings = [str(one) for one in ends if one.days >= 0]
+    warnings += [] if problems else [*_open_secrets(settings, config), *_rejected_peers(settings)]
     if as_json:
         print_json({"file": str(config), "problems": problems, "warnings": warnings})
     else:
@@ -65,6 +73,30 @@ def _problems(settings: Settings) -> Iterator[str]:
             yield str(error)
         except OSError as error:  # below a folder that this user may not read
             yield f"{error.filename} cannot be used: {error.strerror}; run this as the user of the node"
+
+
+def _open_secrets(settings: Settings, config: Path) -> Iterator[str]:
+    """Warnings about files with a secret that users other than the owner can read or change."""
+    key, database = settings.tls.key, settings.storage.database
+    secrets = {f"tls.key {key}": key}
+    if database.startswith("file:"):
+        secrets[f"storage.database {database}"] = database.removeprefix("file:")
+    elif as_data(settings)["storage"]["database"] != database and not _FROM_ELSEWHERE & overrides(os.environ).keys():
+        secrets[f"storage.database has a password, and {config}"] = str(config)
+    for what, file in secrets.items():
+        mode = stat.S_IMODE(Path(file).stat().st_mode) if file else 0
+        if mode & MASK:
+            yield f"{what} has mode {mode:04o}: other users can read or change it; run chmod 600 on it"
+
+
+def _rejected_peers(settings: Settings) -> Iterator[str]:
+    """Warnings about peers that must show a certificate, for which the node asks only if it can check it."""
+    for peer in settings.peers:
+        if peer.tls_name and not settings.tls.ca:
+            yield (
+                f"peers: all calls of {peer.ae_title} are rejected, because it has tls_name and tls.ca is empty; "
+                "name the authorities that sign its certificate in tls.ca"
+            )
 
 
 def _checks(settings: Settings) -> Iterator[Callable[[], object]]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,13 +25,14 @@ from node.app import Node, make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
 from node.cli.times import time_text
 from node.config import load
+from node.dimse import client
 from storage.backup.create import Backup, BackupReport
 from storage.errors import BackupRefused, ConfigError, NewerFormat
 from storage.objects.backup_manifest import Entry, Manifest, read_manifest, write_manifest
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
 from storage.records import HoldKind, Tier
-from tests.conftest import wait_for
+from tests.conftest import Archive, wait_for
 from tests.support.commands import run
 from tests.support.everything import fill, receive, tables_of
 from tests.support.filled_archive import FilledArchive, answers, configured
@@ -150,6 +153,54 @@ def test_a_restore_says_that_later_deletions_are_not_in_the_backup(made: FilledA
     shutil.rmtree(made.root)
     told = json.loads(run("backup", "restore", str(dest), *config, "--json").stdout)
     assert told["trail_ends"] == newest.at
+
+
+def commands_to_move() -> dict[str, list[str]]:
+    """The lines of the ``sh`` blocks under "Move the archive", by their first word."""
+    part = (
+        (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8").split("\n## Move the archive\n")[1].split("\n## ")[0]
+    )
+    found: dict[str, list[str]] = {}
+    for line in "".join(re.findall(r"^```sh\n(.*?)^```$", part, re.M | re.S)).splitlines():
+        found.setdefault(line.split()[0], []).append(line)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["cp", "tar"])
+def test_an_archive_moves(made: FilledArchive, tmp_path: Path, receiver: client.Receiver, way: str) -> None:
+    """By the commands of docs/OPERATIONS.md, with a link that a killed node left, or without the folders that a node
+    makes again."""
+    back_up(made, tmp_path / "backup")
+    (made.root / "lent" / f"elsewhere+1+{'ab' * 16}").hardlink_to(next(made.root.glob("objects/*/*")))
+    before, rows = contents(made), tables_of(made.file)
+    for folder in ("srv", "disk"):
+        (tmp_path / folder).mkdir()
+    places = {"/var/lib/latent-pacs": made.root.parent, "/srv/latent-pacs": tmp_path / "srv"}
+    places["/mnt/disk"] = tmp_path / "disk"
+    place = re.compile("|".join(places))
+    for line in commands_to_move()[way]:
+        here = place.sub(lambda documented: str(places[documented[0]]), line)
+        subprocess.run(shlex.split(here), check=True, timeout=300)
+    made.root.rename(tmp_path / "former")
+    moved = FilledArchive(configured(tmp_path / {"cp": "disk", "tar": "srv"}[way]), made.uids)
+    for name in ("spool", "lent", "rendered"):
+        if way == "tar":
+            shutil.rmtree(moved.root / name, ignore_errors=True)
+    assert contents(moved) == before
+    assert tables_of(moved.file) == rows
+    for line in [*commands_to_move()["latent-pacs"], "latent-pacs jobs run reverify"]:
+        done = run(*shlex.split(line)[1:], "--config", str(moved.config))
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert back_up(moved, tmp_path / "backup").copied == 0
+    with Node(moved.quiet) as node:
+        held = node.index.by_uid(made.uids["verified"])
+        assert held is not None
+        wanted = client.image_identifier(held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
+        to = Archive(node, receiver).address
+        classes = [held.sop_class_uid]
+        answer = client.get(wanted, to, calling="MODALITY", sop_classes=classes, receiver=receiver)
+        assert (answer.Status, list(receiver.received)) == (0, [made.uids["verified"]])
 
 
 @pytest.mark.slow

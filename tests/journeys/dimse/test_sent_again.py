@@ -39,15 +39,15 @@ def flip(path: Path) -> None:
 HARM: dict[str, Callable[[Path], None]] = {"missing": Path.unlink, "flipped": flip}
 
 
-def ingest_of(bench: ArchiveParts) -> Ingest:
-    return Ingest(bench.index, bench.hot, bench.originals, InlineWorkers(), lambda _: None)  # type: ignore[arg-type]
+def ingest_of(bench: ArchiveParts, arrived: Callable[[str], None] = lambda _: None) -> Ingest:
+    return Ingest(bench.index, bench.hot, bench.originals, InlineWorkers(), arrived)  # type: ignore[arg-type]
 
 
-def send(bench: ArchiveParts, data: bytes, uid: str = UID) -> Receipt:
+def send(bench: ArchiveParts, data: bytes, uid: str = UID, arrived: Callable[[str], None] = lambda _: None) -> Receipt:
     path = bench.hot.spool / f"{uid}.dcm"
     path.write_bytes(data)
     sop_class = mammogram(breast(64, 48)).SOPClassUID
-    return ingest_of(bench).receive(path, sop_class=sop_class, sop_instance=uid, calling_aet="MODALITY")
+    return ingest_of(bench, arrived).receive(path, sop_class=sop_class, sop_instance=uid, calling_aet="MODALITY")
 
 
 def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
@@ -93,6 +93,27 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
     if form != "verbatim":
         newest = list(bench.index.trail.records(newest=1))
         assert (newest[0].entry.action, newest[0].entry.who) == ("original.again", "MODALITY")
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_the_archivist_hears_of_an_image_that_it_can_encode_now(tmp_path: Path, harm: str) -> None:
+    """Formerly, the image waited for ``archivist.poll``: a verbatim object is whole as soon as it is received."""
+    bench = ArchiveParts(tmp_path / "archive", coder="none")
+    bench.receive("1.2.3.2")
+    data, studies = bench.receive(UID, state=InstanceState.RECEIVED), list[str]()
+    claim = bench.index.claim("test", 60)
+    assert claim is not None
+    bench.index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, "its original was damaged")
+    HARM[harm](bench.hot.path(held_as(bench, data).object_digest))
+
+    def arrived(study: str) -> None:
+        held = bench.index.by_uid(UID)
+        assert held is not None
+        assert held.state is InstanceState.RECEIVED
+        studies.append(study)
+
+    assert not send(bench, data, arrived=arrived).new
+    assert len(studies) == 1
 
 
 def test_a_lost_original_that_is_purged_and_sent_again_is_lost_no_more(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from storage.index.tables import instance
 from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
 from tests.support.archive_parts import ArchiveParts
+from tests.support.certificates import Authority
 from tests.support.commands import invoke, run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
@@ -176,6 +177,61 @@ def test_what_the_configuration_names_is_tried(tmp_path: Path, section: dict[str
     (problem,) = json.loads(done.stdout)["problems"]
     assert done.exit_code == exit_codes.USAGE
     assert problem.startswith(says.replace("{}", str(tmp_path)))
+
+
+OPEN = "has mode 0640: other users can read or change it; run chmod 600 on it"
+
+
+def warnings_of(file: Path) -> list[str]:
+    done = invoke("config", "check", "-c", str(file), "--json")
+    assert (done.exit_code, json.loads(done.stdout)["problems"]) == (0, [])
+    return list(json.loads(done.stdout)["warnings"])
+
+
+def test_a_tls_key_that_other_users_can_read_is_named(tmp_path: Path) -> None:
+    own, file = Authority(tmp_path).sign("localhost"), tmp_path / "config.yaml"
+    tls = {"certificate": str(own.certificate), "key": str(own.key), "clients": "optional"}
+    file.write_text(yaml.safe_dump({"tls": tls}))
+    for mode, expected in ((0o600, []), (0o640, [f"tls.key {own.key} {OPEN}"])):
+        own.key.chmod(mode)
+        assert [one for one in warnings_of(file) if "expires" not in one] == expected
+
+
+@pytest.mark.parametrize("name", ["*", "viewer.test"])
+def test_a_peer_whose_certificate_the_node_does_not_ask_for_is_named(tmp_path: Path, name: str) -> None:
+    """tests/journeys/dimse/test_tls.py shows that such a peer is rejected."""
+    authority, file = Authority(tmp_path), tmp_path / "config.yaml"
+    own = authority.sign("localhost")
+    tls = {"certificate": str(own.certificate), "key": str(own.key), "clients": "optional"}
+    peers = [{"ae_title": "PLAIN"}, {"ae_title": "NAMED", "tls_name": name}]
+    says = "peers: all calls of NAMED are rejected, because it has tls_name and tls.ca is empty; name the authorities"
+    for ca, expected in (("", [f"{says} that sign its certificate in tls.ca"]), (str(authority.file), [])):
+        file.write_text(yaml.safe_dump({"tls": tls | {"ca": ca}, "peers": peers}))
+        assert [one for one in warnings_of(file) if "expires" not in one] == expected
+
+
+def test_a_password_that_other_users_can_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, secret = tmp_path / "config.yaml", tmp_path / "url"
+    url = f"sqlite:///{tmp_path}/index.sqlite"
+    monkeypatch.setattr("node.cli.commands.config._database", lambda *_: None)  # there is no server
+    with_password = "postgresql+psycopg://pacs:x@dbhost/pacs"
+    secret.write_text(with_password)
+    for database, warning in (
+        (url, []),
+        (with_password, [f"storage.database has a password, and {file} {OPEN}"]),
+        ("postgresql+psycopg://dbhost/pacs?password=x", [f"storage.database has a password, and {file} {OPEN}"]),
+        ("postgresql+psycopg://pacs@dbhost/pacs", []),
+        (f"file:{secret}", [f"storage.database file:{secret} {OPEN}"]),
+    ):
+        file.write_text(yaml.safe_dump({"storage": {"database": database}}))
+        for mode, expected in ((0o640, warning), (0o600, [])):
+            file.chmod(mode)
+            secret.chmod(mode)
+            assert warnings_of(file) == expected
+    file.write_text("{}")
+    file.chmod(0o644)
+    monkeypatch.setenv("LATENT_PACS__STORAGE__DATABASE", with_password)
+    assert warnings_of(file) == []
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"jobs": {"poll": float("inf")}}, "jobs.poll: it is larger than 4000000000"),
         ({"node": {"network_timeout": 10**12}}, "node.network_timeout: it is larger than 4000000000"),
         ({"node": {"max_pdu": 2**32}}, "node.max_pdu"),
+        ({"node": {"max_associations": 251}}, "node.max_associations: Input should be less than or equal to 250"),
         ({"limits": {"pixels": 2**63}}, "limits.pixels: it is larger than"),
         ({"limits": {"inflated": 400 * "9" + "B"}}, "is not a size"),
         ({"limits": {"idle": 400 * "9" + "d"}}, "is not a duration"),
@@ -301,6 +302,9 @@ def test_settings_as_text_are_the_same_settings() -> None:
     assert parse(yaml.safe_load(as_yaml(settings)), "t") == settings
     secret = parse({"storage": {"database": "postgresql://me:swordfish@host/db"}}, "t")
     assert as_data(secret)["storage"]["database"] == "postgresql://me:***@host/db"
+    secret = parse({"storage": {"database": "postgresql://host/db?user=me&password=a%40b&sslmode=require"}}, "test")
+    shown = "postgresql://host/db?user=me&password=***&sslmode=require"
+    assert as_data(secret)["storage"]["database"] == shown
 
 
 ENTRY = {"ae_title": "NEW", "host": "h", "port": 104, "allow": ["echo", "find"]}
