@@ -361,6 +361,26 @@ def test_missed_times_are_made_up_for_once(rows: JobRows, index: Index) -> None:
     assert states(rows) == [("request", RunState.DONE), ("schedule", RunState.DONE)], "the start made up for nothing"
 
 
+def test_a_time_for_which_no_thread_could_start_is_handled_at_the_next_check(
+    rows: JobRows, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Formerly, the job waited for its next scheduled time."""
+    overdue(rows, index)
+    start, refused = threading.Thread.start, ["job_0"]
+
+    def start_unless_refused(thread: threading.Thread) -> None:
+        if thread.name in refused:
+            refused.clear()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_unless_refused)
+    with scheduled(rows, Task(at_once=True), "every 1d"):
+        wait_for(lambda: states(rows) == [("schedule", RunState.DONE)], what="the run")
+    assert not refused
+    assert len(states(rows)) == 1
+
+
 def test_a_new_job_waits_for_its_first_time(rows: JobRows) -> None:
     with scheduled(rows, Task(at_once=True), "every 1d"):
         rows.request("task")
