@@ -564,8 +564,9 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
-    """After SIGTERM, the command ends between two objects, reports that, and releases its lease."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scrub_that_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    """After a signal, the command ends between two objects, reports that, and releases its lease."""
     held = filled(tmp_path, 40)
     config, rows = tmp_path / "config.yaml", JobRows(held.index.engine)
     config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path)}}))
@@ -574,7 +575,7 @@ def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     code = "import sys; from node.cli.main import run; sys.argv[0] = 'latent-pacs'; run()"
     process = spawn(code, "scrub", "--full", "-c", str(config))
     wait_for(rows.history, what="a run")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=300) == 4
     (ended,) = rows.history()
     assert (ended.state, ended.report["finished"]) == (RunState.INTERRUPTED, False)

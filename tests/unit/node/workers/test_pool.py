@@ -1,9 +1,11 @@
-"""Proves that a pool of workers outlives a machine that cannot start a process."""
+"""Proves that a pool of workers outlives a machine that cannot start a process, and the end of a terminal."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -38,6 +40,23 @@ def test_a_request_for_which_no_process_can_start_fails_and_the_next_one_is_answ
             pool.submit(request, Priority.VIEWER).result(timeout=60)
         with pytest.raises(FileNotFoundError):
             pool.submit(request, Priority.VIEWER).result(timeout=120)
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
+def test_the_end_of_a_terminal_leaves_the_workers_to_their_parent(tmp_path: Path) -> None:
+    """The system sends SIGHUP to the whole group, and the node still finishes its requests."""
+    pool, request = WorkerPool(parse({}, "test").reconstruct, size=1, name="decode"), CheckRequest(tmp_path / "absent")
+    others, served_by = multiprocessing.active_children(), []
+    try:
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                pool.submit(request, Priority.VIEWER).result(timeout=120)
+            (process,) = [one for one in multiprocessing.active_children() if one not in others]
+            served_by.append(process.pid or 0)
+            os.kill(served_by[-1], signal.SIGHUP)
+        assert len(set(served_by)) == 1
     finally:
         pool.close()
 
