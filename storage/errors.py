@@ -6,6 +6,7 @@ not part of this tree, because it ends work on purpose and reports no fault.
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import CancelledError
 
 from storage.records import ReasonCode
@@ -195,3 +196,23 @@ class ConfigError(LatentPacsError):
 
 class NodeRunning(ConfigError, Refused):
     """A node runs on the storage root, which only one process may use."""
+
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether the machine has no memory, process, thread or file descriptor left."""
+    no_thread = str(error) == "can't start new thread"  # a RuntimeError of Python
+    return no_thread or isinstance(error, MemoryError) or _number(error) in _EXHAUSTED
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether the machine caused an error, not the image: a full disk, missing rights or modules, or a locked index."""
+    known = isinstance(error, StoreFull | IndexFault | ImportError)
+    return known or is_exhausted(error) or _number(error) in _OF_THE_DISK
+
+
+def _number(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None

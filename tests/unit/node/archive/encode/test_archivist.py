@@ -128,8 +128,9 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
         OSError(errno.EROFS, "Read-only file system"),
         IndexFault("the index is locked"),
         ModuleNotFoundError("No module named 'torch'"),
+        RuntimeError("can't start new thread"),
     ],
-    ids=["full", "rights", "read-only", "locked", "environment"],
+    ids=["full", "rights", "read-only", "locked", "environment", "threads"],
 )
 def test_what_the_machine_lacks_costs_an_image_no_attempt(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
