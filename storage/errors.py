@@ -170,6 +170,10 @@ class WorkerDied(LatentPacsError):
     """The worker process ended during a request."""
 
 
+class NoWorker(LatentPacsError, OSError):
+    """No worker process can start on this machine. No request is to blame for that."""
+
+
 class UnknownUid(LatentPacsError):
     """No image that is or was stored here has that SOP Instance UID."""
 
@@ -205,7 +209,7 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 def is_exhausted(error: Exception) -> bool:
     """Whether the machine has no memory, process, thread or file descriptor left."""
     no_thread = str(error) == "can't start new thread"  # a RuntimeError of Python
-    return no_thread or isinstance(error, MemoryError) or _number(error) in _EXHAUSTED
+    return no_thread or isinstance(error, MemoryError | NoWorker) or _number(error) in _EXHAUSTED
 
 
 def is_of_the_machine(error: Exception) -> bool:

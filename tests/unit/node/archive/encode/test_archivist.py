@@ -20,7 +20,7 @@ from node.archive.encode import archivist
 from node.archive.intake.marked_regions import MarkedRegions
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
-from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
+from storage.errors import IndexFault, NotReconstructable, NoWorker, PixelError, StoreFull, WorkerDied
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.integrity import Integrity, NewDamage
@@ -129,8 +129,9 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
         IndexFault("the index is locked"),
         ModuleNotFoundError("No module named 'torch'"),
         RuntimeError("can't start new thread"),
+        NoWorker("no worker process can start"),
     ],
-    ids=["full", "rights", "read-only", "locked", "environment", "threads"],
+    ids=["full", "rights", "read-only", "locked", "environment", "threads", "processes"],
 )
 def test_what_the_machine_lacks_costs_an_image_no_attempt(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
 from node.config import Profile, Settings
 from node.workers.rendering_again import RenderAgainRequest, RenderedAgain
 from node.workers.requests import ProofRequest
-from storage.errors import ModelMissing, WorkerDied
+from storage.errors import ModelMissing, NoWorker, WorkerDied
 from storage.index.connection import writing
 from storage.index.tables import rendition, reverification
 from storage.records import InstanceState, Trial
@@ -103,7 +102,7 @@ def test_an_image_is_given_up_after_as_many_attempts_as_configured(
 
 def test_what_the_machine_lacks_costs_an_image_no_attempt(held: ArchiveParts, caplog: pytest.LogCaptureFixture) -> None:
     """Otherwise three nights with a full disk would leave all images with the former model."""
-    pool = failing(ReverifyRequest, OSError(errno.EAGAIN, "no worker process can start"))
+    pool = failing(ReverifyRequest, NoWorker("no worker process can start"))
     with caplog.at_level(logging.ERROR):
         reports = [run(held, pool) for _ in range(3)]
     assert [report["untried"] for report in reports] == [1, 1, 1]
