@@ -212,10 +212,14 @@ def is_exhausted(error: Exception) -> bool:
     return no_thread or isinstance(error, MemoryError | NoWorker) or _number(error) in _EXHAUSTED
 
 
+def is_no_fault_of_a_file(error: Exception) -> bool:
+    """Whether the same file may be read or stored later: the machine is exhausted or full, or the index is locked."""
+    return is_exhausted(error) or isinstance(error, StoreFull | IndexFault)
+
+
 def is_of_the_machine(error: Exception) -> bool:
-    """Whether the machine caused an error, not the image: a full disk, missing rights or modules, or a locked index."""
-    known = isinstance(error, StoreFull | IndexFault | ImportError)
-    return known or is_exhausted(error) or _number(error) in _OF_THE_DISK
+    """Whether the machine caused an error, not the image: as above, or a failing disk, missing rights or modules."""
+    return is_no_fault_of_a_file(error) or isinstance(error, ImportError) or _number(error) in _OF_THE_DISK
 
 
 def _number(error: Exception) -> int | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.quarantine import Examine
 from storage.dicom.levels import levels_of
-from storage.errors import IndexFault, LatentPacsError, StoreFull, is_exhausted
+from storage.errors import LatentPacsError, is_no_fault_of_a_file
 from storage.formats.container import MAGIC
 from storage.formats.packed_original import unpack_original
 from storage.formats.payload import Base, Rendition, decode_base, decode_rendition
@@ -44,18 +44,13 @@ _UNREADABLE = (LatentPacsError, OSError, ValueError)
 """Errors of files that are damaged, of an unknown kind, or no objects. Such files are left to a scrub."""
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether the machine, and not the file, is the cause of an error."""
-    return is_exhausted(error) or isinstance(error, StoreFull | IndexFault)
-
-
 @contextmanager
 def _without_the_unreadable() -> Iterator[None]:
     """Leave out a file that cannot be read, unless a later attempt may read it."""
     try:
         yield
     except _UNREADABLE as error:
-        if _may_pass(error):
+        if is_no_fault_of_a_file(error):
             raise
 
 
@@ -82,7 +77,7 @@ class OrphanRecovery:
                 self._index.engine, decode_base(path.read_bytes()).original_digest
             )
         except _UNREADABLE as error:
-            return _may_pass(error)
+            return is_no_fault_of_a_file(error)
 
     def recover(self) -> int:
         """Add rows for all orphans that can be recovered. Returns the number of their objects.
