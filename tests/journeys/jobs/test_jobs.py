@@ -199,13 +199,13 @@ def test_a_clock_that_is_set_back_stops_no_job(rows: JobRows, monkeypatch: pytes
             return datetime.now(tz) + ahead
 
     monkeypatch.setattr(schedule, "datetime", Clock)
-    task = Task(at_once=True)
-    with scheduled(rows, task):
-        wait_for(lambda: states(rows), what="the run of the wrong year")
+    ended = [("schedule", RunState.DONE)]
+    with scheduled(rows, Task(at_once=True), "every 1d"):
+        wait_for(lambda: states(rows) == ended, what="the run of the wrong year")
         ahead = timedelta()
-        before = len(states(rows))
+        wait_for(lambda: states(rows) == ended * 2, what="the run of this year")
         rows.request("task")
-        wait_for(lambda: len(states(rows)) > before, what="a run on request")
+        wait_for(lambda: states(rows) == [("request", RunState.DONE), *ended * 2], what="a run on request")
 
 
 @pytest.mark.parametrize(
