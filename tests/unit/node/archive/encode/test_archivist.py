@@ -372,6 +372,17 @@ def test_a_rendition_that_cannot_be_sent_is_withdrawn(encoded: Encoded, lost: st
     assert withdrawn(encoded.bench, encoded.rendition.derived_uid) == UNSENDABLE
 
 
+def test_an_index_that_is_locked_during_the_proof_is_no_fault_of_the_image(bench: ArchiveParts) -> None:
+    """As when the lease is renewed meanwhile. Formerly, the image was EXACT for ever."""
+
+    def locked() -> None:
+        raise IndexFault("the index is locked")
+
+    held = InlineArchivist(bench, InlinePool(once(ProofRequest, locked))).run()
+    assert held is not None
+    assert (held.state, held.reason) == (InstanceState.RECEIVED, "")
+
+
 def test_a_new_rendition_that_cannot_be_sent_leaves_no_object(bench: ArchiveParts) -> None:
     held = InlineArchivist(bench, InlinePool(unsendable)).run()
     assert held is not None
