@@ -6,6 +6,7 @@ not part of this tree, because it ends work on purpose and reports no fault.
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import CancelledError
 
 from storage.records import ReasonCode
@@ -169,6 +170,10 @@ class WorkerDied(LatentPacsError):
     """The worker process ended during a request."""
 
 
+class NoWorker(LatentPacsError, OSError):
+    """No worker process can start on this machine. No request is to blame for that."""
+
+
 class UnknownUid(LatentPacsError):
     """No image that is or was stored here has that SOP Instance UID."""
 
@@ -195,3 +200,27 @@ class ConfigError(LatentPacsError):
 
 class NodeRunning(ConfigError, Refused):
     """A node runs on the storage root, which only one process may use."""
+
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether the machine has no memory, process, thread or file descriptor left."""
+    no_thread = str(error) == "can't start new thread"  # a RuntimeError of Python
+    return no_thread or isinstance(error, MemoryError | NoWorker) or _number(error) in _EXHAUSTED
+
+
+def is_no_fault_of_a_file(error: Exception) -> bool:
+    """Whether the same file may be read or stored later: the machine is exhausted or full, or the index is locked."""
+    return is_exhausted(error) or isinstance(error, StoreFull | IndexFault)
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether the machine caused an error, not the image: as above, or a failing disk, missing rights or modules."""
+    return is_no_fault_of_a_file(error) or isinstance(error, ImportError) or _number(error) in _OF_THE_DISK
+
+
+def _number(error: Exception) -> int | None:
+    return error.errno if isinstance(error, OSError) else None

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.quarantine import Examine
 from storage.dicom.levels import levels_of
-from storage.errors import LatentPacsError
+from storage.errors import LatentPacsError, is_no_fault_of_a_file
 from storage.formats.container import MAGIC
 from storage.formats.packed_original import unpack_original
 from storage.formats.payload import Base, Rendition, decode_base, decode_rendition
@@ -44,6 +44,16 @@ _UNREADABLE = (LatentPacsError, OSError, ValueError)
 """Errors of files that are damaged, of an unknown kind, or no objects. Such files are left to a scrub."""
 
 
+@contextmanager
+def _without_the_unreadable() -> Iterator[None]:
+    """Leave out a file that cannot be read, unless a later attempt may read it."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        if is_no_fault_of_a_file(error):
+            raise
+
+
 class OrphanRecovery:
     """Recovers the orphans of an archive. ``examine`` makes the row of a received file, as ingest does."""
 
@@ -66,11 +76,15 @@ class OrphanRecovery:
             return kind == "base" and not has_rendition(
                 self._index.engine, decode_base(path.read_bytes()).original_digest
             )
-        except _UNREADABLE:
-            return False
+        except _UNREADABLE as error:
+            return is_no_fault_of_a_file(error)
 
     def recover(self) -> int:
-        """Add rows for all orphans that can be recovered. Returns the number of their objects."""
+        """Add rows for all orphans that can be recovered. Returns the number of their objects.
+
+        Raises NoWorker, StoreFull, IndexFault and OSError if the machine lacks something, since it would leave out
+        whole images.
+        """
         known, found = known_digests(self._index.engine), 0
         originals: list[tuple[Tier, Path, str]] = []
         renditions: list[Path] = []
@@ -78,19 +92,19 @@ class OrphanRecovery:
             for digest in store.digests():
                 if digest in known:
                     continue
-                try:
+                with _without_the_unreadable():
                     path = store.path(digest)
                     kind = _kind(path)
                     if kind in ("original", "packed"):
                         originals.append((tier, path, kind))
                     elif kind == "rendition":
                         renditions.append(path)
-                except _UNREADABLE:
-                    continue
         for one in sorted(originals, key=_likely_held_first):
-            with suppress(*_UNREADABLE):
+            with _without_the_unreadable():
                 found += self._recover_original(*one)
-        found += sum(map(self._recover_rendition, renditions))
+        for path in renditions:
+            with _without_the_unreadable():
+                found += self._recover_rendition(path)
         self._note_purges()
         return found
 
@@ -131,21 +145,18 @@ class OrphanRecovery:
         return int(quarantine.put(new.original_digest, new.sop_instance_uid, "", reason, present=present))
 
     def _recover_rendition(self, path: Path) -> int:
-        try:
-            rendition = decode_rendition(path.read_bytes())
-            base = self._base_for(rendition)
-            if base is None:
-                return 0
-            held = self._index.by_uid(rendition.original_uid)
-            if held is None:
-                purged = FoundObject(OriginalForm.PURGED, Tier.HOT, "", 0)
-                adopt_original(self._index, _of_base(base, rendition), purged)
-            base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
-            stored = base_bytes, path.name, path.stat().st_size
-            row = new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
-            return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row)
-        except _UNREADABLE:
+        rendition = decode_rendition(path.read_bytes())
+        base = self._base_for(rendition)
+        if base is None:
             return 0
+        held = self._index.by_uid(rendition.original_uid)
+        if held is None:
+            purged = FoundObject(OriginalForm.PURGED, Tier.HOT, "", 0)
+            adopt_original(self._index, _of_base(base, rendition), purged)
+        base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
+        stored = base_bytes, path.name, path.stat().st_size
+        row = new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
+        return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row)
 
     def _base_for(self, rendition: Rendition) -> Base | None:
         """The base of a rendition that may be recovered; None if the image has another rendition, or may not return."""

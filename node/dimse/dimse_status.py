@@ -22,6 +22,7 @@ from storage.errors import (
     RepeatedUid,
     StoreFull,
     Unparseable,
+    is_exhausted,
 )
 from storage.objects.durability import FULL
 
@@ -109,10 +110,10 @@ def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset
     """The status for an error. The comment for an unexpected error gives no internal details."""
     cause = error.__cause__ if isinstance(error, StoreFull) else None
     of_the_disk = isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL)
+    if is_exhausted(error):
+        return response(0xA700, "the archive has no memory, process or file left at present")
     if of_the_disk or (isinstance(error, IndexFault) and table is STORE_ERRORS):
         return response(0xA700, "the archive cannot write at present")
-    if isinstance(error, MemoryError) or str(error) == "can't start new thread":  # Python's RuntimeError
-        return response(0xA700, "the archive has no memory or no thread for it at present")
     for kind, meaning in table.items():
         if isinstance(error, kind):
             return response(meaning.code, "not enough space in the archive" if kind is StoreFull else _for_peer(error))

@@ -64,6 +64,7 @@ class Schedule:
                 self._start_due()
                 self._check_rows()
             except Exception:
+                self._handled.clear()  # perhaps no thread could start; the rows still say which times were handled
                 LOGGER.exception("the jobs could not be checked; they are checked again in %g s", self._poll)
             self._stopping.wait(self._poll)
 
@@ -100,8 +101,8 @@ class Schedule:
 
 def latest(when: When, now: datetime) -> datetime:
     """The newest scheduled time that is not in the future."""
-    # a change to summer time may skip one scheduled time: go back far enough to find the one before it
-    found = following(when, now - timedelta(seconds=3 * when.gap))
+    # twice the gap, since a day on which the clocks are set back is longer
+    found = following(when, now - timedelta(seconds=2 * when.gap))
     while (after := following(when, found + timedelta(microseconds=1))) <= now:
         found = after
     return found

@@ -92,7 +92,8 @@ def _start(threads: int) -> None:
 
     from storage.dicom.dicomfile import accept_odd_values
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group; the parent handles them
+        signal.signal(number, signal.SIG_IGN)
     os.nice(12)  # associations have priority
     accept_odd_values()
     if threads:

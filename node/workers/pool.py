@@ -6,7 +6,6 @@ Viewers are served first, then the archivist, re-verification and prefetch.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from node.workers import worker
 from node.workers.requests import Answer, Request
 from node.workers.waiting import wait_for_result
 from storage.dicom.decode_limits import DecodeLimits
-from storage.errors import Cancelled, OutOfTime, WorkerDied
+from storage.errors import Cancelled, NoWorker, OutOfTime, WorkerDied
 
 
 class Priority(IntEnum):
@@ -81,8 +80,8 @@ class WorkerPool:
             thread.start()
 
     def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
-        """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, WorkerDied or
-        OutOfTime. Raises WorkerDied if the pool is closed."""
+        """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, WorkerDied,
+        NoWorker or OutOfTime. Raises WorkerDied if the pool is closed."""
         if self._closing.is_set():
             raise WorkerDied("the worker pool is closed")
         future: Future[Answer] = Future()
@@ -171,7 +170,7 @@ class WorkerPool:
             raise WorkerDied("the node is stopping") from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
-        """An executor whose worker has started. Raises OSError if none can start, which no request is to blame for."""
+        """An executor whose worker has started. Raises NoWorker."""
         ended: Exception | None = None
         for _ in range(2):  # one may be killed while it starts
             executor = None
@@ -190,7 +189,7 @@ class WorkerPool:
                     _kill(executor)
                 if self._closing.is_set():
                     raise WorkerDied("the node is stopping") from None
-        raise OSError(errno.EAGAIN, f"{_NO_WORKER} ({type(ended).__name__}: {ended})") from ended
+        raise NoWorker(f"{_NO_WORKER} ({type(ended).__name__}: {ended})") from ended
 
     def _await_start(self, executor: ProcessPoolExecutor) -> None:
         """Wait until the worker of an executor has started. Raises Cancelled if its manager, a thread, has ended."""

@@ -35,7 +35,8 @@ def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits 
     _catalogue = Catalogue(settings)
     accept_odd_values()
     keep_freed()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group; the parent handles them
+        signal.signal(number, signal.SIG_IGN)
     os.nice(nice)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.threads:

@@ -6,7 +6,6 @@ repeated: objects are content-addressed, the row changes last, and a claim is a 
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -26,7 +25,15 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, Request
 from node.workers.waiting import wait_for_result
 from storage.dicom.dicomfile import opened
-from storage.errors import Cancelled, IndexFault, LatentPacsError, NotReconstructable, PixelError, StoreFull, WorkerDied
+from storage.errors import (
+    Cancelled,
+    LatentPacsError,
+    NotReconstructable,
+    PixelError,
+    StoreFull,
+    WorkerDied,
+    is_of_the_machine,
+)
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
@@ -36,11 +43,6 @@ LOGGER = logging.getLogger(__name__)
 
 _PAUSE = 60.0
 """Seconds before an image is tried again after a fault of the machine. Chosen, not measured."""
-_OF_THE_MACHINE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
-}
-"""Error numbers of an OSError that is a fault of the machine, not of the image."""
 _BYTES_PER_PIXEL = 190
 """Most memory that encoding takes per pixel, in bytes, as measured: 2.5 GB for 13 megapixels."""
 
@@ -135,10 +137,10 @@ class Archivist:
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
         except Exception as error:
-            if _is_of_the_machine(error):
+            if is_of_the_machine(error):
                 self._not_given_back.append(claim)
             where = "the result of an image cannot be recorded; the image is tried again once the index can be written"
-            LOGGER.error("%s: %s", where, error, exc_info=not _is_of_the_machine(error))
+            LOGGER.error("%s: %s", where, error, exc_info=not is_of_the_machine(error))
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
@@ -206,7 +208,7 @@ class Archivist:
         if self._stopping.is_set() and isinstance(error, Cancelled | WorkerDied):
             self._index.release(claim, forgive=True)
             return
-        if _is_of_the_machine(error):
+        if is_of_the_machine(error):
             LOGGER.error("instance %s: %s; it is tried again in %.0f s", claim.sop_instance_uid, error, _PAUSE)
             self._index.release(claim, forgive=True, wait=_PAUSE)
             return
@@ -217,12 +219,6 @@ class Archivist:
             self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, reason)
         else:
             self._index.release(claim)
-
-
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the machine caused an error, not the image: a full disk, missing rights or modules, or a locked index."""
-    of_the_system = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-    return of_the_system or isinstance(error, StoreFull | IndexFault | ImportError)
 
 
 def _why_none_passed(tried: tuple[Trial, ...]) -> str:

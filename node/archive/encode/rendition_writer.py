@@ -12,17 +12,21 @@ from node.archive.model_store import ModelStore
 from node.archive.serve.derived_object import DerivedParts, safe_text, write_all_but_pixels
 from node.codec.encode.encode_request import EncodedRendition, EncodeResult
 from node.workers.requests import Ask, ProofRequest
-from storage.errors import ModelMissing, NotReconstructable, ObjectDamaged, ObjectMissing, StoreFull, WorkerDied
+from storage.errors import (
+    ModelMissing,
+    NotReconstructable,
+    ObjectDamaged,
+    ObjectMissing,
+    WorkerDied,
+    is_of_the_machine,
+)
 from storage.formats.payload import Rendition, numerics_digest
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import Claim, NewRendition, OperatingPoint, ReasonCode, StoredRendition, Tier, Trial
 
-_UNRELATED = (
-    *(WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull),
-    *(OSError, MemoryError, ImportError, CancelledError),
-)
-"""Errors that the image does not cause. Another attempt may succeed."""
+_UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, OSError, CancelledError)
+"""Errors that, beside those of the machine, the image does not cause. Another attempt may succeed."""
 
 
 class RenditionWriter:
@@ -80,9 +84,9 @@ class RenditionWriter:
                 drawn = write_all_but_pixels(parts, Path(folder) / "drawn")
                 plain = write_all_but_pixels(replace(parts, draw=False), Path(folder) / "plain")
                 fault = ask(ProofRequest(parts.base, parts.rendition, drawn, plain, parts.model))
-            except _UNRELATED:
-                raise
             except Exception as error:
+                if isinstance(error, _UNRELATED) or is_of_the_machine(error):
+                    raise
                 reason = f"its reconstruction cannot be made as a whole: {safe_text(error)}"
                 raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
         if fault:

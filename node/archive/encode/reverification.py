@@ -41,6 +41,7 @@ from storage.errors import (
     ObjectMissing,
     OriginalPurged,
     WorkerDied,
+    is_of_the_machine,
 )
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -149,13 +150,13 @@ class _Run:
             self._rows.release(attempt, forgive=True)
             outcome, reason = ReverificationOutcome.UNTRIED, str(error)
         except Exception as error:  # one bad image must not stop the others
-            known = isinstance(error, LatentPacsError)
-            LOGGER.error("re-verifying %s: %s", attempt.sop_instance_uid, error, exc_info=not known)
+            known, forgive = isinstance(error, LatentPacsError), is_of_the_machine(error)
+            LOGGER.error("re-verifying %s: %s", attempt.sop_instance_uid, error, exc_info=not (known or forgive))
             outcome, reason = ReverificationOutcome.UNTRIED, f"{type(error).__name__}: {error}"
-            if attempt.attempts >= self._max_attempts:
+            if attempt.attempts >= self._max_attempts and not forgive:
                 self._rows.settle(attempt, outcome, reason)
             else:
-                self._rows.release(attempt)
+                self._rows.release(attempt, forgive=forgive)
         self._counts[outcome] += 1
         entries = self._listed.get(outcome)
         if entries is not None and len(entries) < _LISTED:

@@ -23,7 +23,7 @@ from node.archive.intake.annotation_regions import (
 from node.archive.originals.original_access import OriginalAccess
 from node.codec.patches import cells_under, decode_patches
 from storage.dicom.dicomfile import opened
-from storage.errors import ConfigError, LatentPacsError
+from storage.errors import ConfigError, LatentPacsError, is_no_fault_of_a_file
 from storage.formats.payload import decode_base, decode_rendition
 from storage.index import Index
 from storage.index.instance_queries import held_in_study, list_instances, uids_of
@@ -76,12 +76,17 @@ class MarkedRegions:
         return self.on_image(instance, base.rows, base.columns, sources_of(base.header.dataset()))
 
     def in_annotation(self, annotation: StoredInstance) -> Mapping[str, list[Box]]:
-        """The boxes of a held annotation by image UID; none if it cannot be read."""
+        """The boxes of a held annotation by image UID; none if it is damaged or lost.
+
+        Raises errors that are no fault of the file: the image would be encoded without its regions.
+        """
         try:
             with self._originals.borrowed(annotation.original_digest) as path, opened(path) as file:
                 return regions_of(file.outline())
-        except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-            # not the error's own text: it may quote a peer's data
+        except Exception as error:
+            if is_no_fault_of_a_file(error):
+                raise
+            # pydicom raises many kinds on hostile values; not the error's own text: it may quote a peer's data
             uid, kind = annotation.sop_instance_uid, type(error).__name__
             LOGGER.error("annotation %s cannot be read (%s); no region is taken from it", uid, kind)
             return {}
@@ -162,6 +167,8 @@ class MarkedRegions:
             if not self.lacks_patches(instance, self.on_rendition(instance.key)):
                 return
         except LatentPacsError as error:
+            if is_no_fault_of_a_file(error):
+                raise
             LOGGER.error("the patches of %s cannot be checked: %s", instance.sop_instance_uid, error)
             return
         self.send_back(instance)

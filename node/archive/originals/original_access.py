@@ -46,7 +46,7 @@ class OriginalAccess:
     def lend(self, original_digest: str) -> Path:
         """A file with the received bytes, for one reader, which unlinks it.
 
-        Raises OriginalPurged, ObjectMissing, ObjectDamaged; for a packed original also PayloadError, WorkerDied.
+        Raises OriginalPurged, ObjectMissing, ObjectDamaged; for a packed one also PayloadError, WorkerDied, NoWorker.
         """
         seen: HeldOriginal | None = None
         for _ in range(_ATTEMPTS):

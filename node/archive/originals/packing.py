@@ -21,7 +21,16 @@ from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import PackRequest
 from node.workers.waiting import wait_for_result
-from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
+from storage.errors import (
+    Cancelled,
+    KeptVerbatim,
+    LatentPacsError,
+    PixelError,
+    ProofFailed,
+    StoreFull,
+    WorkerDied,
+    is_of_the_machine,
+)
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.inspection import holds_any
@@ -125,8 +134,8 @@ class Packer:
             return
         known = isinstance(error, LatentPacsError | OSError)
         LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
-        final = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
-        if packing and final:
+        passing = isinstance(error, OSError) or is_of_the_machine(error)
+        if packing and claim.attempts >= self._settings.archivist.attempts and not passing:
             rows.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
             self._trail.write_down()
         else:

@@ -33,7 +33,7 @@ class Unpacker:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def restore(self, packed: Path, original_digest: str, target: Path) -> None:
-        """Write the received file to ``target``. Raises PayloadError, ObjectDamaged, WorkerDied."""
+        """Write the received file to ``target``. Raises PayloadError, ObjectDamaged, WorkerDied, NoWorker."""
         if not is_light(packed):
             self._workers.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
             return

@@ -217,7 +217,7 @@ class Retrieve:
         return True
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
-        """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied.
+        """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable, WorkerDied or NoWorker.
 
         Closes ``sendable`` unless an error is raised.
         """

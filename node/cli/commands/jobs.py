@@ -137,7 +137,7 @@ def exit_code(run: JobRun) -> int:
 
 
 def run_in_this_process(job: Job, services: Services) -> JobRun:
-    """Run a job and show its progress. Ctrl-C or SIGTERM ends it at its next safe point. Raises JobRefused."""
+    """Run a job and show its progress. A signal ends it at its next safe point. Raises JobRefused."""
     from node.jobs.runner import Runner
     from storage.index.job_runs import Cause, JobRows
 
@@ -183,7 +183,9 @@ def _opened(config: Path, name: str | None = None) -> Iterator[tuple[Services, d
 
 @contextmanager
 def _signals_stop(stop: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as by nohup
+    before = {number: signal.signal(number, lambda *_: stop()) for number in heeded}
     try:
         yield
     finally:

@@ -173,7 +173,7 @@ reference_copy = table(
     column("pairs", JSON),
     column("made_at", DateTime),
 )
-"""Copies of annotations that were announced to peers: their references name reconstructions."""
+"""Copies of annotations that were announced to peers: their references name what the peer gets."""
 
 former_patient = table(
     "former_patient",

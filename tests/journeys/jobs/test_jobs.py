@@ -199,13 +199,13 @@ def test_a_clock_that_is_set_back_stops_no_job(rows: JobRows, monkeypatch: pytes
             return datetime.now(tz) + ahead
 
     monkeypatch.setattr(schedule, "datetime", Clock)
-    task = Task(at_once=True)
-    with scheduled(rows, task):
-        wait_for(lambda: states(rows), what="the run of the wrong year")
+    ended = [("schedule", RunState.DONE)]
+    with scheduled(rows, Task(at_once=True), "every 1d"):
+        wait_for(lambda: states(rows) == ended, what="the run of the wrong year")
         ahead = timedelta()
-        before = len(states(rows))
+        wait_for(lambda: states(rows) == ended * 2, what="the run of this year")
         rows.request("task")
-        wait_for(lambda: len(states(rows)) > before, what="a run on request")
+        wait_for(lambda: states(rows) == [("request", RunState.DONE), *ended * 2], what="a run on request")
 
 
 @pytest.mark.parametrize(
@@ -359,6 +359,26 @@ def test_missed_times_are_made_up_for_once(rows: JobRows, index: Index) -> None:
         wait_for(lambda: [state for _, state in states(rows)] == [RunState.DONE] * 2, what="the run that was asked for")
         assert schedule is not None
     assert states(rows) == [("request", RunState.DONE), ("schedule", RunState.DONE)], "the start made up for nothing"
+
+
+def test_a_time_for_which_no_thread_could_start_is_handled_at_the_next_check(
+    rows: JobRows, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Formerly, the job waited for its next scheduled time."""
+    overdue(rows, index)
+    start, refused = threading.Thread.start, ["job_0"]
+
+    def start_unless_refused(thread: threading.Thread) -> None:
+        if thread.name in refused:
+            refused.clear()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_unless_refused)
+    with scheduled(rows, Task(at_once=True), "every 1d"):
+        wait_for(lambda: states(rows) == [("schedule", RunState.DONE)], what="the run")
+    assert not refused
+    assert len(states(rows)) == 1
 
 
 def test_a_new_job_waits_for_its_first_time(rows: JobRows) -> None:
@@ -544,8 +564,9 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
-    """After SIGTERM, the command ends between two objects, reports that, and releases its lease."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scrub_that_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    """After a signal, the command ends between two objects, reports that, and releases its lease."""
     held = filled(tmp_path, 40)
     config, rows = tmp_path / "config.yaml", JobRows(held.index.engine)
     config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path)}}))
@@ -554,7 +575,7 @@ def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     code = "import sys; from node.cli.main import run; sys.argv[0] = 'latent-pacs'; run()"
     process = spawn(code, "scrub", "--full", "-c", str(config))
     wait_for(rows.history, what="a run")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=300) == 4
     (ended,) = rows.history()
     assert (ended.state, ended.report["finished"]) == (RunState.INTERRUPTED, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import replace
@@ -13,12 +14,13 @@ from sqlalchemy import select, update
 
 from node.archive.intake.ingest import examine
 from node.archive.orphan_recovery import OrphanRecovery
+from storage.errors import NoWorker, StoreFull
 from storage.formats.packed_original import pack_original
 from storage.formats.payload import encode_rendition
 from storage.index.connection import writing
 from storage.index.integrity import Integrity
 from storage.index.tables import original
-from storage.records import InstanceState, OriginalForm, Tier, TrailEntry
+from storage.records import InstanceState, NewInstance, OriginalForm, Tier, TrailEntry
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import Pair, hold_image, pair_of, receive, small
 from tests.support.index_rows import new_rendition
@@ -233,6 +235,24 @@ def test_what_cannot_be_read_does_not_end_the_recovery(lost: Lost) -> None:
     lost.leave(lost.received)
     assert recovery(lost.bench).recover() == 1
     assert lost.bench.read(lost.received) == lost.received
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoWorker("no worker process can start"), StoreFull("no room"), OSError(errno.EMFILE, "Too many open files")],
+)
+def test_what_the_machine_lacks_costs_no_image(lost: Lost, error: Exception) -> None:
+    """Otherwise a rebuild would leave images out, and a scrub would take them for orphans, and delete them later."""
+
+    def refuse(path: Path, aet: str) -> NewInstance:
+        raise error
+
+    lost.leave(lost.received)
+    refused = OrphanRecovery(lost.bench.index, lost.bench.stores, refuse)
+    assert refused.can_recover("hot", sha256(lost.received))
+    with pytest.raises(type(error)):
+        refused.recover()
+    assert recovery(lost.bench).recover() == 1
 
 
 def test_a_rendition_whose_base_is_damaged_is_left(lost: Lost) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from node.archive.query.identifier import IdentifierError
 from node.dimse.dimse_status import QUERY_ERRORS, STORE_ERRORS, for_log, is_warning, of_error, reason_text, response
-from storage.errors import IndexFault, ObjectMissing, StoreFull, Unparseable
+from storage.errors import IndexFault, NoWorker, ObjectMissing, StoreFull, Unparseable
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_an_index_that_cannot_be_used_asks_a_sender_to_try_again() -> None:
 
 
 CANNOT_WRITE = "the archive cannot write at present"
+NOTHING_LEFT = "the archive has no memory, process or file left at present"
 
 
 def full(number: int) -> StoreFull:
@@ -48,6 +49,8 @@ def full(number: int) -> StoreFull:
         (full(errno.ENOSPC), 0xA700, "not enough space in the archive"),
         (full(errno.EROFS), 0xA700, CANNOT_WRITE),
         (OSError(errno.EIO, "Input/output error"), 0xA700, CANNOT_WRITE),
+        (OSError(errno.EMFILE, "Too many open files"), 0xA700, NOTHING_LEFT),
+        (NoWorker("no worker process can start"), 0xA700, NOTHING_LEFT),
         (Unparseable("cut in /data/spool/x, see 1.2.840.10008.1.2.1: it ends"), 0xC002, "cut in (a path), see it ends"),
         (ObjectMissing("object ab is not in /data/objects"), 0xC000, "object ab is not in (a path)"),
         (ValueError("PatientName 'ROE^JANE' is odd"), 0xC000, "internal error, see the node's log"),

@@ -1,9 +1,11 @@
-"""Proves that a pool of workers outlives a machine that cannot start a process."""
+"""Proves that a pool of workers outlives a machine that cannot start a process, and the end of a terminal."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from node.config import parse
 from node.workers import worker
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest
+from storage.errors import NoWorker
 from tests.support.samples import breast, mammogram, rle_file
 
 
@@ -42,6 +45,23 @@ def test_a_request_for_which_no_process_can_start_fails_and_the_next_one_is_answ
         pool.close()
 
 
+@pytest.mark.slow
+def test_the_end_of_a_terminal_leaves_the_workers_to_their_parent(tmp_path: Path) -> None:
+    """The system sends SIGHUP to the whole group, and the node still finishes its requests."""
+    pool, request = WorkerPool(parse({}, "test").reconstruct, size=1, name="decode"), CheckRequest(tmp_path / "absent")
+    others, served_by = multiprocessing.active_children(), []
+    try:
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                pool.submit(request, Priority.VIEWER).result(timeout=120)
+            (process,) = [one for one in multiprocessing.active_children() if one not in others]
+            served_by.append(process.pid or 0)
+            os.kill(served_by[-1], signal.SIGHUP)
+        assert len(set(served_by)) == 1
+    finally:
+        pool.close()
+
+
 def _end(*_: object) -> None:
     os._exit(1)
 
@@ -58,13 +78,12 @@ def pool_without_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool
 def test_a_process_that_ends_before_its_first_request_is_a_fault_of_the_machine(
     pool_without_program: WorkerPool, tmp_path: Path
 ) -> None:
-    with pytest.raises(OSError, match="no worker process can start") as raised:
+    with pytest.raises(NoWorker, match="no worker process can start"):
         pool_without_program.submit(CheckRequest(tmp_path / "absent"), Priority.VIEWER).result(timeout=60)
-    assert raised.value.errno == errno.EAGAIN
 
 
 def test_a_codestream_is_not_judged_without_a_decoder(pool_without_program: WorkerPool, tmp_path: Path) -> None:
     """It would be answered with B007, and never be encoded."""
     path = rle_file(mammogram(breast(64, 48)), tmp_path / "rle.dcm", [b"\0\0", b"\0\0"])
-    with pytest.raises(OSError, match="no worker process can start"):
+    with pytest.raises(NoWorker, match="no worker process can start"):
         examine(path, "MODALITY", pool_without_program)

@@ -20,7 +20,7 @@ from node.archive.encode import archivist
 from node.archive.intake.marked_regions import MarkedRegions
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
-from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
+from storage.errors import IndexFault, NotReconstructable, NoWorker, PixelError, StoreFull, WorkerDied
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.integrity import Integrity, NewDamage
@@ -128,8 +128,10 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
         OSError(errno.EROFS, "Read-only file system"),
         IndexFault("the index is locked"),
         ModuleNotFoundError("No module named 'torch'"),
+        RuntimeError("can't start new thread"),
+        NoWorker("no worker process can start"),
     ],
-    ids=["full", "rights", "read-only", "locked", "environment"],
+    ids=["full", "rights", "read-only", "locked", "environment", "threads", "processes"],
 )
 def test_what_the_machine_lacks_costs_an_image_no_attempt(
     bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -368,6 +370,17 @@ def test_a_rendition_that_cannot_be_sent_is_withdrawn(encoded: Encoded, lost: st
     assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, ReasonCode.NOT_SENDABLE, UNSENDABLE)
     assert held.rendition is None
     assert withdrawn(encoded.bench, encoded.rendition.derived_uid) == UNSENDABLE
+
+
+def test_an_index_that_is_locked_during_the_proof_is_no_fault_of_the_image(bench: ArchiveParts) -> None:
+    """As when the lease is renewed meanwhile. Formerly, the image was EXACT for ever."""
+
+    def locked() -> None:
+        raise IndexFault("the index is locked")
+
+    held = InlineArchivist(bench, InlinePool(once(ProofRequest, locked))).run()
+    assert held is not None
+    assert (held.state, held.reason) == (InstanceState.RECEIVED, "")
 
 
 def test_a_new_rendition_that_cannot_be_sent_leaves_no_object(bench: ArchiveParts) -> None:

@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from node.archive.encode.fidelity_check import FidelityCheck, FidelityFinding, FidelityOutcome
 from node.workers.auditing import AuditRequest
-from storage.errors import Cancelled, WorkerDied
+from storage.errors import Cancelled, NoWorker, WorkerDied
 from storage.index.integrity import Integrity
 from storage.records import InstanceState, ReasonCode, StoredInstance
 from tests.support.archive_parts import ArchiveParts
@@ -161,9 +161,10 @@ def test_pictures_are_made_of_an_image_that_is_held(bench: ArchiveParts, caplog:
     pictures = check(bench).pictures(found)
     assert pictures is not None
     assert [one.shape[:2] for one in pictures.whole] == [(256, 256)] * 3
-    with caplog.at_level(logging.WARNING):
-        assert check(bench, InlinePool(Failing(WorkerDied("killed")))).pictures(found) is None
-    assert f"no pictures of {UID}: killed" in caplog.text
+    for error in (WorkerDied("killed"), NoWorker("no process")):
+        with caplog.at_level(logging.WARNING):
+            assert check(bench, InlinePool(Failing(error))).pictures(found) is None
+        assert f"no pictures of {UID}: {error}" in caplog.text
     bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
     bench.index.tombstones.delete_rows()
     assert check(bench).pictures(found) is None

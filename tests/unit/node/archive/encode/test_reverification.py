@@ -16,7 +16,7 @@ from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
 from node.config import Profile, Settings
 from node.workers.rendering_again import RenderAgainRequest, RenderedAgain
 from node.workers.requests import ProofRequest
-from storage.errors import ModelMissing, WorkerDied
+from storage.errors import ModelMissing, NoWorker, WorkerDied
 from storage.index.connection import writing
 from storage.index.tables import rendition, reverification
 from storage.records import InstanceState, Trial
@@ -98,6 +98,17 @@ def test_an_image_is_given_up_after_as_many_attempts_as_configured(
     assert caplog.messages == [f"re-verifying {UID}: killed by signal 9"] * 2
     assert recorded(held) == [("untried", reason, 2)]
     assert current(held) == DERIVED
+
+
+def test_what_the_machine_lacks_costs_an_image_no_attempt(held: ArchiveParts, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise three nights with a full disk would leave all images with the former model."""
+    pool = failing(ReverifyRequest, NoWorker("no worker process can start"))
+    with caplog.at_level(logging.ERROR):
+        reports = [run(held, pool) for _ in range(3)]
+    assert [report["untried"] for report in reports] == [1, 1, 1]
+    assert not caplog.records[0].exc_info
+    assert recorded(held) == [("", "", 0)]
+    assert run(held)["passed"] == 1
 
 
 def test_an_image_without_its_original_is_tried_at_every_run(held: ArchiveParts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,20 @@ def test_a_damaged_annotation_marks_nothing_and_is_logged_without_its_text(
     assert f"annotation {uid} cannot be read (ObjectDamaged); no region is taken from it" in caplog.text
 
 
+def test_an_image_waits_for_an_annotation_that_may_be_read_later(
+    marked: Marked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be encoded without exact patches on the regions."""
+    marked.annotate(UID)
+
+    def fail(_: str) -> Path:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(marked.bench.originals, "lend", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        marked.regions.on_image(marked.image(), 64, 48, {})
+
+
 def test_the_regions_remain_in_force_while_the_file_is_missing_or_wrong(
     marked: Marked, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,8 +257,9 @@ def test_without_a_file_nothing_is_read_again(marked: Marked) -> None:
     assert regions.on_image(marked.image(), 64, 48, {}) == ()
 
 
+@pytest.mark.parametrize(("where", "name"), [(Integrity, "requeue"), (MarkedRegions, "on_rendition")])
 def test_regions_count_although_the_index_was_locked_when_the_file_changed(
-    marked: Marked, monkeypatch: pytest.MonkeyPatch
+    marked: Marked, monkeypatch: pytest.MonkeyPatch, where: type, name: str
 ) -> None:
     marked.file.write_text(f"{HEADER}{UID},10,10,20,20\n", encoding="utf-8")
 
@@ -251,7 +267,7 @@ def test_regions_count_although_the_index_was_locked_when_the_file_changed(
         raise IndexFault("the index cannot be used (database is locked)")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Integrity, "requeue", locked)
+        patched.setattr(where, name, locked)
         with pytest.raises(IndexFault):
             marked.regions.reload_file()
     assert marked.image().state is InstanceState.VERIFIED

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import update
 
 from node.archive.originals.packing import Packer
-from storage.errors import KeptVerbatim, PixelError, WorkerDied
+from storage.errors import IndexFault, KeptVerbatim, PixelError, WorkerDied
 from storage.index.connection import writing
 from storage.index.tables import original
 from storage.objects.store import ObjectStore
@@ -104,15 +104,19 @@ def test_an_original_that_crashes_its_workers_is_given_up_in_the_trail(
     assert (bench.work(), bench.read(data)) == (0, data)
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), WorkerDied("killed")], ids=["disk", "first crash"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), IndexFault("the index is locked"), WorkerDied("killed")],
+    ids=["disk", "index", "first crash"],
+)
 def test_an_original_waits_before_it_is_packed_again(bench: ArchiveParts, error: Exception) -> None:
-    """Errors of the disk are never final, and neither is one crash. The archivist pauses after an error of the disk."""
+    """Errors of the machine are never final, and neither is one crash. After one of the disk, the archivist pauses."""
     bench.receive(UID, state=InstanceState.EXACT)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match=re.escape(str(error))):
             packer(bench, FailingWorkers(error, 1), attempts=1).step()
     else:
-        assert packer(bench, FailingWorkers(error, 1), attempts=3).step()
+        assert packer(bench, FailingWorkers(error, 1), attempts=3 if isinstance(error, WorkerDied) else 1).step()
     assert bench.work() == 0
     assert bench.index.originals.totals().to_pack == 1
     assert failures(bench) == []
