@@ -212,14 +212,13 @@ def test_prompt_receive_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None
         wait_for(lambda: slept.count(0.001) > 10, what="ten sleeps")
 
 
-def test_a_wait_ends_when_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_receive, "_WAIT", 300.0)
+def test_a_wait_ends_when_bytes_arrive() -> None:
     ours, theirs = socket.socketpair()
     connection = SimpleNamespace(socket=ours, _is_connected=True)
     with ours, theirs:
         began = time.monotonic()
         threading.Timer(0.2, theirs.sendall, (b"\4",)).start()
-        prompt_receive._wait_for_bytes(connection)
+        prompt_receive._wait_for_bytes(connection, 300.0)
         assert 0.1 < time.monotonic() - began < 100
 
 
@@ -227,8 +226,60 @@ def test_a_wait_ends_when_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wait_without_a_connection_is_a_short_sleep(connection: Any) -> None:
     """Without the sleep, the thread would spin until its association has ended."""
     began = time.monotonic()
-    prompt_receive._wait_for_bytes(connection)
-    assert time.monotonic() - began >= prompt_receive._WAIT
+    prompt_receive._wait_for_bytes(connection, 0.0)
+    assert time.monotonic() - began >= prompt_receive._SHORTEST
+
+
+def test_the_reactor_of_an_association_still_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds)))
+    monkeypatch.setattr("pynetdicom.association.time", clock)
+    with plain_server() as server, socket.create_connection(("127.0.0.1", server.port), 20) as caller:
+        caller.sendall(associate())
+        assert kinds([received(caller)]) == [ACCEPTED]
+        wait_for(lambda: slept.count(0.001) > 10, what="ten sleeps")
+
+
+@pytest.fixture
+def assoc() -> Any:
+    entity = AE("TEST")
+    made = Association(entity, "acceptor")
+    made.dul.__class__ = prompt_receive.PromptReceive
+    prompt_receive.receive_promptly(made)
+    return made
+
+
+@pytest.mark.parametrize(("since", "patience"), [(0.0, 0.001), (1.0, 0.02), (600.0, 0.1)])
+def test_a_silent_association_is_looked_at_less_often(
+    assoc: Any, since: float, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_receive, "time", SimpleNamespace(monotonic=lambda: assoc.dul.active_at + since))
+    assert assoc.dul.patience == pytest.approx(patience)
+
+
+def test_the_reactor_goes_on_at_once_when_something_has_arrived(assoc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_receive, "_SHORTEST", 300.0)
+    monkeypatch.setattr(prompt_receive, "_LONGEST", 300.0)
+    began = time.monotonic()
+    threading.Timer(0.2, assoc.dul.arrived.set).start()
+    assert assoc._reactor_checkpoint.wait()
+    assert 0.1 < time.monotonic() - began < 100
+    assoc.dimse.msg_queue.put((1, None))
+    assert assoc._reactor_checkpoint.wait(), "a message that waits is not waited for"
+
+
+def test_a_reactor_that_is_paused_while_it_waits_does_not_go_on(assoc: Any) -> None:
+    """``send_*`` pauses it to take the response to its own request."""
+    assoc.dul.active_at = float("-inf")
+    passed: list[bool] = []
+    reactor = threading.Thread(target=lambda: passed.append(assoc._reactor_checkpoint.wait()))
+    assoc._reactor_checkpoint.clear()
+    reactor.start()
+    reactor.join(0.3)
+    assert passed == []
+    assoc._reactor_checkpoint.set()
+    reactor.join(20)
+    assert passed == [True]
 
 
 def test_association_shutdown_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
