@@ -153,7 +153,7 @@ def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
-        .join(original, original.c.instance_key == instance.c.key)
+        .outerjoin(original, original.c.instance_key == instance.c.key)
         # concat hides the index of states, by which all due images would be sorted to claim one
         .where(instance.c.state.concat("").in_(states), wanted, ~done)
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from node.archive.encode.reverification import Reverification
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
@@ -18,7 +18,7 @@ from node.workers.rendering_again import RenderAgainRequest, RenderedAgain
 from node.workers.requests import ProofRequest
 from storage.errors import ModelMissing, NoWorker, WorkerDied
 from storage.index.connection import writing
-from storage.index.tables import rendition, reverification
+from storage.index.tables import original, rendition, reverification
 from storage.records import InstanceState, Trial
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, hold_image, small
@@ -164,6 +164,14 @@ def test_no_other_model_is_tried_on_a_purged_image(held: ArchiveParts) -> None:
     report = run(held)
     assert (report["finished"], report["tried"]) == (True, 0)
     assert (recorded(held), current(held)) == ([], DERIVED)
+
+
+def test_an_image_without_a_row_of_its_original_is_due_after_other_numerics(held: ArchiveParts) -> None:
+    """It is served from its rendition alone."""
+    with writing(held.index.engine) as connection:
+        connection.execute(delete(original))
+        connection.execute(update(rendition).values(numerics_digest="1" * 64))
+    assert run(held, failing(RenderAgainRequest, ModelMissing("not installed")))["untried"] == 1
 
 
 def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None:
