@@ -10,10 +10,10 @@ def main() -> None:
     import sys
 
     from node.cli.exit_codes import UNFINISHED
+    from node.cli.stop_signals import heeded_signals
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # for a background command of a script, or by nohup
-            signal.signal(number, lambda *_: sys.exit(UNFINISHED))
+    for number in heeded_signals():
+        signal.signal(number, lambda *_: sys.exit(UNFINISHED))
     from node.cli.standard_output import name_standard_output, replace_closed_streams
 
     replace_closed_streams()

@@ -20,6 +20,7 @@ from pydicom.tag import BaseTag
 
 from storage.dicom.codestreams import codestreams_begun
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
+from storage.dicom.element_walk import UNDEFINED
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import padded, swapped, vr_of
@@ -28,8 +29,6 @@ from storage.errors import PixelError, Unparseable
 _OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002, 0x7FE00003}
 """Length to End (retired), Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its
 lengths and their total."""
-_UNDEFINED = 0xFFFFFFFF
-"""Length of a sequence or item that ends with a delimiter (PS3.5 7.5)."""
 
 
 def content_digest(path: Path) -> str:
@@ -132,7 +131,7 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
     """A value in the DICOM JSON model, or its bytes in little endian, hex, if pydicom would guess, lose characters or
     fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
-    if isinstance(raw, RawDataElement) and raw.value and raw.length not in (len(raw.value), _UNDEFINED):
+    if isinstance(raw, RawDataElement) and raw.value and raw.length not in (len(raw.value), UNDEFINED):
         return f"{_bytes(dataset, raw).hex()} of {raw.length} bytes"  # it reaches beyond the end of its item
     try:
         element = _element(dataset, tag, raw)

@@ -27,7 +27,8 @@ _IDENTITY = {
 PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {str(vr).encode("ascii") for vr in EXPLICIT_VR_LENGTH_32}
 _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
-_UNDEFINED = 0xFFFFFFFF
+UNDEFINED = 0xFFFFFFFF
+"""Length of a sequence, an item or encapsulated pixels that end with a delimiter (PS3.5 7.5)."""
 _CHARACTER_SET = (0x0008, 0x0005)
 _UID_BYTES = 128
 """Maximum bytes of a UID that are compared: twice the maximum that PS3.5 9.1 allows."""
@@ -228,7 +229,7 @@ class _Walk:
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
         """The offset after the element. Walks its items only if its length is undefined."""
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             if value + length > self.end:
                 raise Unparseable(
                     f"data set ends inside ({tag[0]:04X},{tag[1]:04X}): length {length}, {self.end - value} bytes left"
@@ -247,7 +248,7 @@ class _Walk:
                 return value
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            if length == _UNDEFINED:
+            if length == UNDEFINED:
                 at = self._end_of_item(value, depth + 1)
             else:
                 at = self.skip(tag, b"", value, length, depth)
@@ -260,7 +261,7 @@ class _Walk:
                 return
             if tag <= last:
                 raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) follows ({last[0]:04X},{last[1]:04X})")
-            last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
+            last, encapsulated = tag, tag in PIXEL_TAGS and length == UNDEFINED
             at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
             if not encapsulated and self.is_sequence(tag, vr, length):
                 inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
@@ -275,7 +276,7 @@ class _Walk:
                 return
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            stop = value + length if length != _UNDEFINED else self._end_of_item(value, 0)
+            stop = value + length if length != UNDEFINED else self._end_of_item(value, 0)
             self.check_order(value, stop, depth)
             at = stop
 
@@ -293,14 +294,14 @@ class _Walk:
         return sum(content.count(struct.pack(order + "HH", 0xFFFE, 0xE000)) for order in "<>")
 
     def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
-        if length == _UNDEFINED or vr == b"SQ":
+        if length == UNDEFINED or vr == b"SQ":
             return True
         number = tag[0] << 16 | tag[1]
         return not self.explicit and dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
 
     def pixels(self, at: int, vr: bytes, value: int, length: int) -> Layout:
         name = vr.decode("ascii")
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             stop = min(value + length, self.end)
             return Layout(self.end, at, value, stop, stop, name, False, value + length > self.end)
         position = value
@@ -327,7 +328,7 @@ class _Normaliser(_Walk):
             tag, vr, value, length = self.element(at)
             known = len(self.replacements)
             at = self.skip(tag, vr, value, length, 0)
-            if deferred and length == _UNDEFINED and vr != b"UN" and tag != _CHARACTER_SET:
+            if deferred and length == UNDEFINED and vr != b"UN" and tag != _CHARACTER_SET:
                 self._define_length(value, at, len(self.replacements) - known)
         return self._replaced(at)
 
@@ -346,14 +347,14 @@ class _Normaliser(_Walk):
             tag, vr, value, length = self.element(at)
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            at = self._end_of_item(value, 0) if length == _UNDEFINED else self.skip(tag, vr, value, length, 0)
+            at = self._end_of_item(value, 0) if length == UNDEFINED else self.skip(tag, vr, value, length, 0)
         return self._replaced(at)
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
         end = super().skip(tag, vr, value, length, depth)
         if tag == _CHARACTER_SET:
             self._correct_character_set(vr, value, end)
-        elif length == _UNDEFINED:
+        elif length == UNDEFINED:
             if vr == b"UN" and self.order == ">":
                 self.replacements[value - 4] = value, struct.pack(">I", end - 8 - value)
                 self.replacements[end - 8] = end, b""

@@ -20,6 +20,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from storage.dicom.codestreams import check_codestream
+from storage.dicom.element_walk import UNDEFINED
 from storage.dicom.elements import codecs_of, readable_items
 from storage.dicom.unused_bits import decoder_options
 from storage.errors import PixelError
@@ -103,7 +104,7 @@ def drop_encapsulated_icon(dataset: Dataset) -> None:
         return
     for item in readable_items(dataset, icon, codecs_of(dataset)):
         pixels: Any = item.get_item(0x7FE00010)
-        undefined = getattr(pixels, "length", 0) == 0xFFFFFFFF  # of an element that pydicom has not converted
+        undefined = getattr(pixels, "length", 0) == UNDEFINED  # of an element that pydicom has not converted
         if undefined or getattr(pixels, "is_undefined_length", False):
             del dataset[icon]
             return

@@ -24,9 +24,9 @@ from pydicom.uid import UID
 from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DEFAULT_CHARSET_VR, EXPLICIT_VR_LENGTH_32, STANDARD_VR
 from pydicom.values import convert_SQ
 
+from storage.dicom.element_walk import UNDEFINED
 from storage.dicom.elements import values_of
 
-_UNDEFINED = 0xFFFFFFFF
 _LONGEST_SHORT = 0xFFFE
 """Maximum bytes of a value with a 16-bit length, which must be even (PS3.5 7.1.1)."""
 _TEXT_VRS = (DEFAULT_CHARSET_VR | CUSTOMIZABLE_CHARSET_VR) - {"UI"}
@@ -79,7 +79,7 @@ class _Writer:
         if isinstance(element, DataElement):
             return self._made(element, context)
         vr = vr_of(element, context.data_sets)
-        if context.changed and vr in CUSTOMIZABLE_CHARSET_VR and element.length != _UNDEFINED:
+        if context.changed and vr in CUSTOMIZABLE_CHARSET_VR and element.length != UNDEFINED:
             return self._made(context.data_sets[0][element.tag], context)
         return self._received(element, vr, context)
 
@@ -88,9 +88,9 @@ class _Writer:
     def _received(self, raw: RawDataElement, vr: str, context: _Context) -> bytes:
         value = raw.value or b""
         unchanged = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
-        if raw.length == _UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
+        if raw.length == UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
             vr = vr if vr in EXPLICIT_VR_LENGTH_32 else "UN"  # other VRs have no undefined length (PS3.5 7.1.2)
-            return self._head(raw.tag, vr, _UNDEFINED) + value + self._delimiter(0xE0DD)
+            return self._head(raw.tag, vr, UNDEFINED) + value + self._delimiter(0xE0DD)
         if self._verbatim and unchanged and (self._implicit or raw.VR):
             return self._head(raw.tag, raw.VR or "UN", len(value)) + value
         if vr == "SQ":
@@ -138,12 +138,12 @@ class _Writer:
         for item in items:
             data = self.data_set(item, context)
             if getattr(item, "is_undefined_length_sequence_item", False):
-                parts += [self._item(_UNDEFINED), data, self._delimiter(0xE00D)]
+                parts += [self._item(UNDEFINED), data, self._delimiter(0xE00D)]
             else:
                 parts += [self._item(len(data)), data]
         value = b"".join(parts)
         if undefined:
-            return self._head(tag, "SQ", _UNDEFINED) + value + self._delimiter(0xE0DD)
+            return self._head(tag, "SQ", UNDEFINED) + value + self._delimiter(0xE0DD)
         return self._head(tag, "SQ", len(value)) + value
 
     def _head(self, tag: BaseTag, vr: str, length: int) -> bytes:

@@ -23,13 +23,13 @@ from storage.records import DicomJson
 
 Element = DataElement | RawDataElement
 
-UTF8, _LATIN_1 = "ISO_IR 192", "ISO_IR 100"
+_UTF8, _LATIN_1 = "ISO_IR 192", "ISO_IR 100"
 _IN_LATIN_1 = re.compile(r"[\0-\x7f\xa0-\xff]*")
 _NEVER_TEXT = {"DA", "DS", "DT", "IS", "TM", "UI"}
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 
 
-def element(key: Key, values: Sequence[Any], implicit: bool | None = None, character_set: str = UTF8) -> Element:
+def element(key: Key, values: Sequence[Any], implicit: bool | None = None, character_set: str = "") -> Element:
     """One attribute, of zero length without values. ``implicit``: whether it will be written in implicit VR little
     endian, None if that is not known; if it is known, the element is raw, with its text in that character set."""
     if key.vr == "SQ":
@@ -67,12 +67,10 @@ def character_set_of(attributes: DicomJson, keys: Iterable[Key], *, utf8: bool) 
     Without ``utf8``, it is ISO_IR 100 if that has all characters: many older systems know no other.
     """
     texts = [stored(attributes, key) for key in keys if key.vr not in _NEVER_TEXT]
-    if all(_all_text(value, str.isascii) for value in texts):
+    if _all_text(texts, str.isascii):
         return ""
-    latin_1 = not utf8 and all(
-        _all_text(value, lambda text: _IN_LATIN_1.fullmatch(text) is not None) for value in texts
-    )
-    return _LATIN_1 if latin_1 else UTF8
+    latin_1 = not utf8 and _all_text(texts, lambda text: _IN_LATIN_1.fullmatch(text) is not None)
+    return _LATIN_1 if latin_1 else _UTF8
 
 
 def _all_text(value: Any, holds: Callable[[str], bool]) -> bool:

@@ -149,9 +149,9 @@ class Retrieve:
         """The objects that a peer gets for those instance keys, in their order. ``rewrite``: annotations as copies;
         ``draw``: reconstructions with drawn noise."""
         named = self._index.renditions(sorted(requested)) if requested else {}
+        named_in_copies = None if policy is RenditionPolicy.ORIGINAL else draw
         chosen: list[Choice] = []
         for some in batches(keys):
-            named_in_copies = None if policy is RenditionPolicy.ORIGINAL else draw
             rewritten = copies(self._index.engine, some, requested, draw=named_in_copies) if rewrite else {}
             for instance in self._index.by_keys(some):
                 for choice in choose(instance, policy, requested, named.get(instance.key, []), draw=draw):

@@ -19,6 +19,7 @@ from rich.table import Table
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, say
 from node.cli.progress import progress
+from node.cli.stop_signals import heeded_signals
 from node.cli.times import time_json, time_text
 from storage.errors import JobRefused
 
@@ -183,9 +184,7 @@ def _opened(config: Path, name: str | None = None) -> Iterator[tuple[Services, d
 
 @contextmanager
 def _signals_stop(stop: Any) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as by nohup
-    before = {number: signal.signal(number, lambda *_: stop()) for number in heeded}
+    before = {number: signal.signal(number, lambda *_: stop()) for number in heeded_signals()}
     try:
         yield
     finally:

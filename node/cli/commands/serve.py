@@ -12,6 +12,7 @@ import typer
 
 from node.cli.logs import configure
 from node.cli.options import DEFAULT_CONFIG, ConfigOption
+from node.cli.stop_signals import heeded_signals
 from node.config import load
 
 LOGGER = logging.getLogger("latent_pacs")
@@ -42,9 +43,8 @@ def serve(
         LOGGER.info("%s: finishing requests in progress", signal.Signals(number).name)
         stopping.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
-            signal.signal(number, stop)
+    for number in {signal.SIGTERM, signal.SIGINT, *heeded_signals()}:
+        signal.signal(number, stop)
     from node.app import Node
     from node.dimse.tls import expiries
 

@@ -201,11 +201,12 @@ def test_undecodable_pdu_is_still_needed(caplog: pytest.LogCaptureFixture) -> No
     assert [one for one in quoting if one.exc_info]
 
 
-def test_prompt_receive_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread of a silent association sleeps for a fixed time."""
+@pytest.mark.parametrize("module", ["pynetdicom.dul", "pynetdicom.association"])
+def test_prompt_receive_is_still_needed(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both threads of a silent association sleep for a fixed time."""
     slept: list[float] = []
     clock = SimpleNamespace(sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds)))
-    monkeypatch.setattr("pynetdicom.dul.time", clock)
+    monkeypatch.setattr(f"{module}.time", clock)
     with plain_server() as server, socket.create_connection(("127.0.0.1", server.port), 20) as caller:
         caller.sendall(associate())
         assert kinds([received(caller)]) == [ACCEPTED]
@@ -228,16 +229,6 @@ def test_a_wait_without_a_connection_is_a_short_sleep(connection: Any) -> None:
     began = time.monotonic()
     prompt_receive._wait_for_bytes(connection, 0.0)
     assert time.monotonic() - began >= prompt_receive._SHORTEST
-
-
-def test_the_reactor_of_an_association_still_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    clock = SimpleNamespace(sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds)))
-    monkeypatch.setattr("pynetdicom.association.time", clock)
-    with plain_server() as server, socket.create_connection(("127.0.0.1", server.port), 20) as caller:
-        caller.sendall(associate())
-        assert kinds([received(caller)]) == [ACCEPTED]
-        wait_for(lambda: slept.count(0.001) > 10, what="ten sleeps")
 
 
 @pytest.fixture
