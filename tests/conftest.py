@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +36,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; it
 
 hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy machine")
+
+for _number in (signal.SIGINT, signal.SIGHUP):
+    # nohup and the background of a script ignore them, and the nodes that tests start would inherit that. They do not
+    # inherit a handler.
+    if signal.getsignal(_number) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(_number, lambda *_: None)
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
