@@ -17,7 +17,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """Work that starts on schedule or on request, one run at a time in a group of nodes.
+    """Work that starts on schedule or on request, one run at a time, in the node or in a command.
 
     ``summary``: one line for ``latent-pacs jobs list``. ``work(progress, cancelled)`` returns the report, which the
     history keeps; an exception makes the run ``failed``. ``cancelled()``: whether the run should end, because it was

@@ -31,7 +31,7 @@ class Runner:
         self._stopping.set()
 
     def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Progress | None = None) -> JobRun | None:
-        """Run the job to its end; None if another node runs it, or it is not due any more.
+        """Run the job to its end; None if another process runs it, or it is not due any more.
 
         ``watch`` is called with the progress. An error of the job is recorded in the returned run, not raised. Raises
         JobRefused if a command finds the job running.

@@ -1,7 +1,6 @@
 """Storage commitment requests as rows, and the pins that keep a committed original from being purged.
 
-A request is claimed with a lease. So only one of several nodes on a database reports to the peer, and a restart loses
-no request.
+A request is claimed with a lease, so that a restart loses no request.
 """
 
 from __future__ import annotations

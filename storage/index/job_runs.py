@@ -1,7 +1,7 @@
 """Jobs as rows: which job is due, which process runs it under a lease, its progress, and the result of every run.
 
 Commands use these rows too, and so control a running node from another process. Times are seconds since the epoch by
-the clock of the process that writes; the clocks of several nodes have to agree within a lease.
+the clock of the process that writes.
 """
 
 from __future__ import annotations
