@@ -7,12 +7,8 @@ the encoders have a lower scheduling priority than it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-
 from node.config import Settings
+from node.workers.machine import available_cores, available_memory
 from node.workers.pool import WorkerPool
 from node.workers.worker import NICE
 
@@ -25,7 +21,6 @@ _MOST = 8
 of its own. Chosen, not measured."""
 _NICER = 5
 """Added to the nice value of encoders, so that the worker that serves viewers comes first. Chosen, not measured."""
-_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
@@ -38,31 +33,3 @@ def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
     limits = settings.limits
     return WorkerPool(each, size=size, name="encode", nice=NICE + _NICER, within=limits.encoders, idle=limits.idle)
-
-
-def available_cores() -> int:
-    """The number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_memory(own: Path = Path("/proc/self/cgroup"), tree: Path = _CONTROL_GROUPS) -> int:
-    """Bytes of memory of the machine, or of a control group of this process if that is less, as in a container or with
-    MemoryMax of systemd. ``own``: names its groups, as in cgroups(7)."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in _limits(own, tree):
-        with suppress(OSError, ValueError):  # it is not mounted here, or "max"
-            memory = min(memory, int(limit.read_text()))
-    return memory
-
-
-def _limits(own: Path, tree: Path) -> Iterator[Path]:
-    """The files of limits of the groups of this process and of those above them, in version 2 and in version 1."""
-    try:
-        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:  # another system
-        return
-    for _, controllers, name in groups:
-        top, file = (tree / "memory", "memory.limit_in_bytes") if controllers else (tree, "memory.max")
-        if controllers in ("", "memory"):
-            group = Path(name.lstrip("/"))
-            yield from (top / one / file for one in (group, *group.parents))

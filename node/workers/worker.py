@@ -11,6 +11,7 @@ import threading
 
 from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
+from node.workers.machine import cores_of_quota
 from node.workers.memory import give_back, keep_freed, limit_time, limit_to
 from node.workers.requests import Answer, CheckRequest, Request
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
@@ -41,6 +42,8 @@ def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    elif cores := cores_of_quota():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def answer(request: Request[Answer]) -> Answer:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from node.app import Node
-from node.app.encoder_workers import EACH, available_cores, available_memory, encoders_beside
+from node.app.encoder_workers import EACH, encoders_beside
 from node.codec.decode import SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import measure_deviation
@@ -21,6 +21,7 @@ from node.codec.encode.source_image import read_source_and_reference
 from node.codec.rendering import Rendering
 from node.dimse import client
 from node.dimse.client import Receiver
+from node.workers.machine import available_memory
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import ReadyRequest
 from storage.dicom.pixels import integer_pixels, pixel_digest
@@ -172,29 +173,3 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
     finally:
         torch.set_num_threads(before)
     assert len(made) == 1
-
-
-@pytest.mark.parametrize(
-    ("own", "limit"),
-    [
-        ("0::/", "memory.max"),
-        ("0::/system.slice/latent-pacs.service", "system.slice/latent-pacs.service/memory.max"),
-        ("0::/system.slice/latent-pacs.service", "system.slice/memory.max"),
-        ("4:memory:/docker/0a1b", "memory/docker/0a1b/memory.limit_in_bytes"),
-        ("4:memory:/docker/of/the/host", "memory/memory.limit_in_bytes"),
-    ],
-    ids=["container", "systemd", "slice", "version 1", "container, version 1"],
-)
-def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path, own: str, limit: str) -> None:
-    groups = tmp_path / "cgroup"
-    machine = available_memory(groups, tmp_path)
-    groups.write_text(f"9:name=systemd:/\n1:cpu:/\n{own}\n")
-    (tmp_path / limit).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / limit).write_text("1000000000\n")
-    assert available_memory(groups, tmp_path) == min(10**9, machine)
-    (tmp_path / limit).write_text("max\n")
-    assert available_memory(groups, tmp_path) == machine > 0
-
-
-def test_this_machine_has_a_core() -> None:
-    assert available_cores() >= 1
