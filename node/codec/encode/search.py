@@ -67,6 +67,9 @@ _TAKEN = 0.99
 loses of one octave band. The loss is a mean, which a sample predicts better than the burden, a maximum."""
 _TELLING = 1
 """Index of the octave band that ``_TAKEN`` compares: details of about 4 pixels, where networks add most."""
+_HARMLESS = 1.05
+"""Largest burden on the sample, over the baseline's, with which such an upscaler is chosen. A greater one costs more
+bytes than the detail saves."""
 _FINISHES = 3
 """Most times that steps 3 to 5 are tried per scale, each time with a finer quantiser. Chosen, not measured."""
 _FINER = 0.85
@@ -202,8 +205,10 @@ class Encoder:
     def _upscaler_for(self, forecast: SampleForecast) -> Upscaler:
         """The first upscaler that loses clearly less detail of the sample than the baseline from the same base.
 
-        It is the baseline if none does, or if the base is companded: no network was trained on companded bases.
+        Its burden may not be much greater. It is the baseline if there is none, or if the base is companded: no network
+        was trained on companded bases.
         """
+        assert self.limits is not None
         point, sampler = forecast.point, self._encoder_of_sample
         for other in () if point.companded else self.upscalers[:-1]:
             began = time.monotonic()
@@ -217,10 +222,14 @@ class Encoder:
                 plain = sampler._attempt(point, self._baseline)
             made = sampler._measured_attempt(plain.base, plain.data, plain.decoded, other)
             lost, usual = (each.figures.lost[_TELLING] for each in (made, plain))
-            if lost < _TAKEN * usual:
+            heavy, light = (burden(each.figures, self.limits) for each in (made, plain))
+            if lost < _TAKEN * usual and heavy <= _HARMLESS * light:
                 sampler.last = made
                 return other
-            wrong = f"it loses {lost:.4g} of octave band {_TELLING + 1}, where {self._baseline.name} loses {usual:.4g}"
+            wrong = (
+                f"it loses {lost:.4g} of octave band {_TELLING + 1}, where {self._baseline.name} loses {usual:.4g}; "
+                f"their burdens are {heavy:.3g} and {light:.3g}"
+            )
             self._note(point, other, forecast.base_bytes, (wrong,), began, sample=True)
         return self._baseline
 

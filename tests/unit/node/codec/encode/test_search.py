@@ -183,7 +183,10 @@ def test_an_upscaler_that_keeps_too_little_more_is_reported() -> None:
     (trial,) = searching.tried
     assert (trial.upscaler, trial.payload_bytes, trial.sample) == ("better", 12345, True)
     (failure,) = trial.failures
-    found = re.fullmatch(r"it loses (0\.\d+) of octave band 2, where bicubic loses (0\.\d+)", failure)
+    found = re.fullmatch(
+        r"it loses (0\.\d+) of octave band 2, where bicubic loses (0\.\d+); their burdens are [\d.]+ and [\d.]+",
+        failure,
+    )
     assert found
     assert float(found[1]) == pytest.approx(0.996 * float(found[2]), rel=0.001)
 
@@ -203,6 +206,27 @@ def test_an_upscaler_is_chosen_on_the_sample(share: float, taken: str) -> None:
 
     searching = encoder(pixels, BALANCED, upscalers=[Nearer(), Bicubic()])
     assert searching._upscaler_for(forecast(POINT)).name == taken
+
+
+@pytest.mark.parametrize(("height", "taken"), [(0, "striped"), (40, "bicubic")])
+def test_an_upscaler_that_draws_a_line_is_not_chosen(height: float, taken: str) -> None:
+    """It loses less detail, and needs a finer base until its line passes the gate."""
+
+    class Striped(Bicubic):
+        name = "striped"
+
+        def structure(self, task: UpscaleTask) -> Float:
+            made = task.upsampled + np.float32(0.5) * (phantom() - task.upsampled)
+            made[100:102] += np.float32(height)
+            return made
+
+    searching = encoder(phantom(), BALANCED, upscalers=[Striped(), Bicubic()])
+    assert searching._upscaler_for(forecast(POINT)).name == taken
+    if height:
+        (failure,) = searching.tried[0].failures
+        lost, usual, heavy, light = (float(each) for each in re.findall(r"[\d.]*\d", failure.replace("band 2", "")))
+        assert lost < 0.99 * usual
+        assert heavy > 1.05 * light
 
 
 @pytest.mark.parametrize("step", [0, 4])
