@@ -37,7 +37,7 @@ from node.dimse.tls import expiries
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.workers.pool import Priority, WorkerPool
-from node.workers.requests import ReadyRequest
+from node.workers.rendering_again import NumericsRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
@@ -167,7 +167,8 @@ class Node:
         try:
             self._listen()
             if self.encoders is not self.pool:
-                self.pool.submit(ReadyRequest(), Priority.AHEAD)
+                # the worker imports its libraries, for which the first viewer would wait
+                self.pool.submit(NumericsRequest(), Priority.AHEAD)
             if self.settings.archivist.enabled:
                 self._archivist_thread.start()
             if self.prefetch.enabled:
