@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -22,10 +23,9 @@ from node.dimse.associations import extended_negotiation
 from node.dimse.associations.admission import Admission
 from node.dimse.associations.connection_log import log_association
 from node.dimse.associations.outgoing import Outgoing
-from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Refusals
+from node.dimse.associations.refusals import Refusals, title_of
 from node.dimse.dimse_status import NOT_AUTHORIZED, SUCCESS
-from node.dimse.handlers.c_find import Search, handle_find
+from node.dimse.handlers.c_find import handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
@@ -67,7 +67,7 @@ class ServerDependencies:
     """What the handlers need. ``check_room`` raises StoreFull if there is no space for an instance."""
 
     ingest: Ingest
-    search: Search
+    search: Callable[..., Iterator[Dataset]]
     services: RetrieveServices
     check_room: Callable[[], None]
     judge: CommitmentJudge
@@ -156,7 +156,7 @@ class Server:
         ]
 
     def _allowance(self, assoc: Any) -> Allowance:
-        may_store = self._dependencies.services.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        may_store = "store" in self._dependencies.services.settings.caller(title_of(assoc)).allow
         return Allowance(self._settings.max_instance if may_store else 0, self._dependencies.check_room)
 
     def _end_overdue(self) -> None:
@@ -183,7 +183,7 @@ class Server:
     def _handlers(self) -> list[Any]:
         """The handlers of the listeners: their events are those of associations that peers open."""
         needs, services = self._dependencies, self._dependencies.services
-        checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
+        checks: dict[str, Any] = {"settings": services.settings, "refusals": services.refusals}
         store = partial(handle_store, ingest=needs.ingest, stopping_since=lambda: self._stopping_since)
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
@@ -203,9 +203,9 @@ class Server:
         ]
 
 
-def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
-    caller = peers.calling(event)
-    if peers.may(caller, "echo"):
+def _handle_echo(event: Any, settings: Settings, refusals: Refusals) -> int:
+    caller = title_of(event.assoc)
+    if "echo" in settings.caller(caller).allow:
         return SUCCESS
     refusals.of_request(event.assoc, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
     return NOT_AUTHORIZED
