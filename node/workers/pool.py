@@ -98,14 +98,16 @@ class WorkerPool:
         return self._queue.unfinished_tasks == 0
 
     def close(self) -> None:
-        """End the workers. Requests in progress are abandoned, queued ones are cancelled."""
+        """End the workers. The futures of requests in progress and of queued ones raise NoWorker."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put((-1, next(self._order), None, Future()))
         for thread in self._threads:
             thread.join()
         while not self._queue.empty():
-            self._queue.get_nowait()[3].cancel()
+            future = self._queue.get_nowait()[3]
+            if future.set_running_or_notify_cancel():
+                future.set_exception(NoWorker(_STOPPING))
 
     def _serve(self) -> None:
         executor: ProcessPoolExecutor | None = None
