@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING
-
-from pydicom import Dataset
 
 from node.app.building import Workers, build_archive, lock_root, open_store, open_stores
 from node.app.encoder_workers import encoders_beside
@@ -23,21 +20,19 @@ from node.archive.originals.packing import Packer
 from node.archive.originals.storage_commitment import CommitmentJudge, original_fault
 from node.archive.originals.unpacking import Unpacker
 from node.archive.query.find import find
-from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.prefetch import Prefetch
 from node.archive.serve.retrieve import Retrieve
 from node.config import RenditionPolicy, Settings
-from node.dimse.associations.extended_negotiation import Agreed
-from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
 from node.dimse.tls import expiries
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
+from node.workers.machine import available_cores
 from node.workers.pool import Priority, WorkerPool
-from node.workers.requests import ReadyRequest
+from node.workers.rendering_again import NumericsRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
@@ -98,7 +93,7 @@ class Node:
         settings, limits = self.settings, self.settings.limits
         self.pool = WorkerPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
-        size = min(os.cpu_count() or 1, _MOST_DECODERS)
+        size = min(available_cores(), _MOST_DECODERS)
         self.decoders = WorkerPool(
             settings.reconstruct, size=size, name="decode", within=limits.decoders, idle=limits.idle
         )
@@ -114,12 +109,13 @@ class Node:
         )
 
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
-        settings, peers, refusals = self.settings, Peers(self.settings), Refusals(self._trail_writer.record)
+        settings, refusals = self.settings, Refusals(self._trail_writer.record)
         fault = functools.partial(original_fault, self.originals)
+        title, home = settings.node.ae_title, settings.node.zone
         return ServerDependencies(
             ingest=ingest,
-            search=functools.partial(self._find, peers),
-            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, refusals),
+            search=functools.partial(find, self.index, retrieve_ae_title=title, home=home),
+            services=RetrieveServices(settings, self.index, self.retrieve, refusals),
             check_room=self.store.check_room,
             judge=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
@@ -143,31 +139,13 @@ class Node:
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
 
-    def _find(
-        self, peers: Peers, identifier: Dataset, root: Root, caller: str, agreed: Agreed, is_over: Callable[[], bool]
-    ) -> Iterator[Dataset]:
-        return find(
-            self.index,
-            identifier,
-            root,
-            policy=peers.rendition(caller),
-            copies=peers.rewrites(caller),
-            draw=peers.draws(caller),
-            retrieve_ae_title=self.settings.node.ae_title,
-            relational=agreed.relational,
-            combined_datetime=agreed.combined_datetime,
-            adjust_zones=agreed.time_zones,
-            home=self.settings.node.zone,
-            implicit=agreed.implicit,
-            is_over=is_over,
-        )
-
     def start(self) -> None:
         """Listen, and start to encode the backlog. Raises ConfigError if a port cannot be used."""
         try:
             self._listen()
             if self.encoders is not self.pool:
-                self.pool.submit(ReadyRequest(), Priority.AHEAD)
+                # the worker imports its libraries, for which the first viewer would wait
+                self.pool.submit(NumericsRequest(), Priority.AHEAD)
             if self.settings.archivist.enabled:
                 self._archivist_thread.start()
             if self.prefetch.enabled:
@@ -225,9 +203,8 @@ class Node:
 def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
     """The renditions and textures that retrieving peers get, and how many priors are prefetched per study."""
     images = settings.reconstruct.prefetch_priors if settings.reconstruct.cache else 0
-    peers = Peers(settings)
     retrieving = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
-    return frozenset((peer.rendition, peers.draws(peer.ae_title)) for peer in retrieving), images
+    return frozenset((peer.rendition, settings.draws(peer)) for peer in retrieving), images
 
 
 def _exposition(

@@ -141,6 +141,11 @@ class Peer(Section):
         """Whether images can be sent to this peer."""
         return bool(self.host and self.port)
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether annotations are sent to it as copies whose references name what it gets."""
+        return self.references == "rewrite"
+
 
 class UnknownPeers(Section):
     allow: tuple[Literal["echo", "store"], ...] = ("echo",)

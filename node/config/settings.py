@@ -25,7 +25,7 @@ from node.config.sections import (
     TlsSettings,
     UnknownPeers,
 )
-from node.config.values import Profile
+from node.config.values import Profile, Texture
 from storage.records import Thresholds
 
 
@@ -107,6 +107,15 @@ class Settings(Section):
     def allowed_to_unknown_peers(self) -> tuple[str, ...]:
         """The requests that an AE title without an entry in ``peers`` may make."""
         return ("echo", "store") if self.lists_no_peers else self.unknown_peers.allow
+
+    def draws(self, peer: Peer) -> bool:
+        """Whether reconstructions are sent to a peer with drawn noise."""
+        return (peer.texture or self.reconstruct.texture) is Texture.DRAWN
+
+    def caller(self, ae_title: str) -> Peer:
+        """The peer with that AE title. Without an entry in ``peers``, it may do what unknown peers may."""
+        allow = self.allowed_to_unknown_peers
+        return self.peer(ae_title) or Peer.model_construct(ae_title=ae_title, allow=allow)
 
     def peer(self, ae_title: str) -> Peer | None:
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)

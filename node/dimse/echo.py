@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from pynetdicom.presentation import build_context
@@ -14,16 +13,11 @@ from node.dimse.server import calling_only
 from node.dimse.sop_classes import VERIFICATION
 
 
-@dataclass(frozen=True)
-class Echo:
-    """The answer to a C-ECHO: its status, None if the peer sent none, and the seconds that it took."""
+def echo(settings: Settings, peer: Peer) -> tuple[int | None, float]:
+    """Open an association as the node would, and send a C-ECHO. Raises DestinationUnavailable, ConfigError.
 
-    status: int | None
-    seconds: float
-
-
-def echo(settings: Settings, peer: Peer) -> Echo:
-    """Open an association as the node would, and send a C-ECHO. Raises DestinationUnavailable, ConfigError."""
+    Returns the status of the answer, None if the peer sent none, and the seconds that it took.
+    """
     began = time.monotonic()
     outgoing = calling_only(settings, Path(tempfile.gettempdir()))
     association = outgoing.associate(peer, [build_context(VERIFICATION)])
@@ -31,4 +25,4 @@ def echo(settings: Settings, peer: Peer) -> Echo:
         answer = association.send_c_echo()
     finally:
         association.release()
-    return Echo(int(answer.Status) if "Status" in answer else None, time.monotonic() - began)
+    return (int(answer.Status) if "Status" in answer else None), time.monotonic() - began

@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
@@ -23,10 +23,9 @@ from node.dimse.associations import extended_negotiation
 from node.dimse.associations.admission import Admission
 from node.dimse.associations.connection_log import log_association
 from node.dimse.associations.outgoing import Outgoing
-from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Refusals
+from node.dimse.associations.refusals import Refusals, title_of
 from node.dimse.dimse_status import NOT_AUTHORIZED, SUCCESS
-from node.dimse.handlers.c_find import Search, handle_find
+from node.dimse.handlers.c_find import handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
@@ -35,7 +34,6 @@ from node.dimse.pynetdicom_patches.alike_contexts import add_alike_contexts
 from node.dimse.pynetdicom_patches.association_shutdown import end_associations
 from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
 from node.dimse.pynetdicom_patches.entity import Acceptor, ArchiveEntity
-from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
 from node.dimse.sop_classes import (
     MESSAGE_SYNTAXES,
@@ -56,7 +54,7 @@ from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VER
 LOGGER = logging.getLogger(__name__)
 
 _RESPONSE_SENT = 0.02
-"""Seconds after the end of a handler, by which its response is taken to have been sent. Chosen, not measured."""
+"""Seconds after a request was served, by which its response is taken to have been sent. Chosen, not measured."""
 _IDLE_AFTER = 1.0
 """Seconds without an operation after which an association is idle, and may be ended at a stop."""
 _ABORT_TIME = 2.0
@@ -69,7 +67,7 @@ class ServerDependencies:
     """What the handlers need. ``check_room`` raises StoreFull if there is no space for an instance."""
 
     ingest: Ingest
-    search: Search
+    search: Callable[..., Iterator[Dataset]]
     services: RetrieveServices
     check_room: Callable[[], None]
     judge: CommitmentJudge
@@ -158,7 +156,7 @@ class Server:
         ]
 
     def _allowance(self, assoc: Any) -> Allowance:
-        may_store = self._dependencies.services.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        may_store = "store" in self._dependencies.services.settings.caller(title_of(assoc)).allow
         return Allowance(self._settings.max_instance if may_store else 0, self._dependencies.check_room)
 
     def _end_overdue(self) -> None:
@@ -185,15 +183,15 @@ class Server:
     def _handlers(self) -> list[Any]:
         """The handlers of the listeners: their events are those of associations that peers open."""
         needs, services = self._dependencies, self._dependencies.services
-        checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
+        checks: dict[str, Any] = {"settings": services.settings, "refusals": services.refusals}
         store = partial(handle_store, ingest=needs.ingest, stopping_since=lambda: self._stopping_since)
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
-            (evt.EVT_C_STORE, _tracked_call(partial(store, **checks))),
-            (evt.EVT_C_FIND, _tracked_responses(partial(handle_find, search=needs.search, **checks))),
-            (evt.EVT_C_GET, _tracked_responses(partial(handle_get, services=services))),
-            (evt.EVT_C_MOVE, _tracked_responses(partial(handle_move, services=services, outgoing=self.outgoing))),
-            (evt.EVT_N_ACTION, _tracked_call(partial(handle_action, notifier=self._notifier, **checks))),
+            (evt.EVT_C_STORE, partial(store, **checks)),
+            (evt.EVT_C_FIND, partial(handle_find, search=needs.search, **checks)),
+            (evt.EVT_C_GET, partial(handle_get, services=services)),
+            (evt.EVT_C_MOVE, partial(handle_move, services=services, outgoing=self.outgoing)),
+            (evt.EVT_N_ACTION, partial(handle_action, notifier=self._notifier, **checks)),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
@@ -205,9 +203,9 @@ class Server:
         ]
 
 
-def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
-    caller = peers.calling(event)
-    if peers.may(caller, "echo"):
+def _handle_echo(event: Any, settings: Settings, refusals: Refusals) -> int:
+    caller = title_of(event.assoc)
+    if "echo" in settings.caller(caller).allow:
         return SUCCESS
     refusals.of_request(event.assoc, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
     return NOT_AUTHORIZED
@@ -248,36 +246,6 @@ def _reordered(context: PresentationContext, order: tuple[str, ...]) -> Presenta
     made = build_context(context.abstract_syntax, list(order))
     made.scu_role, made.scp_role = context.scu_role, context.scp_role
     return made
-
-
-def _tracked_call(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A handler that returns its status, tracked while it runs."""
-
-    def tracked(event: Any) -> Any:
-        with _operating(event.assoc):
-            return handler(event)
-
-    return tracked
-
-
-def _tracked_responses(handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-    """A handler that yields its responses, tracked from the first to the last."""
-
-    def tracked(event: Any) -> Iterator[Any]:
-        with _operating(event.assoc):
-            yield from handler(event)
-
-    return tracked
-
-
-@contextmanager
-def _operating(assoc: Any) -> Iterator[None]:
-    assoc.operating = True
-    try:
-        yield
-    finally:
-        assoc.operated_at, assoc.operating = time.monotonic(), False  # in this order: other threads read both
-        restart_idle_timer(assoc)
 
 
 def _ignores_stop(assoc: Acceptor) -> bool:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +17,7 @@ from typing import Any
 
 from storage.errors import UnknownReport
 from storage.index.report_rows import NewReport, ReportRows, StoredReport
-from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.durability import replace_file
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,9 +61,8 @@ class Reports:
             "summary": plain(outcome.summary),
         }
         data = json.dumps({"format": _FORMAT, **row, "details": plain(outcome.details)}, indent=1, allow_nan=False)
-        self._write(name + ".html", page)
-        self._write(name + ".json", data + "\n")
-        fsync_folders(self.folder)
+        replace_file(self.folder / f"{name}.html", [page.encode()])
+        replace_file(self.folder / f"{name}.json", [f"{data}\n".encode()])
         return self.rows.add(NewReport(**row))
 
     def find(self, key: int | None = None, *kinds: str) -> StoredReport:
@@ -103,18 +100,6 @@ class Reports:
         stem = f"{outcome.kind}-{outcome.finished.astimezone(UTC):%Y%m%dT%H%M%SZ}"
         names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
         return next(name for name in names if not (self.folder / f"{name}.json").exists())
-
-    def _write(self, name: str, text: str) -> None:
-        """Write a file atomically and durably."""
-        handle, made = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".making")
-        try:
-            with full_disk_is_store_full(), os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-                fsync_file(out)
-            Path(made).replace(self.folder / name)
-        except BaseException:
-            Path(made).unlink(missing_ok=True)
-            raise
 
 
 def plain(value: Any) -> Any:

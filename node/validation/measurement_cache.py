@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from node.validation.terms import Fidelity, Measured
+from storage.objects.durability import replace_file
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,10 +50,9 @@ class FeatureCache:
         figures = measured.fidelity
         if figures is not None:
             arrays |= {"full": figures.full, "tiles": figures.tiles, "corners": figures.corners}
-        handle, made = tempfile.mkstemp(dir=self._folder, suffix=".making")
-        with os.fdopen(handle, "wb") as out:
-            np.savez(out, **arrays)
-        Path(made).replace(self._folder / f"{key}.npz")
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        replace_file(self._folder / f"{key}.npz", [content.getvalue()])
 
     def drop_unused(self) -> None:
         """Remove the entries that no ``get`` has asked for since this cache was opened."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from node.archive.audit_trail import AuditTrail
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
-from node.config import ValidationSettings
+from node.config import ReconstructSettings, ValidationSettings
 from node.reports.runs import Reports, RunOutcome
 from node.validation.findings import SETTINGS, Excluded, find
 from node.validation.measurement_cache import FeatureCache
@@ -32,12 +32,14 @@ from node.validation.terms import Arm, Files, Subject
 from node.validation.validation_page import Worst, page
 from node.validation.validation_worker import (
     Bool,
-    ValidationWorker,
+    Result,
+    ValidationCall,
     backbone_digest,
     measure_image,
     show_tile,
     train_and_score,
 )
+from node.workers.pool import Priority, WorkerPool
 from storage.errors import Cancelled, LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
@@ -75,8 +77,8 @@ class Validation:
         """
         require_extra("validation", "the job validation")
         try:
-            with ValidationWorker(self.threads) as worker:
-                return _ValidationRun(self, worker, progress, cancelled).run()
+            with closing(WorkerPool(ReconstructSettings(threads=self.threads), name="validation")) as pool:
+                return _ValidationRun(self, pool, progress, cancelled).run()
         except Cancelled:
             return {"finished": False}
 
@@ -86,7 +88,7 @@ class _ValidationRun:
     """One run. ``excluded``: images that are left out, by class and reason. ``done``, ``total``: progress in steps."""
 
     work: Validation
-    worker: ValidationWorker
+    pool: WorkerPool
     progress: Progress
     cancelled: Callable[[], bool]
     excluded: Excluded = field(default_factory=Counter)
@@ -100,7 +102,7 @@ class _ValidationRun:
         positive = positive_class([one.class_name for one in subjects], settings.positive)
         grouped_folds(*_truth(subjects, positive), settings.folds, SEED)  # raises TooFewCases before the long work
         self.total = len(subjects) + settings.folds * len(Arm)
-        backbone = self.worker.call(backbone_digest, settings.weights)
+        backbone = self._call(backbone_digest, settings.weights)
         cache = FeatureCache(work.store.root / "features")
         subjects = self._measured(subjects, cache, backbone)
         if not subjects:
@@ -174,7 +176,7 @@ class _ValidationRun:
             if other.sop_instance_uid != subject.rendition.derived_uid:
                 raise RenditionMismatch("the reconstruction differs from the verified one")
             base = self.work.store.held(subject.rendition.base_digest)
-            return self.worker.call(work, Files(one.path, other.path, base), *arguments)
+            return self._call(work, Files(one.path, other.path, base), *arguments)
         finally:
             discard(original)
             discard(reconstructed)
@@ -192,7 +194,7 @@ class _ValidationRun:
                 rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
                 tests = [features[SETTINGS[row][1]][test] for row in rows]
                 task = (features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
-                found, recipe = self.worker.call(train_and_score, *task)
+                found, recipe = self._call(train_and_score, *task)
                 for row, of_row in zip(rows, found, strict=True):
                     scores[row, test] = of_row
                 recipes.append({"fold": fold, "arm": arm.value, **recipe})
@@ -211,6 +213,10 @@ class _ValidationRun:
                 shown = self._with_files(one, original, reconstructed, show_tile, corner)
                 found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))
         return found
+
+    def _call(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in the worker process. Raises what it raises, WorkerDied or NoWorker."""
+        return self.pool.submit(ValidationCall(work, arguments), Priority.ARCHIVIST).result()
 
     def _step(self, count: int = 1) -> None:
         self.done += count

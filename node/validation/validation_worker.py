@@ -1,25 +1,19 @@
-"""The process that runs torch for a validation: features, fidelity figures and training.
+"""What runs in the worker process of a validation, which uses torch: features, fidelity figures and training.
 
-``ValidationWorker`` calls the functions of this module in that process. Arguments and results are small and picklable;
-images are passed as files.
+Arguments and results are small and picklable; images are passed as files.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.validation.terms import Arm, Files, Measured
-from storage.errors import WorkerDied
 
 if TYPE_CHECKING:
     from node.validation.features import Backbone
@@ -29,19 +23,15 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 
-class ValidationWorker(ProcessPoolExecutor):
-    """One worker process. It starts with the first call and ends with the ``with`` block."""
+@dataclass(frozen=True)
+class ValidationCall(Generic[Result]):
+    """Call a function of this module."""
 
-    def __init__(self, threads: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        super().__init__(max_workers=1, mp_context=spawn, initializer=_start, initargs=(threads,))
+    work: Callable[..., Result]
+    arguments: tuple[Any, ...]
 
-    def call(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Run ``work`` in the process and wait for the result. Raises the exception of ``work``, or WorkerDied."""
-        try:
-            return self.submit(work, *arguments).result()
-        except BrokenProcessPool as error:
-            raise WorkerDied("the worker process of the validation ended unexpectedly; check free memory") from error
+    def answer(self, _: object) -> Result:
+        return self.work(*self.arguments)
 
 
 def backbone_digest(weights: str) -> str:
@@ -85,16 +75,3 @@ def _backbone(weights: str) -> Backbone:
     from node.validation.features import load_backbone
 
     return load_backbone(weights)
-
-
-def _start(threads: int) -> None:
-    import signal
-
-    from storage.dicom.dicomfile import accept_odd_values
-
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group; the parent handles them
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(12)  # associations have priority
-    accept_odd_values()
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)

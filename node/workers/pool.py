@@ -14,6 +14,7 @@ import signal
 import threading
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from enum import IntEnum
 from typing import Any
 
@@ -45,6 +46,9 @@ _NO_WORKER = (
     "no worker process can start; look at free memory, at the limits of processes and open files, and whether the "
     "program was replaced while the node runs"
 )
+
+_STOPPING = "the node is stopping"
+"""Message of NoWorker for a request that a stop interrupts: nothing is known about what it concerns."""
 
 _IDLE = 600.0
 """Default of limits.idle: seconds after which an idle worker ends."""
@@ -81,28 +85,12 @@ class WorkerPool:
 
     def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
         """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, WorkerDied,
-        NoWorker or OutOfTime. Raises WorkerDied if the pool is closed."""
+        NoWorker or OutOfTime. Raises NoWorker if the pool is closed."""
         if self._closing.is_set():
-            raise WorkerDied("the worker pool is closed")
+            raise NoWorker(_STOPPING)
         future: Future[Answer] = Future()
         self._queue.put((priority, next(self._order), request, future))
         return future
-
-    def alone(self, request: Request[Answer]) -> Answer:
-        """Answer a request in a new process, one such request at a time. Raises what the future of ``submit`` raises.
-
-        Meant for a request whose workers died: they may have been killed because of another process's memory.
-        """
-        with self._alone:
-            executor = self._new_executor()
-            try:
-                return self._ask(executor, request)
-            except (BrokenProcessPool, CancelledError) as error:
-                if _kill(executor):
-                    raise OutOfTime(_TOO_LONG) from error
-                raise WorkerDied(f"a worker process ended while it answered only {type(request).__name__}") from error
-            finally:
-                _kill(executor)
 
     @property
     def idle(self) -> bool:
@@ -110,14 +98,16 @@ class WorkerPool:
         return self._queue.unfinished_tasks == 0
 
     def close(self) -> None:
-        """End the workers. Requests in progress are abandoned, queued ones are cancelled."""
+        """End the workers. The futures of requests in progress and of queued ones raise NoWorker."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put((-1, next(self._order), None, Future()))
         for thread in self._threads:
             thread.join()
         while not self._queue.empty():
-            self._queue.get_nowait()[3].cancel()
+            future = self._queue.get_nowait()[3]
+            if future.set_running_or_notify_cancel():
+                future.set_exception(NoWorker(_STOPPING))
 
     def _serve(self) -> None:
         executor: ProcessPoolExecutor | None = None
@@ -142,24 +132,24 @@ class WorkerPool:
     ) -> ProcessPoolExecutor | None:
         """Answer a request. Returns the executor for the next request, None if its worker died.
 
-        If the worker dies, perhaps because of the previous request, a new worker is tried once. A worker that used up
-        its processor time is not replaced for the same request.
+        If the worker dies, perhaps because of the previous request, a new one is tried, and then another one, without a
+        second such request beside it: the system may have killed them because of another process's memory. A worker
+        that used up its processor time is not replaced for the same request.
         """
-        for _ in range(2):
-            try:
-                executor = executor or self._new_executor()
-                future.set_result(self._ask(executor, request))
-                return executor
-            except (BrokenProcessPool, CancelledError, WorkerDied):
-                if executor is not None and _kill(executor):
-                    future.set_exception(OutOfTime(_TOO_LONG))
-                    return None
-                executor = None
-                if self._closing.is_set():
-                    break
-            except BaseException as error:  # noqa: BLE001 - an error of the worker belongs to the caller
-                future.set_exception(error)
-                return executor
+        for lock in (nullcontext(), nullcontext(), self._alone):
+            with lock:
+                try:
+                    executor = executor or self._new_executor()
+                    future.set_result(self._ask(executor, request))
+                    return executor
+                except (BrokenProcessPool, CancelledError):
+                    if executor is not None and _kill(executor):
+                        future.set_exception(OutOfTime(_TOO_LONG))
+                        return None
+                    executor = None
+                except BaseException as error:  # noqa: BLE001 - an error of the worker belongs to the caller
+                    future.set_exception(error)
+                    return executor
         future.set_exception(WorkerDied(f"the worker process ended while it worked on {type(request).__name__}"))
         return None
 
@@ -167,7 +157,7 @@ class WorkerPool:
         try:
             return wait_for_result(executor.submit(worker.answer, request), self._closing.is_set)
         except Cancelled:
-            raise WorkerDied("the node is stopping") from None
+            raise NoWorker(_STOPPING) from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
         """An executor whose worker has started. Raises NoWorker."""
@@ -188,7 +178,7 @@ class WorkerPool:
                 if executor is not None:
                     _kill(executor)
                 if self._closing.is_set():
-                    raise WorkerDied("the node is stopping") from None
+                    raise NoWorker(_STOPPING) from None
         raise NoWorker(f"{_NO_WORKER} ({type(ended).__name__}: {ended})") from ended
 
     def _await_start(self, executor: ProcessPoolExecutor) -> None:

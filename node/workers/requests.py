@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID
 
-from node.codec.decode import SideInformation
 from node.codec.rendering import Rendering, read_pair, verified
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed
 from storage.dicom.content import same_content
-from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import check_frames, decode_frame, integer_pixels, pixel_digest, transcode
 from storage.dicom.self_check import fault_of_object
 from storage.errors import PixelError
-from storage.formats import coders
 from storage.formats.packed_original import pack_original, restore_original
-from storage.formats.payload import Base, Rendition
-from storage.records import OperatingPoint
+from storage.formats.payload import Rendition
 
 Answer = TypeVar("Answer")
 _Answer_co = TypeVar("_Answer_co", covariant=True)
@@ -115,26 +111,6 @@ class ModelRequest:
         if self.upscaler:
             return Installed.of(catalogue.by_digest(self.upscaler, self.weights_digest))
         return Installed.of(catalogue.configured())
-
-
-@dataclass(frozen=True)
-class ReadyRequest:
-    """Reconstruct one small black image, so that the worker loads what it needs.
-
-    Otherwise the first viewer would wait for seconds.
-    """
-
-    def answer(self, catalogue: Catalogue) -> None:
-        from node.codec.encode.noise_fitting import measure_deviation
-
-        upscaler, point, side = catalogue.configured(), OperatingPoint(2, "jpegxl", 1.0), 64
-        coded = coders.encode(np.zeros((side, side), dtype=np.uint16), point)
-        header = HeaderBytes(ExplicitVRLittleEndian, b"", b"")
-        base = Base(point, 2 * side, 2 * side, 12, 0, 1, None, 0.0, 1.0, 1.0, "", "", "OW", header, coded)
-        shape = base.rows, base.columns
-        missing = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        noise = measure_deviation(missing, np.zeros_like(missing), np.ones(shape, bool), np.ones(shape, bool))
-        Rendering(base, upscaler, SideInformation(noise=noise), seed=0, steps=upscaler.steps).pixels(draw=True)
 
 
 # The following requests run a decoder on a peer's bytes. They never run in the process that holds the associations: a

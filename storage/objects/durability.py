@@ -41,10 +41,14 @@ def make_folder(folder: Path) -> None:
 def replace_file(path: Path, content: Iterable[bytes]) -> None:
     """Create a file, or replace it by a rename. On return it is complete and on disk. Raises StoreFull."""
     making = path.with_name(f"{path.name}.making")
-    with full_disk_is_store_full(), making.open("wb") as out:
-        out.writelines(content)
-        fsync_file(out)
-    making.replace(path)
+    try:
+        with full_disk_is_store_full(), making.open("wb") as out:
+            out.writelines(content)
+            fsync_file(out)
+        making.replace(path)
+    except BaseException:
+        making.unlink(missing_ok=True)
+        raise
     fsync_folders(path.parent)
 
 

@@ -47,9 +47,6 @@ class FailingDecoders(InlineWorkers):
         done.set_exception(self.error)
         return done
 
-    def alone(self, request: object) -> str:
-        raise self.error
-
 
 class InlinePool(InlineWorkers):
     """A pool that answers every kind of request at once. ``first`` is called with each request, and may raise an

@@ -26,7 +26,8 @@ LAYERS = {
     "node.reports": ["storage", "node.reports"],
     "node.jobs": ["storage", "node.config", "node.archive", "node.reports", "node.jobs"],
     "node.validation": [
-        *("storage", "node.config", "node.fidelity", "node.archive", "node.reports", "node.jobs", "node.validation"),
+        *("storage", "node.config", "node.fidelity", "node.workers", "node.archive", "node.reports", "node.jobs"),
+        "node.validation",
     ],
     "node.metrics": ["storage", "node.config", "node.codec", "node.workers", "node.archive", "node.metrics"],
     "node.app": [

@@ -29,6 +29,7 @@ from storage.errors import (
     Cancelled,
     LatentPacsError,
     NotReconstructable,
+    NoWorker,
     PixelError,
     StoreFull,
     WorkerDied,
@@ -205,7 +206,7 @@ class Archivist:
         return wait_for_result(future, self._stopping.is_set, renew=renew, every=lease / 3)
 
     def _give_back(self, claim: Claim, error: Exception) -> None:
-        if self._stopping.is_set() and isinstance(error, Cancelled | WorkerDied):
+        if self._stopping.is_set() and isinstance(error, Cancelled | WorkerDied | NoWorker):
             self._index.release(claim, forgive=True)
             return
         if is_of_the_machine(error):

@@ -37,6 +37,7 @@ from storage.errors import (
     LatentPacsError,
     ModelMissing,
     NotReconstructable,
+    NoWorker,
     ObjectDamaged,
     ObjectMissing,
     OriginalPurged,
@@ -223,7 +224,7 @@ class _Run:
         try:
             future = self._pool.submit(request, Priority.REVERIFY)
             return wait_for_result(future, self._cancelled, renew=renew, every=self._lease / 3)
-        except WorkerDied:
+        except (WorkerDied, NoWorker):
             self._check_cancelled()  # the node stops, and its workers with it
             raise
 

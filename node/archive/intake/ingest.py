@@ -21,7 +21,7 @@ from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import references_of, write_copy
 from node.archive.serve.derived_object import DerivedParts, changed_attributes, safe_text
 from node.workers.pool import Priority, WorkerPool
-from node.workers.requests import Answer, CheckRequest, CompareRequest, DigestRequest, Request
+from node.workers.requests import CheckRequest, CompareRequest, DigestRequest
 from storage.dicom.dicomfile import DataSetFile, opened
 from storage.dicom.levels import levels_of
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
@@ -161,7 +161,8 @@ class Ingest:
         """
         draw = new.sop_instance_uid == own.derived_uid
         try:
-            same = _ask(self._decoders, DigestRequest(spooled)) == own.pixel_digest(draw=draw)
+            digest = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result()
+            same = digest == own.pixel_digest(draw=draw)
         except (PixelError, WorkerDied):
             same = False
         others = self._other_attributes(spooled, own, draw) if same else ()
@@ -295,7 +296,7 @@ class Ingest:
         """Whether a received file has the content of another; False if a decoder crashes on them or takes too long."""
         request = CompareRequest(one, self._store.path(received))
         try:
-            return _ask(self._decoders, request)
+            return self._decoders.submit(request, Priority.VIEWER).result()
         except (WorkerDied, OutOfTime):
             return False
 
@@ -334,19 +335,11 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
     if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
         return ""
     try:
-        return _ask(decoders, CheckRequest(path))
+        return decoders.submit(CheckRequest(path), Priority.VIEWER).result()
     except OutOfTime as error:
         return f"codestream cannot be decoded: {error}"
     except WorkerDied:
         return "codestream cannot be decoded: the decoder crashed on it"
-
-
-def _ask(decoders: WorkerPool, request: Request[Answer]) -> Answer:
-    """A worker's answer. If the worker died, perhaps because of another process's memory, a new process is asked."""
-    try:
-        return decoders.submit(request, Priority.VIEWER).result()
-    except WorkerDied:
-        return decoders.alone(request)
 
 
 _ATTEMPTS = 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from node.cli.commands.jobs import run_in_this_process
+from node.cli.commands.jobs import exit_code, run_in_this_process
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
@@ -42,7 +42,8 @@ def run(
 ) -> None:
     """Reconstruct a random sample of images, compare them with what was verified, and withdraw those that differ.
 
-    It writes a report. The node may be running. Exit code 1: an alarm was raised; 4: it was cancelled or interrupted.
+    It writes a report. The node may be running. Exit code 1: an alarm was raised, or the audit failed; 4: it was
+    cancelled or interrupted.
     """
     from node.app import make_audit
     from node.jobs.audit_job import AuditPlan
@@ -59,7 +60,7 @@ def run(
         if not done.report.get("finished"):
             unfinished = {**done.report, "state": done.state.value, "error": done.error}
             print_json(unfinished) if as_json else Console().print(f"not finished: {done.error or done.state}")
-            raise typer.Exit(UNFINISHED)
+            raise typer.Exit(exit_code(done) or UNFINISHED)
         _print(services.reports.find(done.report["report"]), services.reports, utc=utc, as_json=as_json)
     raise typer.Exit(DONE if done.report["clean"] else FAILED)
 

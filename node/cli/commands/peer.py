@@ -76,11 +76,11 @@ def echo(ae_title: TitleArgument, config: ConfigOption = DEFAULT_CONFIG, as_json
     peer = settings.peer(ae_title)
     if peer is None or not peer.reachable:
         raise UsageError(f"{ae_title} is not a peer with host and port; `latent-pacs peer list` lists the peers")
-    answer = send_echo(settings, peer)
-    status = "" if answer.status is None else f"{answer.status:04X}"
-    report = {"ae_title": peer.ae_title, "status": status, "seconds": round(answer.seconds, 3)}
+    answer, seconds = send_echo(settings, peer)
+    status = "" if answer is None else f"{answer:04X}"
+    report = {"ae_title": peer.ae_title, "status": status, "seconds": round(seconds, 3)}
     outcome = f"status {status}" if status else "no answer"
-    text = f"{peer.ae_title} at {peer.host}:{peer.port}: {outcome}, {answer.seconds:.2f} s"
+    text = f"{peer.ae_title} at {peer.host}:{peer.port}: {outcome}, {seconds:.2f} s"
     say(report, text, as_json=as_json)
-    if answer.status != 0:
+    if answer != 0:
         raise typer.Exit(FAILED)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.commands.jobs import run_in_this_process
+from node.cli.commands.jobs import exit_code, run_in_this_process
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, print_json
@@ -44,7 +44,7 @@ def scrub(
 ) -> None:
     """Compare objects with their digests, and the index with the store. Without options, read the share that is due.
 
-    The node may be running. Exit code 1: damage was found; 4: the scrub was cancelled or interrupted.
+    The node may be running. Exit code 1: damage was found, or the scrub failed; 4: it was cancelled or interrupted.
     """
     from node.app import make_scrub
 
@@ -55,7 +55,7 @@ def scrub(
     report = {**done.report, "state": done.state.value, "error": done.error}
     print_json(report) if as_json else _print(report)
     if not report.get("finished"):
-        raise typer.Exit(UNFINISHED)
+        raise typer.Exit(exit_code(done) or UNFINISHED)
     raise typer.Exit(DONE if report["clean"] else FAILED)
 
 

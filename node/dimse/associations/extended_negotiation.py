@@ -17,11 +17,11 @@ from node.dimse.sop_classes import FIND, ROOTS
 
 @dataclass(frozen=True)
 class Agreed:
-    """The options agreed for one SOP class of an association."""
+    """The options agreed for one SOP class of an association, by the names of ``find``'s arguments."""
 
     relational: bool = False
     combined_datetime: bool = False
-    time_zones: bool = False
+    adjust_zones: bool = False
     implicit: bool | None = None
     """True for implicit VR, False for explicit VR; None if the presentation context is big endian."""
 
@@ -40,7 +40,7 @@ def agreed(event: Any) -> Agreed:
     return Agreed(
         relational=accepted[0] == 1,
         combined_datetime=accepted[1] == 1,
-        time_zones=accepted[3] == 1,
+        adjust_zones=accepted[3] == 1,
         implicit=syntax.is_implicit_VR if syntax.is_little_endian else None,
     )
 

@@ -43,7 +43,7 @@ class Refusals:
 
     def of_request(self, assoc: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
         """Record a DIMSE request on an association that was answered with a failure; ``uids``: the images it named."""
-        who, address = str(assoc.requestor.ae_title).strip(), address_of(assoc)
+        who, address = title_of(assoc), address_of(assoc)
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)
         level = "image" if uids else ""
@@ -76,6 +76,11 @@ class Refusals:
             entry = replace(entry, detail=f"{entry.detail} (and {left_out} more from there, which were left out)")
         if count < _MOST:
             self.record(entry)
+
+
+def title_of(assoc: Any) -> str:
+    """The AE title of the peer that opened an association."""
+    return str(assoc.requestor.ae_title).strip()
 
 
 def address_of(assoc: Any) -> str:

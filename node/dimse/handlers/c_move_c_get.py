@@ -23,10 +23,10 @@ from pydicom import Dataset
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, level_of
 from node.archive.query.selection import select
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
+from node.config import Peer, Settings
 from node.dimse.associations.extended_negotiation import agreed
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Refusals
+from node.dimse.associations.refusals import Refusals, title_of
 from node.dimse.associations.sender import Channel, Destination
 from node.dimse.associations.side_thread import is_done, run_in_thread
 from node.dimse.dimse_status import (
@@ -104,48 +104,47 @@ class SubOperations:
 
 @dataclass(frozen=True)
 class RetrieveServices:
-    """What the handlers need. ``keep_alive``: seconds between two pending responses while nothing is sent."""
+    """What the handlers need."""
 
+    settings: Settings
     index: Index
     retrieve: Retrieve
-    peers: Peers
-    keep_alive: float
     refusals: Refusals
 
 
 def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveResponse]:
     """Handle C-GET: send images over the requester's own association, if it accepted the SCP role for them."""
-    caller = services.peers.calling(event)
-    if not services.peers.may(caller, "get"):
+    caller = title_of(event.assoc)
+    peer = services.settings.caller(caller)
+    if "get" not in peer.allow:
         services.refusals.of_request(event.assoc, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
         return
     try:
-        choices = _choices(event, services, caller)
+        choices = _choices(event, services, peer)
     except IdentifierError as error:
         yield _refusal(event, services, "get", error)
         return
-    prefers = services.peers.transfer_syntaxes(caller)
-    channel = Channel(event.assoc, prefers, priority=event.request.Priority)
+    channel = Channel(event.assoc, peer.transfer_syntaxes, priority=event.request.Priority)
     yield from _Retrieval(event, services, choices, channel).run(TrailEntry("get", caller, detail=f"to {caller}"))
 
 
 def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[RetrieveResponse]:
     """Handle C-MOVE: send images to a configured peer over an association of ours, in that peer's rendition."""
-    caller = services.peers.calling(event)
-    if not services.peers.may(caller, "move"):
+    caller = title_of(event.assoc)
+    if "move" not in services.settings.caller(caller).allow:
         services.refusals.of_request(event.assoc, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
         return
     title = str(event.move_destination).strip()
-    peer = services.peers.destination(title)
-    if peer is None:
+    peer = services.settings.peer(title)
+    if peer is None or not peer.reachable:
         failure = f"move destination {title[:16]} is not a peer with host and port"
         services.refusals.of_request(event.assoc, "move", DESTINATION_UNKNOWN, failure)
         yield RetrieveResponse(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:
-        choices = _choices(event, services, peer.ae_title)
+        choices = _choices(event, services, peer)
     except IdentifierError as error:
         yield _refusal(event, services, "move", error)
         return
@@ -155,7 +154,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
         yield from _Retrieval(event, services, choices, destination).run(entry)
 
 
-def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
+def _choices(event: Any, services: RetrieveServices, receiver: Peer) -> list[Choice]:
     """The objects that the request's identifier selects for a receiver. Raises IdentifierError."""
     identifier = identifier_of(event)
     root = _root(event, identifier)
@@ -164,10 +163,8 @@ def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choi
     requested: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         requested = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
-    peers = services.peers
-    return services.retrieve.choices(
-        keys, peers.rendition(receiver), requested, rewrite=peers.rewrites(receiver), draw=peers.draws(receiver)
-    )
+    draw = services.settings.draws(receiver)
+    return services.retrieve.choices(keys, receiver.rendition, requested, rewrite=receiver.rewrites, draw=draw)
 
 
 def _root(event: Any, identifier: Dataset) -> Root:
@@ -246,7 +243,7 @@ class _Retrieval:
 
         Returns True, after calling ``abandon``, if the request ends before the future is done.
         """
-        keep_alive, responded = self._services.keep_alive, time.monotonic()
+        keep_alive, responded = self._services.settings.node.keep_alive, time.monotonic()
         try:
             while not self._is_over():
                 if is_done(future, min(_POLL, keep_alive)):

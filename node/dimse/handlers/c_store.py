@@ -9,8 +9,8 @@ from typing import Any
 from pydicom import Dataset
 
 from node.archive.intake.ingest import Ingest
-from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Refusals
+from node.config import Settings
+from node.dimse.associations.refusals import Refusals, title_of
 from node.dimse.dimse_status import (
     NOT_AUTHORIZED,
     PIXELS_NOT_SOUND,
@@ -29,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 def handle_store(
     event: Any,
     ingest: Ingest,
-    peers: Peers,
+    settings: Settings,
     refusals: Refusals,
     stopping_since: Callable[[], float] = lambda: float("inf"),
 ) -> Dataset:
@@ -38,8 +38,8 @@ def handle_store(
     ``stopping_since``: the monotonic time (s) at which the node began to stop. A data set that began to arrive later is
     refused, and the sender may send it again; one that began earlier is accepted.
     """
-    caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
-    if not peers.may(caller, "store"):
+    caller, uids = title_of(event.assoc), (str(event.request.AffectedSOPInstanceUID)[:64],)
+    if "store" not in settings.caller(caller).allow:
         refusals.of_request(event.assoc, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
     arrived = event.request._dataset_file

@@ -24,8 +24,7 @@ from node.archive.intake.ingest import check_uid
 from node.archive.originals.storage_commitment import LEASE, CommitmentJudge
 from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.associations.peers import Peers
-from node.dimse.associations.refusals import Refusals
+from node.dimse.associations.refusals import Refusals, title_of
 from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, is_warning, response
 from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -55,10 +54,10 @@ class ActionRefused(LatentPacsError):
         self.status = status
 
 
-def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusals) -> tuple[Dataset, None]:
+def handle_action(event: Any, notifier: Notifier, settings: Settings, refusals: Refusals) -> tuple[Dataset, None]:
     """Handle N-ACTION: store the request durably, and return one status."""
-    caller = peers.calling(event)
-    if not peers.may(caller, "commit"):
+    caller = title_of(event.assoc)
+    if "commit" not in settings.caller(caller).allow:
         refusals.of_request(event.assoc, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
@@ -136,7 +135,7 @@ class Notifier:
     def response_sent(self, assoc: Any) -> None:
         """Process requests whose response has been sent. Called in the association's own thread."""
         for key in self._unanswered.pop(assoc, []):
-            peer = self._settings.peer(str(assoc.requestor.ae_title).strip())
+            peer = self._settings.peer(title_of(assoc))
             if peer is not None and peer.reachable:
                 self._ready.put(key)
             else:

@@ -16,6 +16,7 @@ from node.dimse.pynetdicom_patches.early_cancel import KeptCancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
+from node.dimse.pynetdicom_patches.served_requests import ServingAcceptor
 from node.dimse.pynetdicom_patches.several_messages import PacedReceive, SeparateMessages
 from node.dimse.pynetdicom_patches.tcp_nodelay import NoDelaySocket
 from node.dimse.pynetdicom_patches.tls_session_tickets import TicketTolerantSocket
@@ -37,7 +38,7 @@ class Messages(KeptCancels, SeparateMessages, BoundedResponses):
     """The messages that one of our associations sends and receives."""
 
 
-class Acceptor(GuardedAcceptor, AnsweringAcceptor):
+class Acceptor(GuardedAcceptor, AnsweringAcceptor, ServingAcceptor):
     """An association that a peer opens."""
 
     admitted_as: str | None = None
@@ -46,10 +47,6 @@ class Acceptor(GuardedAcceptor, AnsweringAcceptor):
     """The monotonic time (s) at which it was admitted."""
     gave_way = False
     """Whether it was closed, before it asked for anything, for a new connection."""
-    operating = False
-    """Whether a handler works on a request."""
-    operated_at = float("-inf")
-    """The monotonic time (s) at which the last handler ended."""
     stop_refusals = 0
     """Stores that were refused because the node stops."""
 

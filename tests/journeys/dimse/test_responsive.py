@@ -27,7 +27,7 @@ from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_fro
 from node.dimse.pynetdicom_patches.send_timeout import TimedSend
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest, ReconstructRequest
-from storage.errors import WorkerDied
+from storage.errors import NoWorker
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import breast, mammogram, write
 
@@ -175,7 +175,7 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
             assert pool.submit(request, Priority.VIEWER).result(timeout=300) == ""
     finally:
         pool.close()
-    with pytest.raises(WorkerDied):
+    with pytest.raises(NoWorker):
         pool.submit(request, Priority.VIEWER)
 
 

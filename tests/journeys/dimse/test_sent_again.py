@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
@@ -17,8 +19,7 @@ from node.config import ScrubSettings, parse
 from node.dimse import client
 from node.jobs.scrub_job import Extent, ScrubPlan
 from node.workers.pool import WorkerPool
-from node.workers.requests import CheckRequest
-from storage.errors import Duplicate, WorkerDied
+from storage.errors import Duplicate, NoWorker
 from storage.index.integrity import Integrity
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.conftest import Archive, settings_for, wait_for
@@ -196,43 +197,43 @@ def bench(tmp_path: Path) -> ArchiveParts:
     return ArchiveParts(tmp_path / "archive")
 
 
-class Dying(InlineWorkers):
-    """Decoders that are killed ``deaths`` times, as when the machine runs out of memory."""
+class Dying(ProcessPoolExecutor):
+    """A worker that is killed during its first request, as when the machine runs out of memory."""
 
-    def __init__(self, deaths: int) -> None:
-        self.deaths = deaths
+    def submit(self, *_: object, **__: object) -> Any:
+        raise BrokenProcessPool
 
-    def submit(self, request: object, priority: object) -> Future[str]:
+
+class Sound(ProcessPoolExecutor):
+    """A worker that finds every codestream sound."""
+
+    def submit(self, *_: object, **__: object) -> Any:
         done: Future[str] = Future()
-        try:
-            done.set_result(self.alone(request))
-        except WorkerDied as error:
-            done.set_exception(error)
+        done.set_result("")
         return done
 
-    def alone(self, request: object) -> str:
-        assert isinstance(request, CheckRequest)
-        self.deaths -= 1
-        if self.deaths >= 0:
-            raise WorkerDied("killed")
-        return ""
 
-
-def test_a_process_of_its_own(tmp_path: Path) -> None:
-    """A request that kills its worker ends no other request, and a request that runs alone gets its answer."""
+@pytest.mark.parametrize(("deaths", "sound"), [(2, True), (3, False)])
+def test_a_killed_decoder_is_no_judgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, sound: bool
+) -> None:
+    path = rle_file(mammogram(breast(64, 48)), tmp_path / "rle.dcm", [b"\0\0", b"\0\0"])
+    executors = [*[Dying] * deaths, Sound]
+    monkeypatch.setattr(WorkerPool, "_new_executor", lambda _: executors.pop(0)(1))
     pool = WorkerPool(parse({}, "t").reconstruct, name="decode")
     try:
-        with pytest.raises(FileNotFoundError):
-            pool.alone(CheckRequest(tmp_path / "nothing"))
+        assert (examine(path, "MODALITY", pool).pixel_warning == "") is sound
     finally:
         pool.close()
 
 
-@pytest.mark.parametrize(("deaths", "sound"), [(1, True), (2, False)])
-def test_a_killed_decoder_is_no_judgement(tmp_path: Path, deaths: int, sound: bool) -> None:
+def test_a_node_that_stops_judges_no_codestream(tmp_path: Path) -> None:
+    """It would store the image with B007, and never encode it."""
     path = rle_file(mammogram(breast(64, 48)), tmp_path / "rle.dcm", [b"\0\0", b"\0\0"])
-    new = examine(path, "MODALITY", Dying(deaths))  # type: ignore[arg-type]
-    assert (new.pixel_warning == "") is sound
+    pool = WorkerPool(parse({}, "t").reconstruct, name="decode")
+    pool.close()
+    with pytest.raises(NoWorker, match="the node is stopping"):
+        examine(path, "MODALITY", pool)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.machine import available_memory
 from node.workers.pool import Priority, WorkerPool
-from node.workers.requests import ReadyRequest
+from node.workers.rendering_again import NumericsRequest
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError
 from storage.index import Index
@@ -89,7 +89,7 @@ def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> Non
     with Node(settings_for(tmp_path / "archive", **TWO)) as node:
         wait_for(lambda: node.pool.idle, what="the worker is ready")
         assert len(set(multiprocessing.active_children()) - before) == 1
-        done = node.pool.submit(ReadyRequest(), Priority.VIEWER)
+        done = node.pool.submit(NumericsRequest(), Priority.VIEWER)
         done.result(timeout=300)
 
 

@@ -8,7 +8,7 @@ import gc
 import re
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -34,8 +34,7 @@ from node.archive.query.find import _parsed, find, has_unsupported_keys
 from node.archive.query.identifier import MOST_UIDS, IdentifierError, Root
 from node.archive.query.matching import condition
 from node.archive.query.selection import select as selection
-from node.config import RenditionPolicy
-from node.dimse.associations.extended_negotiation import Agreed
+from node.config import RenditionPolicy, parse
 from node.dimse.associations.refusals import Refusals
 from node.dimse.handlers.c_find import handle_find
 from storage.dicom.elements import BadValueError, checked
@@ -1107,24 +1106,15 @@ class FakeEvent:
         return self._left == -1  # once, as pynetdicom's
 
 
-class FakePeers:
-    """Peers, of which only VIEWER may query."""
-
-    def calling(self, event: FakeEvent) -> str:
-        return str(event.assoc.requestor.ae_title)
-
-    def may(self, ae_title: str, verb: str) -> bool:
-        return (ae_title, verb) == ("VIEWER", "find")
+ONLY_VIEWER = parse({"peers": [{"ae_title": "VIEWER", "allow": ["find"], "rendition": "auto"}]}, "test")
 
 
 def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | None]]:
-    def search(
-        identifier: Dataset, root: Root, calling: str, _agreed: Agreed, is_over: Callable[[], bool]
-    ) -> Iterator[Dataset]:
-        assert calling == "VIEWER"
-        return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS", is_over=is_over)
+    def search(*asked: Any, **options: Any) -> Iterator[Dataset]:
+        assert options["policy"] is RenditionPolicy.AUTO
+        return find(archive, *asked, **options, retrieve_ae_title="PACS")
 
-    return list(handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None)))  # type: ignore[arg-type]
+    return list(handle_find(event, search=search, settings=ONLY_VIEWER, refusals=Refusals(lambda *_a, **_k: None)))  # type: ignore[arg-type]
 
 
 def test_the_handler_refuses_an_unknown_peer(archive: Archive) -> None:
@@ -1189,11 +1179,11 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
     model = "1.2.840.10008.5.1.4.1.2.2.1"
     held = archive
 
-    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed, _over: object) -> Iterator[Dataset]:
-        return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
+    def search(*asked: Any, **options: Any) -> Iterator[Dataset]:
+        return find(held, *asked, **options, retrieve_ae_title="PACS")
 
     def handle(event: evt.Event) -> Iterator[Any]:
-        yield from handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None))  # type: ignore[arg-type]
+        yield from handle_find(event, search=search, settings=ONLY_VIEWER, refusals=Refusals(lambda *_a, **_k: None))
 
     node = AE("PACS")
     node.add_supported_context(model)

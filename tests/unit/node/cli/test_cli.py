@@ -22,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 from rich.table import Table
+from sqlalchemy import update
 from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
@@ -40,7 +41,7 @@ from node.validation.label_file import LabelsInvalid
 from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
 from storage.index.integrity import Integrity, NewDamage
-from storage.index.tables import instance
+from storage.index.tables import instance, original
 from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
 from tests.support.archive_parts import ArchiveParts
@@ -359,6 +360,20 @@ def test_status_tells_of_damage_until_it_is_repaired(tmp_path: Path) -> None:
     integrity.close(integrity.open_damage()[0].key, "whole again")
     assert told() == (0, False)
     parts.index.close()
+
+
+def test_a_scrub_that_fails_is_no_unfinished_one(tmp_path: Path) -> None:
+    """To run it again, as exit code 4 asks, would not help."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path / "a"), "min_free": 0}}))
+    parts = ArchiveParts(tmp_path / "a")
+    parts.receive("1.2.3.1")
+    with writing(parts.index.engine) as connection:
+        connection.execute(update(original).values(tier="cold"))
+    parts.index.close()
+    done = run("scrub", "--full", "-c", str(config))
+    assert done.returncode == 1
+    assert "originals.path is not set; set it" in done.stdout
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from node.config import (
     parse,
     parse_sample,
 )
-from node.dimse.associations.peers import Peers
 from storage.errors import ConfigError
 from storage.records import Thresholds
 from tests.support.paths import ROOT, SHIPPED
@@ -46,7 +45,7 @@ def test_what_unknown_peers_may_do(raw: dict[str, Any], may: tuple[str, ...]) ->
     """Unknown peers may store if the configuration has neither peers nor unknown_peers, or if unknown_peers allows
     it."""
     assert parse(raw, "t").allowed_to_unknown_peers == may
-    assert Peers(parse(raw, "t")).may("STRANGER", "store") is ("store" in may)
+    assert parse(raw, "t").caller("STRANGER").allow == may
 
 
 def test_the_shipped_file_is_the_defaults_and_two_peers() -> None:
@@ -201,11 +200,11 @@ def test_limits_by_profile() -> None:
 def test_a_peer_may_have_a_texture_of_its_own() -> None:
     viewer = {"ae_title": "V", "rendition": "reconstructed"}
     measuring = {**viewer, "ae_title": "M", "texture": "none"}
-    peers = Peers(parse({"peers": [viewer, measuring]}, "t"))
-    assert [peers.draws(title) for title in ("V", "M", "UNKNOWN")] == [True, False, True]
+    settings = parse({"peers": [viewer, measuring]}, "t")
+    assert [settings.draws(settings.caller(title)) for title in ("V", "M", "UNKNOWN")] == [True, False, True]
     drawn = {**viewer, "ae_title": "D", "texture": "drawn"}
-    peers = Peers(parse({"peers": [viewer, drawn], "reconstruct": {"texture": "none"}}, "t"))
-    assert [peers.draws(title) for title in ("V", "D")] == [False, True]
+    settings = parse({"peers": [viewer, drawn], "reconstruct": {"texture": "none"}}, "t")
+    assert [settings.draws(settings.caller(title)) for title in ("V", "D")] == [False, True]
 
 
 def test_the_wheel_carries_the_shipped_file() -> None:

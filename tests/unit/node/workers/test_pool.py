@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from node.workers import worker
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import CheckRequest
 from storage.errors import NoWorker
+from tests.conftest import wait_for
 from tests.support.samples import breast, mammogram, rle_file
 
 
@@ -73,6 +75,26 @@ def pool_without_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool
     pool = WorkerPool(parse({}, "test").reconstruct, size=1, name="decode")
     yield pool
     pool.close()
+
+
+class Busy(ProcessPoolExecutor):
+    """A worker that never answers."""
+
+    def submit(self, *_: object, **__: object) -> Any:
+        return Future()
+
+
+def test_a_stop_ends_the_requests_in_progress_and_those_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was found out about their files, and a peer may send them again (A700)."""
+    monkeypatch.setattr(WorkerPool, "_new_executor", lambda _: Busy(1))
+    pool = WorkerPool(parse({}, "test").reconstruct, size=1, name="decode")
+    asked = [pool.submit(CheckRequest(tmp_path / "absent"), Priority.VIEWER) for _ in range(2)]
+    wait_for(asked[0].running, what="the first request is in progress")
+    pool.close()
+    assert [str(one.exception(timeout=0)) for one in asked] == ["the node is stopping"] * 2
+    assert all(isinstance(one.exception(), NoWorker) for one in asked)
 
 
 def test_a_process_that_ends_before_its_first_request_is_a_fault_of_the_machine(

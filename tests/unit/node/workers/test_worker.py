@@ -20,7 +20,6 @@ from node.workers.requests import (
     DigestRequest,
     ModelRequest,
     PackRequest,
-    ReadyRequest,
     ReconstructRequest,
     RestoreRequest,
     TranscodeRequest,
@@ -112,10 +111,6 @@ def test_the_configured_model_and_one_by_its_digest() -> None:
     assert answer(ModelRequest("bicubic", configured.weights_digest)) == configured
     with pytest.raises(ModelMissing, match=f"bicubic weights {'0' * 64} are not installed"):
         answer(ModelRequest("bicubic", "0" * 64))
-
-
-def test_a_worker_gets_ready_for_its_first_viewer() -> None:
-    answer(ReadyRequest())
 
 
 # --- decoders ---

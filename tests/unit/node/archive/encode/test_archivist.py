@@ -157,7 +157,7 @@ def test_a_node_that_stops_gives_the_image_back_without_an_attempt(bench: Archiv
 
     def stop() -> None:
         work.archivist.stop()
-        raise WorkerDied("the pool is closed")
+        raise NoWorker("the node is stopping")
 
     work.archivist._pool = InlinePool(once(EncodeRequest, stop))  # type: ignore[assignment]
     held = work.run()

@@ -214,7 +214,7 @@ def test_workers_that_end_with_the_node_are_no_failed_attempt(held: ArchiveParts
     class EndsWhileAwaited(Future[Any]):
         def result(self, timeout: float | None = None) -> Any:
             ended.append(True)
-            raise WorkerDied("the pool is closed")
+            raise NoWorker("the node is stopping")
 
     report = run(held, Ending(), lambda: bool(ended))
     assert (report["finished"], report["tried"]) == (False, 0)

@@ -292,7 +292,7 @@ def test_association_shutdown_is_still_needed(monkeypatch: pytest.MonkeyPatch) -
         assert is_blocked(server.entity.shutdown)
 
 
-def test_idle_timer_is_still_needed() -> None:
+def test_the_idle_timer_does_not_know_of_handlers() -> None:
     """An association is aborted when a handler that worked longer than the network timeout has ended."""
 
     def work(event: Any) -> int:

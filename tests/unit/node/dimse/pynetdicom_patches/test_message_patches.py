@@ -317,7 +317,7 @@ def test_retrieve_responses_is_still_needed() -> None:
     assert statuses[-1] == 0x0000
 
 
-def test_after_action_is_still_needed() -> None:
+def test_served_requests_is_still_needed() -> None:
     """No event is triggered in the association's thread after the response to an N-ACTION was handed over."""
     seen: list[tuple[str, bool]] = []
 
