@@ -28,14 +28,18 @@ def replace_closed_streams() -> None:
 
 
 def name_standard_output() -> None:
-    """Make errors of standard output name it. If the caller has closed it, what the command prints is dropped."""
+    """Make errors of standard output name it. If the caller has closed it, what the command prints is dropped.
+
+    What its encoding lacks, such as a Japanese name in Latin 1, is escaped as Python does on standard error.
+    """
     out = sys.stdout
     if out is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends
     else:
         unbuffered = getattr(out, "write_through", False)  # as PYTHONUNBUFFERED demands
+        errors = "backslashreplace" if out.errors == "strict" else out.errors
         sys.stdout = _StandardOutput(
-            out.buffer, out.encoding, out.errors, line_buffering=out.isatty(), write_through=unbuffered
+            out.buffer, out.encoding, errors, line_buffering=out.isatty(), write_through=unbuffered
         )
 
 

@@ -93,7 +93,7 @@ def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode
         yield ReasonCode.BITS_STORED
     if shape.high_bit != shape.bits_stored - 1:
         yield ReasonCode.HIGH_BIT
-    if shape.signed:
+    if shape.signed or readable(header, "PixelRepresentation") not in (None, "", 0):
         yield ReasonCode.SIGNED_PIXELS
     if min(shape.rows, shape.columns) < MIN_SIDE:
         yield ReasonCode.SMALL

@@ -157,7 +157,7 @@ def _date_time(key: str) -> Callable[[str], bool]:
         try:
             late_enough = not low or _moment(low, stored) <= _moment(stored, low)
             return late_enough and (not high or _moment(stored, high) <= _moment(high, stored, latest=True))
-        except (BadValueError, OverflowError):  # the 30th of February passes as a DT
+        except BadValueError:  # the 30th of February passes as a DT
             return False
 
     return test
@@ -182,7 +182,10 @@ def _moment(value: str, other: str, *, latest: bool = False) -> datetime:
     if not (offset and _OFFSET.search(other)):
         return moment
     shift = timedelta(hours=int(offset[0][1:3]), minutes=int(offset[0][3:5]))
-    return moment - shift if offset[0][0] == "+" else moment + shift
+    try:
+        return moment - shift if offset[0][0] == "+" else moment + shift
+    except OverflowError:  # in the year 1 or 9999
+        return moment
 
 
 _ONE_DATE_TIME = r"\d{4,14}(?:\.\d{1,6})?(?:\+\d{4}|-(?:0\d|1[0-2])[0-5]\d(?=$|-))?"

@@ -57,6 +57,8 @@ def test_a_clean_mammogram_is_eligible(tmp_path: Path) -> None:
         ({"BitsStored": 7, "HighBit": 6}, "bits stored are not 8 to 16"),
         ({"HighBit": 15}, "high bit"),
         ({"PixelRepresentation": 1}, "signed"),
+        ({"PixelRepresentation": [1, 0]}, "signed"),  # readers take the first value
+        ({"PixelRepresentation": 2}, "signed"),
         ({"LossyImageCompression": "01"}, "already lossy"),
         ({"BurnedInAnnotation": "YES"}, "burned-in"),
         ({"QualityControlImage": "YES"}, "quality control"),

@@ -153,6 +153,9 @@ def stored(vr: str, *values: Any) -> list[Any]:
         ("DT", "19980101000000-0500-19980101120000-0500", "19980101060000+0000", True),
         ("DT", "19980101000000-0500-19980101120000-0500", "19980101040000+0000", False),
         ("DT", "20200101-", "20200230", False),  # no such day, but no error
+        ("DT", "00010101000000+0100-99991231235959-0500", "20200101101112+0000", True),  # ends that UTC does not have
+        ("DT", "99991231235959-0500-", "20200101101112+0000", False),
+        ("DT", "2020-", "99991231235959-0100", True),
     ],
 )
 def test_one_key_against_one_value(vr: str, key: Any, value: Any, expected: bool) -> None:

@@ -512,6 +512,18 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_silently(command: tuple[st
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", rb"\xc4nne \u5c71"), ("latin-1", b"\xc4nne \\u5c71")])
+def test_characters_that_a_terminal_lacks_are_escaped(encoding: str, printed: bytes) -> None:
+    code = r"""
+        from node.cli import __main__, console, main
+        main.app = lambda: console.Console().print("\u00c4nne \u5c71")
+        __main__.main()
+    """
+    command, environment = [sys.executable, "-c", textwrap.dedent(code)], {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout.rstrip(), done.stderr) == (0, printed, b"")
+
+
 def test_no_file_gets_the_number_of_a_standard_stream_that_is_closed() -> None:
     """What a library prints would be written into a file of the archive. Worker processes inherit the streams."""
     code = """
