@@ -29,9 +29,10 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.serve.amended_header import write_amended
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicom.dicomfile import encode, file_meta, opened, write_preamble
+from storage.dicom.dicomfile import file_meta, opened, write_preamble
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, folded, patient_identity
 from storage.dicom.levels import levels_of
+from storage.dicom.writing import encode
 from storage.errors import ChangeRefused, InputInvalid, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now
