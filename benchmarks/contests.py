@@ -90,7 +90,6 @@ class Contests:
         try:
             with open_archive(self._settings) as services:
                 work(services)
-                services.trail.write_down()
             self.counts[name] += 1
         except LatentPacsError as error:
             self._ledger.refuse(f"{name} {type(error).__name__}")

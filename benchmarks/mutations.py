@@ -47,8 +47,9 @@ from node.dimse.pynetdicom_patches.association_spool import remove_association_s
 from node.dimse.pynetdicom_patches.entity import ArchiveEntity, UpperLayer
 from node.dimse.spool import Allowance
 from node.workers.memory import limit_to
-from storage.dicom.dicomfile import accept_odd_values, encode, opened
+from storage.dicom.dicomfile import accept_odd_values, opened
 from storage.dicom.self_check import fault_of_object
+from storage.dicom.writing import encode
 from storage.errors import LatentPacsError
 
 MEMORY = 6 << 30

@@ -38,8 +38,9 @@ from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import Upscaler
-from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import integer_pixels
+from storage.dicom.writing import encode
 from storage.formats.payload import decode_base, encode_base
 from storage.records import OperatingPoint
 

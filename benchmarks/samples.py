@@ -11,7 +11,8 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from storage.dicom.dicomfile import encode, file_meta, write_preamble
+from storage.dicom.dicomfile import file_meta, write_preamble
+from storage.dicom.writing import encode
 
 MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 

@@ -85,7 +85,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         stores=stores,
         originals=originals,
         retrieve=Retrieve(index, workers.reconstruct, workers.decode, originals),
-        retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
+        retention=Retention(index, stores, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
         quarantine=QuarantineReview(index, originals, deletion, settings, examine_in(workers.decode)),
         trail=trail,

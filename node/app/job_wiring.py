@@ -90,7 +90,7 @@ def _replication_peer(settings: Settings, title: str) -> Peer:
 def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
     """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
     settings = archive.settings
-    parts = archive.index, archive.store, archive.originals, archive.trail, settings, archive.workers.reconstruct
+    parts = archive.index, archive.store, archive.originals, settings, archive.workers.reconstruct
     check = partial(FidelityCheck, *parts)
     audit = Audit(archive.index, settings, archive.reports, check, plan or AuditPlan(settings.audit.sample))
     summary = (
@@ -100,7 +100,7 @@ def make_audit(archive: Services, plan: AuditPlan | None = None) -> Job:
 
 
 def make_validation(archive: Services) -> Job:
-    settings, parts = archive.settings, (archive.index, archive.store, archive.trail, archive.reports)
+    settings, parts = archive.settings, (archive.index, archive.store, archive.reports)
     validation = Validation(*parts, settings.jobs.validation, settings.reconstruct.threads, archive.retrieve)
     summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return Job("validation", summary, validation.run)

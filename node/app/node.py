@@ -103,7 +103,7 @@ class Node:
 
     def _build_encoding(self) -> None:
         settings, archive = self.settings, self.archive
-        self.packer = Packer(self.index, self.originals, self.encoders, self.trail, settings)
+        self.packer = Packer(self.index, self.originals, self.encoders, settings)
         self.archivist = Archivist(
             self.index, self.store, self.originals, self.encoders, settings, archive.marked_regions, self.packer.step
         )

@@ -1,8 +1,8 @@
-"""The audit trail: rows in the index, which are copied to the journal beside the objects.
+"""The audit trail: rows in the index, which are copied to the journal beside the objects after each commit.
 
 The index numbers the records and chains their hashes. Records that the journal lacks after a crash are copied from the
-index at the next write. An index that was rebuilt gets its records back from the journal, with holds,
-labels, classes and amendments.
+index at the next write (storage/index/journal_writer.py). An index that was rebuilt gets its records back from the
+journal, with holds, labels, classes and amendments.
 """
 
 from __future__ import annotations
@@ -40,11 +40,6 @@ class AuditTrail:
     def append(self, *entries: TrailEntry) -> None:
         """Add entries. On return they are in the index and in the journal."""
         self._index.trail.append(*entries)
-        self.write_down()
-
-    def write_down(self) -> None:
-        """Copy new records from the index to the journal; cheap if there are none."""
-        self._follow()
 
     def recover(self) -> int:
         """Read the records of the journal, and their effects, into an index that has none. Returns their number."""
@@ -59,7 +54,7 @@ class AuditTrail:
         """The first fault of the chain in the index or the journal, or their disagreement; empty if there is none."""
         last = self._journal.last()
         ends = {self._index.trail.last(), (last.number, last.digest) if last else (0, NOTHING_BEFORE)}
-        self.write_down()
+        self._follow()  # a node that committed a record may not have journalled it yet
         for place, records in (("index", self._index.trail.records()), ("journal", self._journal.records())):
             lacking = ends - {(0, NOTHING_BEFORE)}  # each place must have both; a node may add more meanwhile
             fault = first_break(_struck_out(lacking, records))

@@ -70,13 +70,10 @@ class Deletion:
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Allow deleted images to be received again. Returns their UIDs. Raises UnknownUid, ChangeRefused."""
         self.finish()
-        allowed = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
-        self._trail.write_down()
-        return allowed
+        return self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
 
     def finish(self) -> None:
         """Complete the deletion of all marked images, from any step."""
-        self._trail.write_down()
         digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
         self._remove_damaged(digests)  # rows still name these digests: after a crash, this is repeated

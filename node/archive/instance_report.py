@@ -25,7 +25,7 @@ from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
 from storage.index.instance_queries import InstanceRows, OpenDamage, instance_rows
 from storage.objects.store import ObjectStore
-from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRendition, Tier, Trial, Verdict
+from storage.records import DicomJson, StoredInstance, StoredRendition, Tier
 
 
 @dataclass(frozen=True)
@@ -80,40 +80,19 @@ class RepairCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenditionReport:
-    """One rendition, which stands for two DICOM objects: ``derived_uid`` with drawn noise, ``structure_uid`` without.
+class RenditionReport(StoredRendition):
+    """A rendition row, and what its objects say. ``current``: whether it is the image's current one.
 
     ``unreadable``: why its objects could not be read. The fields that come from them are then empty."""
 
-    derived_uid: str
-    structure_uid: str
     current: bool
-    withdrawn: str
-    point: str
-    operating_point: OperatingPoint
-    upscaler: str
-    weights_digest: str
     steps: int | None = None
     seed: int | None = None
     numerics: dict[str, str] = field(default_factory=dict)
     measured_uid: str = ""
-    verified_at: datetime
-    seconds: float
-    base_digest: str
-    base_bytes: int
-    rendition_digest: str
-    rendition_bytes: int
-    output_digest: str
-    structure_digest: str
-    verdict: Verdict
-    tried: tuple[Trial, ...]
     parts: PayloadParts | None = None
     repair_counts: RepairCounts | None = None
     unreadable: str = ""
-
-    @property
-    def payload_bytes(self) -> int:
-        return self.base_bytes + self.rendition_bytes
 
 
 @dataclass(frozen=True)
@@ -214,9 +193,8 @@ def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectSt
 
 
 def _rendition_of(row: StoredRendition, instance: StoredInstance, store: ObjectStore) -> RenditionReport:
-    row_fields = {name: getattr(row, name) for name in RenditionReport.__dataclass_fields__ if hasattr(row, name)}
-    current = instance.rendition is not None and instance.rendition.derived_uid == row.derived_uid
-    row_fields |= {"current": current, "point": str(row.point), "operating_point": row.point}
+    row_fields = {name: getattr(row, name) for name in StoredRendition.__dataclass_fields__}
+    row_fields["current"] = instance.rendition is not None and instance.rendition.derived_uid == row.derived_uid
     try:
         return RenditionReport(**row_fields, **_from_objects(row, store))
     except LatentPacsError as error:

@@ -6,8 +6,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -51,14 +50,11 @@ ReasonOption = Annotated[
 ]
 
 
-@contextmanager
-def archive(config: Path) -> Iterator[Services]:
-    """The services of the archive. At the end, new records of the audit trail are written to its journal."""
+def archive(config: Path) -> AbstractContextManager[Services]:
+    """The services of the archive."""
     from node.app import open_archive
 
-    with open_archive(load(config)) as services:
-        yield services
-        services.trail.write_down()
+    return open_archive(load(config))
 
 
 def open_index(config: Path) -> closing[Index]:

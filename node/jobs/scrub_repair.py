@@ -1,8 +1,8 @@
 """Repair policy for damaged and missing objects: copy them, make them again, flag the image, or mark it as lost.
 
 - Any object that the replica (``jobs.replicate.to``) holds whole is copied from there.
-- If a base or rendition is lost and the original is whole, the image goes back to the archivist, which makes the same
-  bytes again if it can (node/archive/encode/remake.py). Until then the original is served.
+- If a base or rendition is lost and the original is whole, the image goes back to the archivist, which encodes it again
+  (node/archive/encode/remake.py). Until then the original is served.
 - If the image is EXACT, it is served as its original anyway, and the rendition is withdrawn.
 - If an original is lost and the rendition is whole, the image gets the state of its rendition, with a reason. Peers
   that accept reconstructions get them; a bit-exact retrieval fails.

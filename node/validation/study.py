@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.archive.audit_trail import AuditTrail
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.config import ReconstructSettings, ValidationSettings
 from node.reports.runs import Reports, RunOutcome
@@ -63,7 +62,6 @@ class Validation:
 
     index: Index
     store: ObjectStore
-    trail: AuditTrail
     reports: Reports
     settings: ValidationSettings
     threads: int
@@ -121,7 +119,6 @@ class _ValidationRun:
         report = work.reports.publish(outcome, html)
         why = f"used by validation report {report.key}"
         work.index.classes.release([one.uid for one in subjects], who="job:validation", why=why)
-        work.trail.write_down()
         cache.drop_unused()
         return {"finished": True, "report": report.key, "sentence": found.sentence, **summary}
 

@@ -19,7 +19,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
 from storage.dicom.codestreams import codestreams_begun
-from storage.dicom.dicomfile import DataSetFile, opened, quiet
+from storage.dicom.dicomfile import DataSetFile, opened
 from storage.dicom.element_walk import UNDEFINED
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.unused_bits import decoder_options, sign_extended
@@ -39,8 +39,7 @@ def content_digest(path: Path) -> str:
     """
     with opened(path) as file:
         header = file.header()
-        with quiet():
-            elements = _elements(header)
+        elements = _elements(header)
         shape = PixelShape.of(header)
         digest = hashlib.sha256(json.dumps(elements, sort_keys=True).encode())
         if not file.layout.has_pixels:
@@ -75,7 +74,7 @@ class Difference:
 
 def differences(one: Path, other: Path) -> tuple[Difference, ...]:
     """The differences between two Part 10 files. Raises Unparseable."""
-    with opened(one) as first, opened(other) as second, quiet():
+    with opened(one) as first, opened(other) as second:
         headers = first.header(), second.header()
         elements = [dict(_elements(header)) for header in headers]
         tags = sorted(tag for tag in {*elements[0], *elements[1]} if elements[0].get(tag) != elements[1].get(tag))
@@ -114,12 +113,11 @@ def _decoded_pixels(path: Path, shape: PixelShape, syntax: str) -> bytes:
     if shape.frames == 1:
         return decode_frame(path).tobytes()
     check_frames(path)
-    with quiet():
-        try:
-            pixels = pixel_array(path, raw=True, **decoder_options(syntax, shape.bits_allocated))
-            return sign_extended(pixels, syntax, shape.bits_stored, shape.high_bit).tobytes()
-        except Exception as error:
-            raise PixelError(f"codestream cannot be decoded: {error}") from error
+    try:
+        pixels = pixel_array(path, raw=True, **decoder_options(syntax, shape.bits_allocated))
+        return sign_extended(pixels, syntax, shape.bits_stored, shape.high_bit).tobytes()
+    except Exception as error:
+        raise PixelError(f"codestream cannot be decoded: {error}") from error
 
 
 def _elements(dataset: Dataset) -> list[Any]:

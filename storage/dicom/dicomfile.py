@@ -26,8 +26,11 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from storage.dicom.element_walk import Layout, kept_ranges, normalised, scan
 from storage.dicom.elements import values_of
 from storage.dicom.inflating import DEFLATED, inflated
-from storage.dicom.writing import ALL, written
+from storage.dicom.writing import ALL, encode
 from storage.errors import Unparseable
+
+# pydicom's warnings quote values, which are patient data; a filter for one block is not thread-safe
+warnings.filterwarnings("ignore", module="pydicom")
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
@@ -139,11 +142,7 @@ def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
 
 
 def accept_odd_values() -> None:
-    """Configure pydicom, for this process, to accept invalid values without warnings, and to know JPEG XL.
-
-    Called once per process at its start: warning filters are not thread-safe, and pydicom's warnings contain patient
-    data.
-    """
+    """Configure pydicom, for this process, to accept invalid values, and to know JPEG XL. Called once at its start."""
     from storage.dicom.encapsulate import register_newer_syntaxes
 
     register_newer_syntaxes()
@@ -151,21 +150,12 @@ def accept_odd_values() -> None:
     config.settings.writing_validation_mode = config.IGNORE
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress warnings: pydicom's warnings about invalid values contain patient data."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def parse(data: bytes, syntax: UID) -> Dataset:
     """Parse an encoded data set that is not deflated. Raises Unparseable."""
-    with quiet():
-        try:
-            return read_dataset(io.BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian)
-        except Exception as error:
-            raise Unparseable(f"data set cannot be parsed: {error}") from error
+    try:
+        return read_dataset(io.BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian)
+    except Exception as error:
+        raise Unparseable(f"data set cannot be parsed: {error}") from error
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -199,9 +189,3 @@ def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -
     out.write(encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA)))
     out.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, value_bytes))
     return encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA, ALL.stop))
-
-
-def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """A data set as bytes in a native transfer syntax. ``verbatim`` and ``within``: see ``written``."""
-    with quiet():
-        return written(dataset, syntax, verbatim=verbatim, within=within)

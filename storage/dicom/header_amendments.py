@@ -19,7 +19,6 @@ from pydicom import Dataset
 from pydicom.config import RAISE
 from pydicom.valuerep import validate_value
 
-from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import is_control
 from storage.dicom.levels import columns_of, levels_of, text_of
 from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
@@ -113,8 +112,7 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
         if value:
             _check(key, value)
             try:
-                with quiet():
-                    written.add_new(key.tag, key.vr, int(value) if key.vr == "US" else value)
+                written.add_new(key.tag, key.vr, int(value) if key.vr == "US" else value)
             except ValueError:
                 raise _invalid(key, value, _FORMS.get(key.vr, "it cannot be written")) from None
     levels = levels_of(written)

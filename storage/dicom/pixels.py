@@ -29,11 +29,11 @@ from storage.dicom.codestreams import (
     fragments_of,
     is_transformed_rgb,
 )
-from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.dicom.dicomfile import DataSetFile, file_meta, opened, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, describe_as_native, encapsulated
 from storage.dicom.inflating import DEFLATED, deflated
 from storage.dicom.unused_bits import decoder_options, sign_extended
-from storage.dicom.writing import swapped
+from storage.dicom.writing import encode, swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
 _MAX_BYTES = 1 << 62
@@ -69,18 +69,17 @@ class PixelShape:
             except Exception:  # noqa: BLE001
                 return ""
 
-        with quiet():
-            return cls(
-                rows=number("Rows"),
-                columns=number("Columns"),
-                samples=number("SamplesPerPixel", 1),
-                frames=max(number("NumberOfFrames", 1), 1),
-                bits_allocated=number("BitsAllocated"),
-                bits_stored=number("BitsStored"),
-                high_bit=number("HighBit"),
-                signed=number("PixelRepresentation") == 1,
-                photometric=text("PhotometricInterpretation"),
-            )
+        return cls(
+            rows=number("Rows"),
+            columns=number("Columns"),
+            samples=number("SamplesPerPixel", 1),
+            frames=max(number("NumberOfFrames", 1), 1),
+            bits_allocated=number("BitsAllocated"),
+            bits_stored=number("BitsStored"),
+            high_bit=number("HighBit"),
+            signed=number("PixelRepresentation") == 1,
+            photometric=text("PhotometricInterpretation"),
+        )
 
     @property
     def native_bytes(self) -> int:
@@ -182,24 +181,23 @@ def decode_frame(path: Path) -> NDArray[Any]:
     """
     from pydicom.pixels.utils import pixel_array
 
-    with opened(path) as file, quiet():
+    with opened(path) as file:
         syntax, shape = str(file.transfer_syntax), PixelShape.of(file.outline())
         codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
-    with quiet():
-        try:
-            if syntax in _JPEG_LS or syntax in JPEG_XL:
-                return _decode_with_imagecodecs(codestream, syntax, shape)
-            frame = pixel_array(path, index=0, raw=True, **decoder_options(syntax, shape.bits_allocated))
-            return sign_extended(frame, syntax, shape.bits_stored, shape.high_bit)
-        except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            failure = PixelError(f"codestream cannot be decoded: {reason}")
-        if syntax not in _JPEG:
-            raise failure
-        try:
+    try:
+        if syntax in _JPEG_LS or syntax in JPEG_XL:
             return _decode_with_imagecodecs(codestream, syntax, shape)
-        except Exception as error:
-            raise failure from error
+        frame = pixel_array(path, index=0, raw=True, **decoder_options(syntax, shape.bits_allocated))
+        return sign_extended(frame, syntax, shape.bits_stored, shape.high_bit)
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        failure = PixelError(f"codestream cannot be decoded: {reason}")
+    if syntax not in _JPEG:
+        raise failure
+    try:
+        return _decode_with_imagecodecs(codestream, syntax, shape)
+    except Exception as error:
+        raise failure from error
 
 
 def checked_frames(file: DataSetFile) -> Iterator[bytes]:
@@ -234,7 +232,7 @@ def check_frames(path: Path) -> tuple[int, int]:
 
     Raises PixelError if a frame has more pixels than limits.pixels, or no header of its own.
     """
-    with opened(path) as file, quiet():
+    with opened(path) as file:
         stated = PixelShape.of(file.outline()).frames
         if not file.layout.encapsulated:
             return stated, stated
@@ -297,27 +295,26 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
     If it has that transfer syntax already, its pixels are copied, and odd lengths become even. Raises PixelError if the
     pixels cannot be decoded or encoded, Unparseable if an element cannot be written.
     """
-    with quiet():
-        try:
-            dataset = _with_pixels(source)
-            changes = syntax != (received := dataset.file_meta.TransferSyntaxUID)
-            if changes and "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
-                check_frames(source)
-                _decompress(dataset, source)
-                describe_as_native(dataset, str(received))
-            elif changes and not received.is_little_endian:
-                _swap_to_little_endian(dataset)
-            if changes and syntax.is_encapsulated:
-                encapsulated(dataset, str(syntax))
-            body = encode(dataset, syntax)
-            meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
-        except PixelError:
-            raise
-        except Exception as error:
-            raise Unparseable(f"data set cannot be encoded in {syntax.name}: {error}") from error
-        with target.open("wb") as out:
-            write_preamble(out, meta)
-            out.writelines(deflated([body]) if syntax in DEFLATED else [body])
+    try:
+        dataset = _with_pixels(source)
+        changes = syntax != (received := dataset.file_meta.TransferSyntaxUID)
+        if changes and "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+            check_frames(source)
+            _decompress(dataset, source)
+            describe_as_native(dataset, str(received))
+        elif changes and not received.is_little_endian:
+            _swap_to_little_endian(dataset)
+        if changes and syntax.is_encapsulated:
+            encapsulated(dataset, str(syntax))
+        body = encode(dataset, syntax)
+        meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
+    except PixelError:
+        raise
+    except Exception as error:
+        raise Unparseable(f"data set cannot be encoded in {syntax.name}: {error}") from error
+    with target.open("wb") as out:
+        write_preamble(out, meta)
+        out.writelines(deflated([body]) if syntax in DEFLATED else [body])
 
 
 def _with_pixels(path: Path) -> Dataset:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from storage.dicom.dicomfile import opened, quiet
+from storage.dicom.dicomfile import opened
 from storage.dicom.element_walk import check_order
 from storage.dicom.pixels import transcode
 from storage.errors import Unparseable
@@ -59,8 +59,7 @@ def _read(path: Path, syntax: UID, pixel_digest: str, sop_instance_uid: str) -> 
     except Unparseable as error:
         reason = type(error.__cause__).__name__ if error.__cause__ else str(error)  # pydicom's messages quote values
         raise _Fault(f"{where} it cannot be read: {reason}") from error
-    with quiet():
-        _read_all(header, where)
+    _read_all(header, where)
     if str(header.get("SOPInstanceUID")) != sop_instance_uid:
         raise _Fault(f"{where} it does not have the SOP Instance UID {sop_instance_uid}")
     return sorted(int(tag) for tag in header.keys())  # noqa: SIM118 - iterating gives elements

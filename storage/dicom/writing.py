@@ -42,9 +42,10 @@ ALL = range(0x100000000)
 """All tags."""
 
 
-def written(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """Encode a data set in ascending order of tags. Group lengths and Length to End are left out: they are retired, and
-    would be wrong after a change.
+def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
+    """A data set as bytes in a native transfer syntax, in ascending order of tags.
+
+    Group lengths and Length to End are left out: they are retired, and would be wrong after a change.
 
     ``verbatim``: elements that already have this encoding are copied, including odd lengths and unknown VRs.
     ``within``: the tags of the top level that are written. Raises pydicom's errors if an element that a program made

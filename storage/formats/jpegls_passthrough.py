@@ -15,9 +15,9 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
-from storage.dicom.dicomfile import HeaderBytes, data_set_start, encode, file_meta, quiet, write_preamble
+from storage.dicom.dicomfile import HeaderBytes, data_set_start, file_meta, write_preamble
 from storage.dicom.pixels import PixelShape
-from storage.dicom.writing import ALL
+from storage.dicom.writing import ALL, encode
 from storage.errors import PixelError, Unparseable
 from storage.formats.container import malformed_is_payload_error, unpack
 from storage.formats.packed_original import KIND, MAX_LIGHT_BYTES, PixelCoding, coding_of
@@ -51,7 +51,7 @@ def pass_through(packed: Path, target: Path) -> None:
         raise Unparseable(f"data set cannot be encoded in {JPEGLSLossless.name}: {error}") from error
     pixels = sections["pixels"]
     codestreams = [pixels[low:high] for low, high in pairwise([0, *accumulate(coding.lengths)])]
-    with quiet(), target.open("wb") as out:
+    with target.open("wb") as out:
         write_preamble(out, meta)
         out.write(before)
         out.write(_PIXEL_DATA + b"OB\0\0\xff\xff\xff\xff")

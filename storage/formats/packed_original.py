@@ -13,13 +13,14 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from pydicom.uid import RLELossless
 
 from storage.dicom.dicomfile import DataSetFile, opened
@@ -29,7 +30,7 @@ from storage.dicom.pixels import PixelShape, decode_frame
 from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
 from storage.formats.coders import ORIGINAL_CODERS, decode_of_shape
 from storage.formats.container import MAX_SECTION, malformed_is_payload_error, outline, pack, unpack
-from storage.formats.metadata_fields import MAX_SIDE, Fields
+from storage.formats.metadata import Metadata, Side
 
 KIND = b"O"
 EFFORT = 5
@@ -66,16 +67,19 @@ class PixelCoding:
     """
 
     coder: str
-    rows: int
-    columns: int
-    samples: int
-    frames: int
-    sample_bytes: int
+    rows: Side
+    columns: Side
+    samples: Side
+    frames: Annotated[int, Field(ge=1, le=2**31)]
+    sample_bytes: Annotated[int, Field(ge=1, le=2)]
     big_endian: bool
     planar: bool
     signed: bool
     rle_pads: tuple[str, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[Annotated[int, Field(ge=0, le=MAX_SECTION)], ...]
+
+
+_META = Metadata("packed original", PixelCoding)
 
 
 # --- file to object -------------------------------------------------------------------------------------------
@@ -189,22 +193,8 @@ def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
 
 
 def coding_of(section: bytes) -> PixelCoding:
-    """The content of the section ``meta``. May also raise the errors of ``malformed_is_payload_error``."""
-    meta = Fields("packed original", json.loads(section))
-    meta.only(*(one.name for one in fields(PixelCoding)))
-    return PixelCoding(
-        coder=meta.text("coder"),
-        rows=meta.integer("rows", 1, MAX_SIDE),
-        columns=meta.integer("columns", 1, MAX_SIDE),
-        samples=meta.integer("samples", 1, MAX_SIDE),
-        frames=meta.integer("frames", 1, 2**31),
-        sample_bytes=meta.integer("sample_bytes", 1, 2),
-        big_endian=meta.truth("big_endian"),
-        planar=meta.truth("planar"),
-        signed=meta.truth("signed"),
-        rle_pads=meta.texts("rle_pads"),
-        lengths=meta.integers("lengths", 0, MAX_SECTION),
-    )
+    """The content of the section ``meta``. Raises PayloadError."""
+    return PixelCoding(**_META.read(section))
 
 
 def is_light(packed: Path) -> bool:

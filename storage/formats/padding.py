@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint16]
 
 FORMAT = 1
-"""The first byte. A mask by ``pack_mask``, which older bases hold, begins with zlib's 0x78."""
+"""The first byte."""
 
 _HEADER = struct.Struct("<BBBI")
 """Format, coding of the mask, coding of the values, bytes of the encoded mask; the encoded values follow."""

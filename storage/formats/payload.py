@@ -11,17 +11,18 @@ import hashlib
 import json
 import struct
 import uuid
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.formats import coders
 from storage.formats.container import malformed_is_payload_error, pack, unpack
-from storage.formats.metadata_fields import MAX_SIDE, Fields
+from storage.formats.metadata import Level, Metadata, Side
 from storage.formats.padding import unpack_padding
 from storage.formats.resample import OPERATOR, Operator
 from storage.records import OperatingPoint, Verdict
@@ -77,12 +78,12 @@ class Base:
     """
 
     point: OperatingPoint
-    rows: int
-    columns: int
-    bits_stored: int
-    minimum: int
-    maximum: int
-    padding: tuple[int, int] | None
+    rows: Side
+    columns: Side
+    bits_stored: Annotated[int, Field(ge=1, le=16)]
+    minimum: Level
+    maximum: Level
+    padding: tuple[Level, Level] | None
     offset: float
     gain: float
     quantisation_rms: float
@@ -92,7 +93,7 @@ class Base:
     header: HeaderBytes
     coded: bytes
     padding_bytes: bytes = b""
-    operator_name: str = OPERATOR
+    operator_name: Annotated[str, Field(alias="operator")] = OPERATOR
     region: CodedRegion | None = None
     curve: bytes = b""
 
@@ -146,8 +147,8 @@ class Rendition:
     generative: bool
     weights_digest: str
     numerics: dict[str, str]
-    steps: int
-    seed: int
+    steps: Annotated[int, Field(ge=0, le=2**31)]
+    seed: Annotated[int, Field(ge=0, le=2**31)]
     output_digest: str
     structure_digest: str
     verdict: Verdict
@@ -216,6 +217,7 @@ def seed_of(base_digest: str) -> int:
 
 _OF_SECTIONS = {"header", "coded", "padding_bytes", "region", "curve"}
 """Fields of a base that are sections of their own. The others are members of the metadata."""
+_BASE = Metadata("base", Base, sections=_OF_SECTIONS, more=["transfer_syntax"])
 
 
 def encode_base(base: Base) -> bytes:
@@ -240,98 +242,41 @@ def decode_base(data: bytes) -> Base:
     """
     sections = unpack(data, b"B")
     with malformed_is_payload_error("base"):
-        meta = Fields("base", json.loads(sections["meta"]))
-        gain, padding = meta.number("gain"), None
-        if not gain:
+        meta = _BASE.read(sections["meta"])
+        if not meta["gain"]:
             raise PayloadError("base is malformed: its gain is 0")
-        if meta.optional("padding"):
-            low, high = meta.integers("padding", 0, 65535)
-            padding = low, high
         return Base(
-            point=_point(meta.of("point")),
-            rows=meta.integer("rows", 1, MAX_SIDE),
-            columns=meta.integer("columns", 1, MAX_SIDE),
-            bits_stored=meta.integer("bits_stored", 1, 16),
-            minimum=meta.integer("minimum", 0, 65535),
-            maximum=meta.integer("maximum", 0, 65535),
-            padding=padding,
-            offset=meta.number("offset"),
-            gain=gain,
-            quantisation_rms=meta.number("quantisation_rms"),
-            original_digest=meta.text("original_digest"),
-            pixel_digest=meta.text("pixel_digest"),
-            pixel_vr=meta.text("pixel_vr"),
-            header=HeaderBytes(meta.text("transfer_syntax"), sections["header"], sections.get("trailer", b"")),
+            header=HeaderBytes(meta.pop("transfer_syntax"), sections["header"], sections.get("trailer", b"")),
             coded=sections["pixels"],
             padding_bytes=sections.get("padding", b""),
-            operator_name=meta.text("operator"),
             region=CodedRegion(*struct.unpack(_REGION, sections["region"])) if "region" in sections else None,
             curve=sections.get("curve", b""),
+            **meta,
         )
-
-
-def _point(meta: Fields) -> OperatingPoint:
-    meta.only("scale", "coder", "distance", "effort", "companded")
-    return OperatingPoint(
-        scale=meta.integer("scale", 1, 16),
-        coder=meta.text("coder"),
-        distance=meta.number("distance", 0.0),
-        effort=meta.integer("effort", 0, 100, 7),
-        companded=meta.truth("companded", default=False),
-    )
 
 
 # --- rendition ------------------------------------------------------------------------------------------------
 
 
+_OF_RENDITION_SECTIONS = (*_SIDE_INFORMATION, "fingerprint")
+"""Fields of a rendition that are sections of their own."""
+_RENDITION = Metadata("rendition", Rendition, sections=_OF_RENDITION_SECTIONS, optional=["measured_uid"])
+
+
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    side = {name: meta.pop(name) for name in (*_SIDE_INFORMATION, "fingerprint")}
+    side = {name: meta.pop(name) for name in _OF_RENDITION_SECTIONS}
     if not rendition.measured_uid:
         del meta["measured_uid"]
     return pack(b"R", {"meta": _json(meta), **side}, stored=set(side))
 
 
 def decode_rendition(data: bytes) -> Rendition:
-    """Raises PayloadError for the reasons of ``decode_base``, and if the metadata has an unknown member."""
+    """Raises PayloadError for the reasons of ``decode_base``."""
     sections = unpack(data, b"R")
     with malformed_is_payload_error("rendition"):
-        meta = Fields("rendition", json.loads(sections["meta"]))
-        meta.only(*(one.name for one in fields(Rendition)))
-        return Rendition(
-            base_digest=meta.text("base_digest"),
-            original_uid=meta.text("original_uid"),
-            derived_uid=meta.text("derived_uid"),
-            upscaler=meta.text("upscaler"),
-            method=meta.text("method"),
-            generative=meta.truth("generative"),
-            weights_digest=meta.text("weights_digest"),
-            numerics={name: meta.of("numerics").text(name) for name in meta.members("numerics")},
-            steps=meta.integer("steps", 0, 2**31),
-            seed=meta.integer("seed", 0, 2**31),
-            output_digest=meta.text("output_digest"),
-            structure_digest=meta.text("structure_digest"),
-            verdict=_verdict(meta.of("verdict")),
-            postprocessing=meta.text("postprocessing"),
-            measured_uid=meta.text("measured_uid") if meta.optional("measured_uid") else "",
-            fingerprint=sections.get("fingerprint", b""),
-            extra=dict(meta.members("extra")),
-            **{name: sections.get(name, b"") for name in _SIDE_INFORMATION},
-        )
-
-
-def _verdict(meta: Fields) -> Verdict:
-    meta.only(*(one.name for one in fields(Verdict)))
-    figures = meta.of("figures")
-    return Verdict(
-        psnr_db=meta.number("psnr_db"),
-        fsim_mean=meta.number("fsim_mean"),
-        fsim_p5=meta.number("fsim_p5"),
-        tiles=meta.integer("tiles", 0, 2**31),
-        figures={name: figures.number(name) for name in meta.members("figures")},
-        failures=meta.texts("failures"),
-        gated=meta.truth("gated", default=True),
-    )
+        parts = {name: sections.get(name, b"") for name in _OF_RENDITION_SECTIONS}
+        return Rendition(**(_RENDITION.read(sections["meta"]) | parts))
 
 
 def _json(value: Any) -> bytes:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
 
 from storage.records.states import InstanceState
 
@@ -17,10 +20,10 @@ class OperatingPoint:
     that the image's own noise has the same strength at every grey level.
     """
 
-    scale: int
+    scale: Annotated[int, Field(ge=1, le=16)]
     coder: str
     distance: float = 0.0
-    effort: int = 7
+    effort: Annotated[int, Field(ge=0, le=100)] = 7
     companded: bool = False
 
     def __str__(self) -> str:
@@ -41,7 +44,7 @@ class Verdict:
     psnr_db: float
     fsim_mean: float
     fsim_p5: float
-    tiles: int
+    tiles: Annotated[int, Field(ge=0, le=2**31)]
     figures: dict[str, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     gated: bool = True

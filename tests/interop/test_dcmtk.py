@@ -34,7 +34,7 @@ from pynetdicom.presentation import build_context
 from node.app import Node
 from node.dimse import pynetdicom_patches
 from node.dimse.client import Address, Receiver, image_identifier, store
-from storage.dicom.dicomfile import encode
+from storage.dicom.writing import encode
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for

@@ -22,7 +22,9 @@ from node.upscalers.catalogue import Catalogue
 from node.workers.requests import Answer, Request
 from storage.formats.packed_original import restore_original
 from storage.index import Index
+from storage.index.connection import FOLLOWER
 from storage.index.holdings import Added
+from storage.index.journal_writer import TrailFollower
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
 from storage.records import InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier
@@ -71,15 +73,18 @@ class ArchiveParts:
             self.stores[Tier.COLD] = ObjectStore(self.settings.originals.path)
         self.index = Index.open(self.settings.storage.database_url)
         self.journal = TrailJournal(root / "journal")
+        follower = TrailFollower(self.index.trail, self.journal)
+        self.index.engine.update_execution_options(**{FOLLOWER: follower})
+        follower()
         self.trail = AuditTrail(self.index, self.journal)
         self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
-        parts = self.index, self.originals, InlineWorkers(), self.trail, self.settings
+        parts = self.index, self.originals, InlineWorkers(), self.settings
         self.packer = RestlessPacker(*parts)  # type: ignore[arg-type]
         self.rendered: list[str] = []
         self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 
     def purging_with(self, render: Callable[[int, StoredRendition], None]) -> Retention:
-        return Retention(self.index, self.stores, self.trail, self.settings, render)
+        return Retention(self.index, self.stores, self.settings, render)
 
     def receive(
         self, uid: str, *, state: InstanceState = InstanceState.VERIFIED, pixels: NDArray[np.uint16] | None = None

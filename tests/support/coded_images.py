@@ -23,8 +23,9 @@ from node.codec.rendering import Rendering
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed
-from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import integer_pixels, pixel_digest
+from storage.dicom.writing import encode
 from storage.errors import WorkerDied
 from storage.formats import coders
 from storage.formats.payload import Base, Rendition, encode_base, encode_rendition

@@ -22,7 +22,8 @@ from node.codec.noise import (
 )
 from node.fidelity.reference import Reference
 from node.upscalers.protocol import UpscaleTask
-from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.dicomfile import HeaderBytes
+from storage.dicom.writing import encode
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint
 from tests.support.samples import mammogram

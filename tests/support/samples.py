@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from benchmarks import samples
 from benchmarks.samples import MAMMOGRAPHY, breast, write, write_body
-from storage.dicom.dicomfile import encode, file_meta, write_preamble
+from storage.dicom.dicomfile import file_meta, write_preamble
+from storage.dicom.writing import encode
 
 __all__ = ["MAMMOGRAPHY", "breast", "byte_planes", "mammogram", "rle_file", "write", "write_body"]
 

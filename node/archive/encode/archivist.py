@@ -148,7 +148,7 @@ class Archivist:
         instance = self._index.by_key(claim.key)
         if instance is None:
             return
-        if instance.purged and self._remake.finish_with_former(claim, instance):
+        if instance.purged and self._remake.keep_of_purged(claim, instance):
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
@@ -157,17 +157,13 @@ class Archivist:
                 self._regions.send_back_if_annotation(instance)
                 raise NotReconstructable(reason.sentence, reason)
             regions = self._regions.on_image(instance, rows, columns, sources)
-            request = self._request(claim, path, regions)
-            if instance.rendition:
-                result = self._remake.restored_or_encoded(claim, instance, request, ask)
-            else:
-                result = ask(request)  # a worker calls request.answer
-            if result is None:
-                pass  # the former rendition is restored, and the claim has ended
-            elif result.made is None:
-                self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
-            else:
-                self._writer.write(claim, result.made, result, ask)
+            if not self._remake.kept(claim, instance, regions, ask):
+                result = ask(self._request(claim, path, regions))  # a worker calls EncodeRequest.answer
+                if result.made is None:
+                    self._remake.give_up(instance)
+                    self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
+                else:
+                    self._writer.write(claim, result.made, result, ask)
         if self._regions.on_image(instance, rows, columns, sources) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
 

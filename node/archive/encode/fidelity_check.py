@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.storage_commitment import original_fault
@@ -102,12 +101,11 @@ class FidelityCheck:
         index: Index,
         store: ObjectStore,
         originals: OriginalAccess,
-        trail: AuditTrail,
         settings: Settings,
         pool: WorkerPool,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._index, self._store, self._originals, self._trail = index, store, originals, trail
+        self._index, self._store, self._originals = index, store, originals
         self._tolerance, self._thresholds = settings.audit.tolerance, settings.thresholds
         self._pool, self._cancelled = pool, cancelled
         self._rows, self._models = AuditRows(index.engine), ModelStore(index, store)
@@ -245,7 +243,6 @@ class FidelityCheck:
             detail = f"{detail}; no original to serve instead"
             entry = replace(entry, action="rendition.flag", outcome="failure", detail=detail)
             done, action = flagged or self._rows.flag(image.key, made.derived_uid, detail, entry), "flagged"
-        self._trail.write_down()
         return replace(found, action=action if done else "changed meanwhile")
 
     def _ask(self, request: AuditRequest) -> Audited:

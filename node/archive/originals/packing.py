@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from node.archive.audit_trail import AuditTrail
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
@@ -48,11 +47,9 @@ _REST = 20.0
 class Packer:
     """Packs and moves originals, one per ``step``."""
 
-    def __init__(
-        self, index: Index, originals: OriginalAccess, pool: WorkerPool, trail: AuditTrail, settings: Settings
-    ) -> None:
+    def __init__(self, index: Index, originals: OriginalAccess, pool: WorkerPool, settings: Settings) -> None:
         self._index, self._stores, self._originals, self._pool = index, originals.stores, originals, pool
-        self._trail, self._settings = trail, settings
+        self._settings = settings
         self._owner = new_owner()
         self._stopping = threading.Event()
         self._look_again = 0.0
@@ -78,7 +75,6 @@ class Packer:
                 self._attempt(claim, self._move)
                 return True
             self._look_again = began + _REST * (time.monotonic() - began)
-        self._trail.write_down()
         self._index.garbage.collect(self._stores)
         return False
 
@@ -89,7 +85,6 @@ class Packer:
         except ProofFailed as error:
             LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
             rows.stays_verbatim(claim, str(error), [self._failure(claim, error)])
-            self._trail.write_down()
         except (KeptVerbatim, PixelError) as error:
             rows.stays_verbatim(claim, str(error))
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
@@ -137,7 +132,6 @@ class Packer:
         passing = isinstance(error, OSError) or is_of_the_machine(error)
         if packing and claim.attempts >= self._settings.archivist.attempts and not passing:
             rows.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
-            self._trail.write_down()
         else:
             rows.release(claim, wait=_RETRY)
             if isinstance(error, StoreFull | OSError):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from node.archive.audit_trail import AuditTrail
 from node.config import Profile, Settings, retention_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
@@ -85,11 +84,8 @@ def would_free(index: Index, settings: Settings, keep: timedelta | None) -> tupl
 class Retention:
     """Purges and restores originals of one archive."""
 
-    def __init__(
-        self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, prove: Prove
-    ) -> None:
-        self._index, self._stores, self._trail = index, stores, trail
-        self._settings, self._prove = settings, prove
+    def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], settings: Settings, prove: Prove) -> None:
+        self._index, self._stores, self._settings, self._prove = index, stores, settings, prove
 
     def purge(
         self,
@@ -135,7 +131,6 @@ class Retention:
         for done, (sop_instance_uid, _) in enumerate(found, 1):
             steps.append(self._restore(sop_instance_uid, who))
             progress(done, len(found))
-        self._trail.write_down()
         self._index.garbage.collect(self._stores)
         return steps
 
@@ -176,7 +171,6 @@ class Retention:
         entry = TrailEntry("original.purge", who, "image", uids, "original", detail=detail)
         if not self._index.originals.commit_purge(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
-        self._trail.write_down()
         self._index.garbage.collect(self._stores)
         return ""
 

@@ -16,12 +16,12 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.dicom.dicomfile import DataSetFile, file_meta, opened, write_preamble
 from storage.dicom.element_walk import looks_implicit
 from storage.dicom.elements import append_item, codecs_of
 from storage.dicom.inflating import DEFLATED, deflated
 from storage.dicom.recoding import declare, to_utf8, undeclared_latin_1
-from storage.dicom.writing import ALL
+from storage.dicom.writing import ALL, encode
 from storage.errors import Unparseable
 from storage.records import Applied
 
@@ -47,10 +47,9 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
             edit(header)
         except Exception as error:  # pydicom raises many kinds on hostile values
             raise Unparseable(f"the header cannot be edited: {type(error).__name__}") from error
-        with quiet():
-            drop(header, NOT_OF_THIS_HEADER)
-            write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
-            pieces = _pieces(header, file)
+        drop(header, NOT_OF_THIS_HEADER)
+        write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
+        pieces = _pieces(header, file)
         out.writelines(deflated(pieces) if file.transfer_syntax in DEFLATED else pieces)
 
 

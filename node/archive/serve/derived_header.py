@@ -23,7 +23,6 @@ from pydicom.valuerep import DSfloat
 from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.archive.serve.amended_header import CREATION, NOT_OF_THIS_HEADER, amend, drop
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
-from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, append_item, checked, codecs_of, values_of
 from storage.errors import NotReconstructable
 from storage.formats.payload import Base, Rendition, structure_uid
@@ -73,20 +72,19 @@ def derived_header(
     ``applied``: the amendments of the image's study. ``draw``: whether the object has drawn noise, or is the
     structure alone.
     """
-    with quiet():
-        header = base.header.dataset()
-        notes = [removal_note(remove_uncarriable(header))]
-        amend(header, applied)
-        ratio = base.rows * base.columns * 2 / payload_bytes
-        _identify(header, rendition, draw)
-        notes += _declare_lossy(header, rendition, ratio)
-        _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
-        _comment(header, draw)
-        _reference_source(header, rendition)
-        _add_equipment(header, verified_at, synthetic=draw or rendition.generative)
-        _private_block(header, base, rendition, draw)
-        _pixel_range(header, rendition, draw)
-        drop(header, (*NOT_OF_THIS_HEADER, *CREATION))
+    header = base.header.dataset()
+    notes = [removal_note(remove_uncarriable(header))]
+    amend(header, applied)
+    ratio = base.rows * base.columns * 2 / payload_bytes
+    _identify(header, rendition, draw)
+    notes += _declare_lossy(header, rendition, ratio)
+    _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
+    _comment(header, draw)
+    _reference_source(header, rendition)
+    _add_equipment(header, verified_at, synthetic=draw or rendition.generative)
+    _private_block(header, base, rendition, draw)
+    _pixel_range(header, rendition, draw)
+    drop(header, (*NOT_OF_THIS_HEADER, *CREATION))
     return header
 
 

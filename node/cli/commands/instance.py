@@ -135,6 +135,7 @@ def _report_json(report: InstanceReport) -> dict[str, Any]:
     """A report as plain data, without the masks and the places of points, which only the picture shows."""
     data = dataclasses.asdict(report)
     for one, rendition in zip(data["renditions"], report.renditions, strict=True):
+        one["operating_point"], one["point"] = one["point"], str(rendition.point)
         one["payload_bytes"] = rendition.payload_bytes
         one["ratio"] = _compression_ratio(report, rendition)
         if one["repair_counts"] is not None:

@@ -28,8 +28,7 @@ class EncodeRequest:
     ``thresholds``: limits of the gate; with None, which needs a ``point``, the result is measured but not gated.
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
     largest share of the image that repairs may cover. ``regions`` (row, column, height, width, in pixels) are stored
-    exactly, whatever the gate measures there. ``upscaler``: the only candidate of the catalogue to use; if it is empty
-    or names no candidate, the encoder chooses among all.
+    exactly, whatever the gate measures there.
     """
 
     original: Path
@@ -41,16 +40,13 @@ class EncodeRequest:
     effort: int = 5
     patch_share: float = 0.15
     regions: tuple[Box, ...] = ()
-    upscaler: str = ""
 
     def answer(self, catalogue: Catalogue) -> EncodeResult:
         """Encode. Raises NotReconstructable or PixelError if the pixels cannot be encoded, and ModelMissing."""
         began = time.monotonic()
         source, reference = read_source_and_reference(self.original, self.original_digest)
-        candidates = catalogue.candidates()
         encoder = Encoder(
-            *(source, reference, [each for each in candidates if each.name == self.upscaler] or candidates),
-            self.thresholds,
+            *(source, reference, catalogue.candidates(), self.thresholds),
             scales=self.scales,
             effort=self.effort,
             share=self.patch_share,

@@ -29,12 +29,14 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.serve.amended_header import write_amended
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicom.dicomfile import encode, file_meta, opened, write_preamble
+from storage.dicom.dicomfile import file_meta, opened, write_preamble
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, folded, patient_identity
 from storage.dicom.levels import levels_of
+from storage.dicom.writing import encode
 from storage.errors import ChangeRefused, InputInvalid, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now
+from storage.index.journal_writer import TrailFollower
 from storage.objects.trail_journal import TrailJournal
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
 from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
@@ -371,9 +373,10 @@ def test_amendments_outlive_the_index(tmp_path: Path) -> None:
 
     def archive(name: str) -> tuple[Index, AuditTrail]:
         index = Index.open(f"sqlite:///{tmp_path / name}.sqlite")
-        return index, AuditTrail(index, TrailJournal(tmp_path / "journal"))
+        return index, AuditTrail(index, journal)
 
-    old, trail = archive("old")
+    journal = TrailJournal(tmp_path / "journal")
+    old, _ = archive("old")
     received = [
         add(old, f"1.2.3.{n}", patient_id=name, study_uid=f"1.{n}") for n, name in ((1, "A"), (2, "B"), (3, "C"))
     ]
@@ -383,7 +386,7 @@ def test_amendments_outlive_the_index(tmp_path: Path) -> None:
     gone = amendments.make(STUDY, "1.3", changes_of({"PatientID": "D", "StudyID": "7"}), **WHY)
     amendments.undo(gone.amendment.number, **WHY)
     amendments.make(STUDY, "1.3", changes_of({"StudyDescription": "x"}), **WHY)
-    trail.write_down()
+    TrailFollower(old.trail, journal)()
     for order in ("journal first", "instances first"):
         new, again = archive(order)
         if order == "journal first":

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import commitment, instance, patient, pin, series, study
-from storage.records import HoldKind, InstanceState
+from storage.records import HoldKind, InstanceState, TrailRecord
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.archive_parts import ArchiveParts, Killed
 from tests.support.commands import invoke
@@ -66,14 +66,14 @@ def bench(tmp_path: Path) -> ArchiveParts:
 
 
 def killed_in_the_journal(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_down = bench.trail.write_down
+    append = bench.journal.append
 
-    def with_tombstones_only_then_die() -> None:
+    def with_tombstones_only_then_die(records: Sequence[TrailRecord]) -> None:
         if bench.index.tombstones.digests_to_delete():
             raise Killed
-        write_down()
+        append(records)
 
-    monkeypatch.setattr(bench.trail, "write_down", with_tombstones_only_then_die)
+    monkeypatch.setattr(bench.journal, "append", with_tombstones_only_then_die)
 
 
 def killed_before_the_rows(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:

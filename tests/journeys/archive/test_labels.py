@@ -14,6 +14,7 @@ from node.archive.audit_trail import AuditTrail
 from node.validation.label_file import LabelsInvalid, read_labels
 from storage.index import Index
 from storage.index.connection import now, writing
+from storage.index.journal_writer import TrailFollower
 from storage.index.tables import instance, series, study
 from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailEntry
@@ -123,7 +124,7 @@ def test_classes_come_back_from_the_journal(holdings: Holdings, tmp_path: Path) 
     holdings.index.classes.put({uid_of(1): "a", uid_of(2): "b", **many}, who=WHO)
     holdings.index.classes.put({uid_of(2): "a"}, who=WHO)
     holdings.index.classes.release([uid_of(1)], who=WHO, why="used")
-    AuditTrail(holdings.index, journal).write_down()
+    TrailFollower(holdings.index.trail, journal)()
     again = Index.open(f"sqlite:///{tmp_path / 'again.sqlite'}")
     trail = AuditTrail(again, journal)
     assert trail.recover() == holdings.index.trail.last()[0]

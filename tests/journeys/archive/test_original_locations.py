@@ -190,11 +190,11 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
     half.check_promises()
 
 
-@pytest.mark.parametrize("step", ["commit_purge", "write_down", "collect", "delete"])
+@pytest.mark.parametrize("step", ["commit_purge", "append", "collect", "delete"])
 def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Before the commit nothing has changed. After it, the next run unlinks the file, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
-    owners = {"commit_purge": bench.index.originals, "write_down": bench.trail, "collect": bench.index.garbage}
+    owners = {"commit_purge": bench.index.originals, "append": bench.journal, "collect": bench.index.garbage}
     owner: Any = owners.get(step, bench.hot)
     real, calls = getattr(owner, step), []
 
@@ -214,7 +214,6 @@ def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPat
     assert held is not None
     assert held.purged == (step != "commit_purge")
     again.retention.purge()
-    again.trail.write_down()
     assert again.files() == 2  # base and rendition
     assert [record.entry.action for record in again.journal.records()] == ["original.purge"]
     with pytest.raises(OriginalPurged):
@@ -333,7 +332,6 @@ def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: ArchiveParts
     holds.put_label("trial", "1.2", who="user:a")
     holds.put_label("other", "1.2", who="user:a")
     holds.take_label("other", "1.2", who="user:a")
-    bench.trail.write_down()
     before = (holds.all(released=True), holds.labels(), list(bench.index.trail.records()))
     bench.index.close()
     (bench.root / "index.sqlite").unlink()
@@ -391,13 +389,13 @@ def test_a_record_that_a_node_adds_during_the_check_is_no_break(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.trail.append(TrailEntry("a", "user:x"))
-    write_down = bench.trail.write_down
+    follow = bench.trail._follow
 
     def then_another() -> None:
-        write_down()
+        follow()
         bench.index.trail.append(TrailEntry("b", "node"))
 
-    monkeypatch.setattr(bench.trail, "write_down", then_another)
+    monkeypatch.setattr(bench.trail, "_follow", then_another)
     assert bench.trail.broken() == ""
 
 

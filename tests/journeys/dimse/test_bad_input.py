@@ -28,7 +28,8 @@ from pynetdicom.dimse_primitives import C_STORE
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicom.dicomfile import encode, file_meta, opened
+from storage.dicom.dicomfile import file_meta, opened
+from storage.dicom.writing import encode
 from storage.records import InstanceState, ReasonCode
 from tests.conftest import Archive, settings_for, size_of, spooled, wait_for
 from tests.support.raw_sender import RawSender

@@ -37,9 +37,10 @@ from node.workers.requests import CheckRequest
 from storage.dicom.codestreams import CodestreamHeader, codestream_header
 from storage.dicom.content import same_content
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
-from storage.dicom.dicomfile import encode, opened
+from storage.dicom.dicomfile import opened
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, register_newer_syntaxes
 from storage.dicom.pixels import decode_frame, integer_pixels, transcode
+from storage.dicom.writing import encode
 from storage.errors import InflatesTooFar, PayloadError, PixelError, TooManyPixels, Unparseable
 from storage.formats import coders
 from storage.formats.packed_original import pack_original

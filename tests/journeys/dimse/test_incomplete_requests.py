@@ -17,7 +17,7 @@ from node.app import Node
 from node.dimse.associations.refusals import Refusals
 from node.dimse.client import Receiver
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION
-from storage.dicom.dicomfile import encode
+from storage.dicom.writing import encode
 from tests.conftest import Archive, settings_for, spooled, wait_for
 from tests.support.raw_commands import (
     COMMAND,

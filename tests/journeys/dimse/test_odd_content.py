@@ -37,9 +37,10 @@ from node.archive.serve.amended_header import write_amended
 from node.archive.serve.retrieve import Retrieve
 from node.dimse import client
 from node.dimse.client import Address
-from storage.dicom.dicomfile import encode, file_meta, opened, parse, write_preamble
+from storage.dicom.dicomfile import file_meta, opened, parse, write_preamble
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning, transcode
+from storage.dicom.writing import encode
 from storage.errors import InvalidUid, PixelError
 from storage.records import Applied
 from tests.conftest import SECONDARY_CAPTURE, settings_for

@@ -14,7 +14,7 @@ from benchmarks.upper_layer import ABORTED, IMPLICIT, associate, context, item, 
 from node.dimse import client
 from node.dimse.client import image_identifier
 from node.dimse.pynetdicom_patches.ended_peer import wants_release
-from storage.dicom.dicomfile import encode
+from storage.dicom.writing import encode
 from tests.conftest import Archive, wait_for
 from tests.support.raw_commands import (
     DATA_SET,

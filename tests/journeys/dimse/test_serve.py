@@ -24,7 +24,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicom.dicomfile import encode
+from storage.dicom.writing import encode
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState

@@ -21,7 +21,8 @@ from node.app import Node
 from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Address
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket, send_files_directly
-from storage.dicom.dicomfile import encode, file_meta, write_preamble
+from storage.dicom.dicomfile import file_meta, write_preamble
+from storage.dicom.writing import encode
 from tests.conftest import SECONDARY_CAPTURE, settings_for, wait_for
 
 FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{service}" for service in (1, 2, 3))

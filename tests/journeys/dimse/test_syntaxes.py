@@ -33,9 +33,10 @@ from node.archive.serve.retrieve import Retrieve
 from node.config import parse
 from node.dimse.client import Address, image_identifier, move, store
 from node.dimse.sop_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES, WIRE_SYNTAXES, in_order
-from storage.dicom.dicomfile import accept_odd_values, encode, file_meta, write_preamble
+from storage.dicom.dicomfile import accept_odd_values, file_meta, write_preamble
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS
 from storage.dicom.pixels import transcode
+from storage.dicom.writing import encode
 from storage.errors import ConfigError, PixelError
 from storage.records import InstanceState
 from tests.conftest import settings_for, wait_for

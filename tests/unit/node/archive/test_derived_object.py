@@ -18,9 +18,10 @@ from node.app import Node
 from node.archive.serve import derived_object
 from node.archive.serve.derived_header import derived_header
 from node.dimse import client
-from storage.dicom.dicomfile import HeaderBytes, encode, write_header_for_pixels
+from storage.dicom.dicomfile import HeaderBytes, write_header_for_pixels
 from storage.dicom.pixels import pixel_digest
 from storage.dicom.self_check import fault_of_object
+from storage.dicom.writing import encode
 from storage.formats import coders
 from storage.formats.payload import Base, Rendition
 from storage.records import InstanceState, OperatingPoint, OriginalForm, Verdict

@@ -13,7 +13,8 @@ from pydicom.uid import JPEG2000, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from node.archive.intake.eligibility import PRIVATE_CREATOR, why_exact
 from node.config import EligibilitySettings, parse
-from storage.dicom.dicomfile import encode, opened
+from storage.dicom.dicomfile import opened
+from storage.dicom.writing import encode
 from storage.records import ReasonCode
 from tests.support.encoded_elements import element, item, sequence
 from tests.support.samples import breast, mammogram, write, write_body

@@ -27,7 +27,7 @@ def unmade(choices: list[Any]) -> Iterator[tuple[Any, Future[Any]]]:
 
 def run_of(tmp_path: Path, *subjects: Subject) -> Any:
     parts: Any = SimpleNamespace(root=tmp_path, prepare=unmade, held=lambda digest: tmp_path / digest)
-    work = Validation(parts, parts, parts, parts, ValidationSettings(folds=2), 1, parts)
+    work = Validation(parts, parts, parts, ValidationSettings(folds=2), 1, parts)
     digest: Future[str] = Future()
     digest.set_result("ab" * 32)
     pool: Any = SimpleNamespace(submit=lambda *_: digest)

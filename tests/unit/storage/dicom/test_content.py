@@ -34,9 +34,10 @@ from pydicom.uid import (
 )
 
 from storage.dicom.content import content_digest, same_content
-from storage.dicom.dicomfile import encode, file_meta, opened, quiet
+from storage.dicom.dicomfile import file_meta, opened
 from storage.dicom.encapsulate import _rle
 from storage.dicom.pixels import transcode
+from storage.dicom.writing import encode
 from storage.errors import LatentPacsError, PixelError, Unparseable
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
@@ -410,7 +411,7 @@ def test_any_changed_bytes_are_detected_or_raise_our_errors(scratch: Path, name:
     path.write_bytes(original[:at] + piece + original[at + len(piece) :])
     try:
         same = same_content(FILES / name, path)
-        with opened(FILES / name) as one, opened(path) as other, quiet():
+        with opened(FILES / name) as one, opened(path) as other:
             if one.header_bytes() == other.header_bytes() and one.native_value() == other.native_value():
                 assert same
             elif values(one.header()) != values(other.header()):

@@ -23,13 +23,14 @@ from pydicom.uid import (
 
 from storage.dicom import encapsulate as encapsulate_module
 from storage.dicom.codestreams import codestream_header
-from storage.dicom.dicomfile import accept_odd_values, encode, parse
+from storage.dicom.dicomfile import accept_odd_values, parse
 from storage.dicom.elements import BadValueError, checked
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, decoded_jpeg_xl, register_newer_syntaxes
 from storage.dicom.levels import levels_of
 from storage.dicom.pixels import check_frames, integer_pixels, pixel_digest, transcode
 from storage.dicom.recoding import to_utf8, undeclared_latin_1
 from storage.dicom.self_check import fault_of_object
+from storage.dicom.writing import encode
 from storage.errors import PixelError
 from tests.support.encoded_elements import element, item
 from tests.support.largest_file import largest_file

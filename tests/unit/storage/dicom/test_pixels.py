@@ -15,9 +15,10 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLS
 
 from node.workers.requests import CheckRequest
 from storage.dicom.content import same_content
-from storage.dicom.dicomfile import encode, opened
+from storage.dicom.dicomfile import opened
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, _rle
 from storage.dicom.pixels import PixelShape, decode_frame, native_pixel_warning, transcode
+from storage.dicom.writing import encode
 from storage.errors import PixelError
 from tests.support.samples import breast, mammogram, write_body
 

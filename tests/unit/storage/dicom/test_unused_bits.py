@@ -23,9 +23,9 @@ from pydicom.uid import (
 
 from node.codec.encode.source_image import read_source_and_reference
 from storage.dicom.content import same_content
-from storage.dicom.dicomfile import encode
 from storage.dicom.encapsulate import _rle
 from storage.dicom.pixels import decode_frame, integer_pixels, transcode
+from storage.dicom.writing import encode
 from storage.errors import NotReconstructable
 from tests.support.samples import breast, mammogram, write, write_body
 

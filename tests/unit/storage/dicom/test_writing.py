@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from storage.dicom.dicomfile import encode, file_meta, parse, write_preamble
+from storage.dicom.dicomfile import file_meta, parse, write_preamble
 from storage.dicom.element_walk import check_order
+from storage.dicom.writing import encode
 from storage.errors import Unparseable
 from tests.support.encoded_elements import element, item, sequence
 from tests.support.peers import data_set_bytes, run

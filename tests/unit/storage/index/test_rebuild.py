@@ -366,7 +366,6 @@ def test_an_older_copy_is_brought_up_to_the_journal(made: FilledArchive, tmp_pat
         node.index.holds.release(held.key, reason="over", who="user:me")
         services.deletion.delete("image", made.uids["held"], reason="asked for", who="user:me")
         node.index.holds.add(HoldKind.STUDY, made.uids["study"], reason="court", who="user:me")
-        services.trail.write_down()
     after = tables_of(made.file)
     made.drop_index()
     shutil.copy(copy, made.file)

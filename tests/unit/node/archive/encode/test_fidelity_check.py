@@ -31,7 +31,7 @@ def bench(tmp_path: Path) -> ArchiveParts:
 
 
 def check(bench: ArchiveParts, pool: InlinePool | None = None) -> FidelityCheck:
-    parts = bench.index, bench.hot, bench.originals, bench.trail, bench.settings
+    parts = bench.index, bench.hot, bench.originals, bench.settings
     return FidelityCheck(*parts, pool or InlinePool(), lambda: False)  # type: ignore[arg-type]
 
 

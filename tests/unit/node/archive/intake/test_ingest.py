@@ -12,8 +12,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import delete as sql_delete
 
 from node.archive.intake.ingest import ANOTHER_PATIENT, check_uid, examine
-from storage.dicom.dicomfile import encode
 from storage.dicom.header_amendments import AmendmentKind
+from storage.dicom.writing import encode
 from storage.errors import (
     ChangedMeanwhile,
     Deleted,

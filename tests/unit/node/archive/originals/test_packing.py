@@ -49,7 +49,7 @@ def bench(tmp_path: Path) -> ArchiveParts:
 def packer(bench: ArchiveParts, workers: InlineWorkers, *, attempts: int = 3) -> Packer:
     archivist = bench.settings.archivist.model_copy(update={"attempts": attempts})
     settings = bench.settings.model_copy(update={"archivist": archivist})
-    return Packer(bench.index, bench.originals, workers, bench.trail, settings)  # type: ignore[arg-type]
+    return Packer(bench.index, bench.originals, workers, settings)  # type: ignore[arg-type]
 
 
 def held(bench: ArchiveParts, data: bytes) -> HeldOriginal:

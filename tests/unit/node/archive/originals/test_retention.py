@@ -47,7 +47,7 @@ def test_nothing_would_be_freed_if_originals_are_kept_for_ever(bench: ArchivePar
 def test_under_profile_us_mqsa_nothing_is_freed(bench: ArchiveParts) -> None:
     codec = parse({"codec": {"profile": "us-mqsa"}}, "test").codec
     settings = bench.settings.model_copy(update={"codec": codec})
-    strict = Retention(bench.index, bench.stores, bench.trail, settings, lambda *_: None)
+    strict = Retention(bench.index, bench.stores, settings, lambda *_: None)
     assert would_free(bench.index, settings, timedelta(0)) == (0, 0)
     with pytest.raises(PurgeRefused, match="profile us-mqsa: originals are never removed"):
         strict.purge()
