@@ -45,9 +45,10 @@ def run(
     pool: InlinePool | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     settings: Settings = SETTINGS,
+    busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     used: Any = pool or InlinePool()
-    work = Reverification(bench.index, bench.hot, settings, used, bench.originals.borrowed)
+    work = Reverification(bench.index, bench.hot, settings, used, bench.originals.borrowed, busy)
     return work.run(lambda done, of: None, cancelled)
 
 
@@ -84,6 +85,20 @@ def test_a_rendition_that_passes_becomes_the_current_one_and_the_former_stays(he
     assert former.withdrawn == ""
     assert held.hot.read(former.rendition_digest)
     assert run(held)["tried"] == 0
+
+
+def test_images_wait_while_the_archivist_has_work(held: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.archive.encode.reverification._POLL", 0)
+    work, left_when_tried = [True] * 5, []
+
+    def tried(request: object) -> None:
+        if isinstance(request, ReverifyRequest):
+            left_when_tried.append(len(work))
+
+    assert run(held, InlinePool(tried), lambda: len(work) < 3, busy=lambda: bool(work and work.pop()))["tried"] == 0
+    assert (recorded(held), len(work)) == ([], 2)
+    assert run(held, InlinePool(tried), busy=lambda: bool(work and work.pop()))["passed"] == 1
+    assert left_when_tried == [0]
 
 
 def test_an_image_is_given_up_after_as_many_attempts_as_configured(
