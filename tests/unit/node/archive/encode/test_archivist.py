@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from node.app.damage import damage_handler
 from node.archive.encode import archivist
@@ -29,7 +30,7 @@ from storage.index.tables import instance
 from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry, Trial
 from tests.support.annotations import graphic, item, presentation_state, references
 from tests.support.archive_parts import ArchiveParts
-from tests.support.coded_images import InlinePool, just_before, receive
+from tests.support.coded_images import InlinePool, PoolThatOutlastsLeases, just_before, receive
 from tests.support.inline_archivist import UID, InlineArchivist, arrive, once
 from tests.support.samples import breast, mammogram
 
@@ -101,6 +102,22 @@ def test_an_image_that_cannot_be_encoded_is_exact_with_the_reason(
     held = InlineArchivist(bench, InlinePool(raising(error))).run()
     assert held is not None
     assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, code, str(error))
+
+
+def test_the_lease_of_an_image_is_renewed_while_a_worker_has_it(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another node would encode it too."""
+
+    def until() -> float:
+        with bench.index.engine.connect() as connection:
+            return float(connection.execute(select(instance.c.lease_until)).scalar_one())
+
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
+    held = InlineArchivist(bench, PoolThatOutlastsLeases(EncodeRequest, until)).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
 
 
 def test_an_image_that_may_only_be_kept_exact_reaches_no_worker(bench: ArchiveParts) -> None:
