@@ -139,7 +139,10 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"storage": {"root": "/data"}, "originals": {"path": "/data/"}}, "originals.path is storage.root"),
         ({"eligibility": {"classes": [{"sop_class": "1.2.04"}]}}, "is not a UID"),
         ({"eligibility": {"classes": [{"sop_class": "1." + 63 * "2"}]}}, "is not a UID"),
-        ({"peers": [{"ae_title": "A", "rendition": "auto", "references": "rewrite"}]}, "references: rewrite is not for"),
+        (
+            {"peers": [{"ae_title": "A", "rendition": "auto", "references": "rewrite"}]},
+            "references: rewrite is not for",
+        ),
         ({"reconstruct": {"sd_x2": {"tile": 64, "overlap": 33}}}, "overlap 33 is more than half a tile of 64"),
         ([], "top level must be a mapping"),
     ],
