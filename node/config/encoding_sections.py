@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from node.config.sections import Section
-from node.config.values import FileOrName, FileText, Profile, Size, Texture
+from node.config.values import FileOrName, FileText, Profile, Size, Texture, Uid
 from storage.records import OperatingPoint, Thresholds
 
 
@@ -80,7 +80,7 @@ class GateSettings(Section):
 
 
 class EligibleClass(Section):
-    sop_class: str
+    sop_class: Uid
     modality: str = ""
 
 

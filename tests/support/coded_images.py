@@ -66,6 +66,31 @@ class InlinePool(InlineWorkers):
         return done
 
 
+class PoolThatOutlastsLeases(InlinePool):
+    """A pool that answers requests of a kind once ``lease()``, the end of a lease, has changed since they came."""
+
+    def __init__(self, kind: type, lease: Callable[[], float]) -> None:
+        super().__init__()
+        self._kind, self._lease = kind, lease
+
+    def submit(self, request: object, priority: object) -> Future[Any]:
+        done = super().submit(request, priority)
+        return _AfterRenewal(done, self._lease) if isinstance(request, self._kind) else done
+
+
+class _AfterRenewal(Future[Any]):
+    def __init__(self, answer: Future[Any], lease: Callable[[], float]) -> None:
+        super().__init__()
+        self._answer, self._lease, self._end, self._asked = answer, lease, lease(), 0
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._asked += 1
+        assert self._asked < 9, "the lease is not renewed"
+        if self._lease() == self._end:
+            raise TimeoutError
+        return self._answer.result()
+
+
 def _answer(request: Any) -> Any:
     if isinstance(request, EncodeRequest | ReverifyRequest):
         return encoded(request)

@@ -34,7 +34,7 @@ from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.requests import CheckRequest
-from storage.dicom.codestreams import CodestreamHeader, codestream_header
+from storage.dicom.codestreams import CodestreamHeader, check_pixels, codestream_header
 from storage.dicom.content import same_content
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import opened
@@ -182,6 +182,17 @@ def test_valid_images_of_many_pixels_are_bombs_too(tmp_path: Path) -> None:
         integer_pixels(native)
     set_decode_limits(DecodeLimits(pixels=1_001_000))
     assert integer_pixels(native).shape == (1001, 1000)
+
+
+@pytest.mark.parametrize(
+    ("rows", "samples", "size"), [(34, 3, "34 x 100 x 3"), (101, 1, "101 x 100"), (101, 0, "101 x 100")]
+)
+def test_each_sample_of_a_pixel_counts(rows: int, samples: int, size: str) -> None:
+    """Three samples take three times the memory of one. 0 stands for an unknown number."""
+    set_decode_limits(DecodeLimits(pixels=10_000))
+    check_pixels("it has", rows - 1, 100, samples)
+    with pytest.raises(TooManyPixels, match=f"it has {size} pixels, more than the 10000"):
+        check_pixels("it has", rows, 100, samples)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (64, 65), (257, 512), (300, 1200)])

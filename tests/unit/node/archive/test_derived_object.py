@@ -48,7 +48,7 @@ def between(ds: Dataset, syntax: UID, *odd: bytes) -> bytes:
     return b"".join(named[tag] for tag in sorted(named))
 
 
-def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"") -> Dataset:
+def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"", measured_uid: str = "") -> Dataset:
     """The derived object of a mammogram with invalid elements, proved and read back from explicit VR."""
     header = HeaderBytes(str(syntax), between(mammogram(PIXELS), syntax, *odd), behind)
     point = OperatingPoint(2, "jpegls")
@@ -59,6 +59,7 @@ def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"") -> Da
         *("0" * 64, "1.2.3", DERIVED, "bicubic", "LPACS_BICUBIC", False, "0" * 64, {}, 1, 1),
         *(pixel_digest(PIXELS), pixel_digest(PIXELS), verdict),
         extra={"minimum": [0, 0], "maximum": [4095, 4095]},
+        measured_uid=measured_uid,
     )
     path = tmp_path / "derived.dcm"
     with path.open("wb") as out:
@@ -123,6 +124,25 @@ def test_a_text_with_escape_sequences_is_continued_in_ascii(tmp_path: Path) -> N
     characters = el(0x00080005, "CS", b"\\ISO 2022 IR 58 ")
     copy = derived(tmp_path, EXPLICIT, characters, el(0x00204000, "LT", text))
     assert copy.get_item(0x00204000).value.startswith(text + b"\x1b(B; Reconstructed by Latent PACS")
+
+
+@pytest.mark.parametrize(("tag", "vr", "longest"), [(0x00082111, "ST", 1024), (0x00204000, "LT", 10240)])
+def test_received_text_is_cut_only_if_ours_does_not_fit_behind_it(
+    tag: int, vr: str, longest: int, tmp_path: Path
+) -> None:
+    """PS3.5 6.2: ST has at most 1024 characters, and LT 10240."""
+    ours = "; " + str(derived(tmp_path, EXPLICIT)[tag].value)
+    for spare in (2, 0, -2, -longest):
+        room = longest - len(ours)
+        text = "".join(chr(65 + number % 26) for number in range(room - spare))
+        copy = derived(tmp_path, EXPLICIT, el(tag, vr, text.encode() + b" " * (len(text) % 2)))
+        assert copy[tag].value == text[:room] + ours
+
+
+def test_figures_that_were_measured_on_other_pixels_name_these(tmp_path: Path) -> None:
+    note = "; figures of 2.25.5, from which these pixels differ by rounding"
+    assert derived(tmp_path, EXPLICIT, measured_uid="2.25.5").DerivationDescription.endswith(note)
+    assert "figures of" not in derived(tmp_path, EXPLICIT).DerivationDescription
 
 
 def test_what_describes_the_pixels_of_the_original_is_left_out(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from node.codec.patches import (
     pasted,
 )
 from storage.errors import PayloadError
-from storage.formats.geometry import CELL, cell_grid, cell_pixels
+from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels
 from tests.support.samples import breast
 
 
@@ -61,5 +61,5 @@ def test_of_another_size() -> None:
         pasted(breast(64, 96), patches)
 
 
-def test_cells_are_a_power_of_two_of_the_gates_tiles() -> None:
-    assert 256 % CELL == 0
+def test_the_gates_tiles_consist_of_whole_cells() -> None:
+    assert TILE % CELL == 0

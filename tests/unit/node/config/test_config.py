@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from node.config import (
     Profile,
     RenditionPolicy,
     Settings,
+    When,
     add_peer,
     as_data,
     as_yaml,
@@ -129,6 +131,18 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"limits": {"idle": 400 * "9" + "d"}}, "is not a duration"),
         ({"originals": {"retain_for": "1001y"}}, "more than 1000 years; write forever"),
         ({"jobs": {"scrub": {"when": "every 1001d"}}}, "an interval is from 1m to 1000d"),
+        ({"jobs": {"scrub": {"when": "every 59s"}}}, "an interval is from 1m to 1000d"),
+        ({"jobs": {"scrub": {"when": "daily 24:00"}}}, "is not a schedule"),
+        ({"jobs": {"scrub": {"when": "mon,thr 02:30"}}}, "is not a schedule"),
+        ({"node": {"timezone": "Europe/Brelin"}}, "is not a time zone"),
+        ({"storage": {"root": "/data"}, "originals": {"path": "/data/"}}, "originals.path is storage.root"),
+        ({"eligibility": {"classes": [{"sop_class": "1.2.04"}]}}, "is not a UID"),
+        ({"eligibility": {"classes": [{"sop_class": "1." + 63 * "2"}]}}, "is not a UID"),
+        (
+            {"peers": [{"ae_title": "A", "rendition": "auto", "references": "rewrite"}]},
+            "references: rewrite is not for",
+        ),
+        ({"reconstruct": {"sd_x2": {"tile": 64, "overlap": 33}}}, "overlap 33 is more than half a tile of 64"),
         ([], "top level must be a mapping"),
     ],
 )
@@ -172,6 +186,45 @@ def test_samples_and_the_reserve() -> None:
     assert Settings().audit.reserve_bound.startswith("028f5c28f5c28"), "a hundredth of all digests"
     assert parse({"audit": {"reserve": "0%"}}, "t").audit.reserve_bound == ""
     assert parse({"audit": {"reserve": "100%"}}, "t").audit.reserve_bound > "f" * 64
+
+
+def test_values_at_a_limit_are_accepted() -> None:
+    settings = parse(
+        {
+            "node": {"ae_title": "SIXTEEN LETTERS."},
+            "peers": [{"ae_title": "A", "rendition": "original", "references": "rewrite"}],
+            "eligibility": {"classes": [{"sop_class": "1." + 62 * "2"}]},
+            "jobs": {"scrub": {"when": "every 1m"}},
+            "originals": {"retain_for": "1000y"},
+            "reconstruct": {"sd_x2": {"tile": 64, "overlap": 32}},
+            "audit": {"sample": "1"},
+        },
+        "t",
+    )
+    assert settings.jobs.scrub.schedule == When(every=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("3", 3), ("3b", 3), ("3KB", 3000), ("3 MB", 3_000_000), ("0.5GB", 500_000_000), ("3TB", 3 * 10**12)],
+)
+def test_units_of_sizes(text: str, size: int) -> None:
+    assert parse({"storage": {"min_free": text}}, "t").storage.min_free == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2s", 2), ("2m", 120), ("1.5h", 5400), ("2d", 172800), (2.5, 2.5), (" 2 m ", 120)]
+)
+def test_units_of_durations(text: object, seconds: float) -> None:
+    assert parse({"limits": {"idle": text}}, "t").limits.idle == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "days"), [("48h", 2), ("2d", 2), ("2w", 14), ("2y", 730), ("FOREVER", None), (None, None)]
+)
+def test_units_of_retention(text: object, days: int | None) -> None:
+    found = parse({"originals": {"retain_for": text}}, "t").originals.retain_for
+    assert found == (None if days is None else timedelta(days=days))
 
 
 def test_sizes_durations_and_operating_points() -> None:

@@ -4,8 +4,9 @@ passes.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from node.fidelity.gate import (
     wrong_specks,
 )
 from node.fidelity.reference import Reference
+from node.fidelity.specks import Speck
 from storage.records import Thresholds
 from tests.support.encoder_samples import soft
 from tests.support.paths import ROOT
@@ -362,6 +364,78 @@ def test_noise_of_another_colour(reference: Reference) -> None:
     assert figures["spectrum_db_1"] > 2
     assert figures["spectrum_db_2"] < -1
     assert "spectrum" in kinds(reference, STRUCTURE, served_with(noise))
+
+
+# --- the limits, one at a time ---------------------------------------------------------------------------------
+
+
+FAR = Thresholds(
+    **{
+        each.name: (math.inf,) * len(each.default) if isinstance(each.default, tuple) else math.inf
+        for each in fields(Thresholds)
+    }
+)
+
+
+def only(name: str, index: int | None, value: float) -> Thresholds:
+    """Limits that nothing exceeds, except that one."""
+    if index is None:
+        return replace(FAR, **{name: value})  # type: ignore[arg-type]
+    every = list(getattr(FAR, name))
+    every[index] = value
+    return replace(FAR, **{name: tuple(every)})  # type: ignore[arg-type]
+
+
+def test_each_limit_of_the_structure_fails_what_exceeds_it(reference: Reference) -> None:
+    measured = measure_structure(reference, STRUCTURE)
+    one_cell = np.zeros_like(measured.outside)
+    one_cell[3, 4] = 0.5
+    planted = replace(measured, shift=0.5, slow=0.5, periodic=0.5, outside=one_cell, lost=np.full(4, 0.5))
+    figures = judge(reference, STRUCTURE, planted, SERVED, {}, LIMITS).figures
+    cases = [(name, None, figures[name]) for name in ("shift", "slow", "periodic", "outside")]
+    cases += [("lost", number, figures[f"lost_{number + 1}"]) for number in range(4)]
+    cases += [("lines", number, figures[f"lines_{width:g}"]) for number, width in enumerate((1.2, 2.5, 5))]
+    for name, number, figure in cases:
+        assert list(failures(planted, {}, only(name, number, 1.001 * figure))) == [], name
+        assert len(list(failures(planted, {}, only(name, number, 0.999 * figure)))) == 1, name
+    for number, width in enumerate((1.2, 2.5, 5)):
+        figure, wide = figures[f"lines_most_{width:g}"], only("lines", number, 1e6)
+        for share in 1.001, 0.999:
+            limits = replace(wide, lines_most=share * figure / 1e6)
+            assert len(list(failures(planted, {}, limits))) == broken_cells(planted, limits).any() == (share < 1)
+
+
+@pytest.mark.parametrize("figure", ["spectrum_db_1", "spectrum_db_4", "spectrum_tile_db", "repeat", "quiet"])
+@pytest.mark.parametrize("value", [0.5, -0.5])
+def test_each_limit_of_the_noise_fails_what_exceeds_it(reference: Reference, figure: str, value: float) -> None:
+    """Energy may also be too little; the other figures are no less than 0."""
+    found, limit = measure_structure(reference, STRUCTURE, specks=False), figure.rstrip("_14")
+    assert list(failures(found, {figure: value}, only(limit, None, 0.5))) == []
+    fails = value > 0 or limit == "spectrum_db"
+    assert len(list(failures(found, {figure: value}, only(limit, None, 0.49)))) == fails
+
+
+def test_which_specks_are_wrong() -> None:
+    own = Speck(row=100, column=100, size=1, strength=5.0, share=0.94, missing=0.51)
+    for changed, wrong in (
+        ({}, True),
+        ({"strength": 4.99}, False),
+        ({"share": 0.95}, False),
+        ({"share": 1.05}, False),
+        ({"share": 1.06, "missing": -0.51}, True),
+        ({"missing": 0.5}, False),
+        ({"share": 1.06, "missing": -0.5}, False),
+    ):
+        speck = own._replace(**changed)  # type: ignore[arg-type]
+        assert wrong_specks([speck], [], LIMITS) == ([speck] * wrong, [])
+    strong = [own._replace(row=row, share=1.0) for row in (100, 99)]
+    for row, strength, wrong in ((149, 4.0, True), (149, 3.99, False), (150, 4.0, False)):
+        weak = own._replace(row=row, strength=strength)
+        assert wrong_specks([*strong, weak], [], LIMITS)[0] == [weak] * wrong
+    made = own._replace(strength=6.0, share=0.49)
+    for changed, invented in (({}, True), ({"strength": 5.99}, False), ({"share": 0.5}, False)):
+        speck = made._replace(**changed)  # type: ignore[arg-type]
+        assert wrong_specks([], [speck], LIMITS) == ([], [speck] * invented)
 
 
 # --- burden and repairs ---------------------------------------------------------------------------------------

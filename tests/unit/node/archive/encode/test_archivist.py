@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from node.app.damage import damage_handler
 from node.archive.encode import archivist
@@ -25,10 +27,10 @@ from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import instance
-from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry
+from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry, Trial
 from tests.support.annotations import graphic, item, presentation_state, references
 from tests.support.archive_parts import ArchiveParts
-from tests.support.coded_images import InlinePool, just_before, receive
+from tests.support.coded_images import InlinePool, PoolThatOutlastsLeases, just_before, receive
 from tests.support.inline_archivist import UID, InlineArchivist, arrive, once
 from tests.support.samples import breast, mammogram
 
@@ -100,6 +102,56 @@ def test_an_image_that_cannot_be_encoded_is_exact_with_the_reason(
     held = InlineArchivist(bench, InlinePool(raising(error))).run()
     assert held is not None
     assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, code, str(error))
+
+
+def test_the_lease_of_an_image_is_renewed_while_a_worker_has_it(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another node would encode it too."""
+
+    def until() -> float:
+        with bench.index.engine.connect() as connection:
+            return float(connection.execute(select(instance.c.lease_until)).scalar_one())
+
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
+    held = InlineArchivist(bench, PoolThatOutlastsLeases(EncodeRequest, until)).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
+
+
+def test_an_image_that_may_only_be_kept_exact_reaches_no_worker(bench: ArchiveParts) -> None:
+    other, asked = "1.2.3.2", []
+    arrive(bench, mammogram(breast(256, 256), SOPInstanceUID=other, BurnedInAnnotation="YES"))
+    InlineArchivist(bench, InlinePool(asked.append)).run()
+    assert {request.original_uid for request in asked if isinstance(request, EncodeRequest)} == {UID}
+    held = bench.index.by_uid(other)
+    assert held is not None
+    assert (held.state, held.reason_code, held.rendition) == (InstanceState.EXACT, ReasonCode.BURNED_IN, None)
+
+
+def test_an_image_of_which_no_encoding_passes_is_exact_with_all_that_was_tried(bench: ArchiveParts) -> None:
+    tried = (
+        Trial("x2 jpegxl d2", "bicubic", 9, ("too coarse",), 0.1, sample=True),
+        Trial("x2 jpegxl d1", "bicubic", 90, (), 0.1, sample=True),
+        Trial("x2 jpegxl d1", "mammo", 99, ("too dark", "too soft"), 0.1),
+    )
+
+    class NonePasses(InlinePool):
+        def submit(self, request: object, priority: object) -> Any:
+            assert isinstance(request, EncodeRequest)
+            done: Future[Any] = Future()
+            done.set_result(EncodeResult(tried, None))
+            return done
+
+    held = InlineArchivist(bench, NonePasses()).run()
+    assert held is not None
+    assert (held.state, held.reason_code, held.rendition) == (InstanceState.EXACT, ReasonCode.GATE, None)
+    assert held.reason == (
+        "no operating point passed the gate: x2 jpegxl d2 on a sample, 9 bytes: too coarse; "
+        "x2 jpegxl d1, 99 bytes: too dark, too soft"
+    )
+    bench.check_promises()
 
 
 @pytest.mark.parametrize("error", [WorkerDied("killed"), RuntimeError("a fault of ours")], ids=["known", "unknown"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from storage.index.connection import writing
 from storage.index.tables import original, rendition, reverification
 from storage.records import InstanceState, Trial
 from tests.support.archive_parts import ArchiveParts
-from tests.support.coded_images import InlinePool, hold_image, small
+from tests.support.coded_images import InlinePool, PoolThatOutlastsLeases, hold_image, small
 from tests.support.index_rows import digest
 from tests.support.inline_archivist import SETTINGS
 
@@ -45,9 +47,10 @@ def run(
     pool: InlinePool | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     settings: Settings = SETTINGS,
+    busy: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     used: Any = pool or InlinePool()
-    work = Reverification(bench.index, bench.hot, settings, used, bench.originals.borrowed)
+    work = Reverification(bench.index, bench.hot, settings, used, bench.originals.borrowed, busy)
     return work.run(lambda done, of: None, cancelled)
 
 
@@ -84,6 +87,34 @@ def test_a_rendition_that_passes_becomes_the_current_one_and_the_former_stays(he
     assert former.withdrawn == ""
     assert held.hot.read(former.rendition_digest)
     assert run(held)["tried"] == 0
+
+
+def test_images_wait_while_the_archivist_has_work(held: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.archive.encode.reverification._POLL", 0)
+    work, left_when_tried = [True] * 5, []
+
+    def tried(request: object) -> None:
+        if isinstance(request, ReverifyRequest):
+            left_when_tried.append(len(work))
+
+    assert run(held, InlinePool(tried), lambda: len(work) < 3, busy=lambda: bool(work and work.pop()))["tried"] == 0
+    assert (recorded(held), len(work)) == ([], 2)
+    assert run(held, InlinePool(tried), busy=lambda: bool(work and work.pop()))["passed"] == 1
+    assert left_when_tried == [0]
+
+
+def test_the_lease_of_an_image_is_renewed_while_a_worker_has_it(
+    held: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise another node would try it too."""
+
+    def lease() -> float:
+        with held.index.engine.connect() as connection:
+            return float(connection.execute(select(reverification.c.lease_until)).scalar_one())
+
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
+    assert run(held, PoolThatOutlastsLeases(ReverifyRequest, lease))["passed"] == 1
 
 
 def test_an_image_is_given_up_after_as_many_attempts_as_configured(
@@ -156,6 +187,25 @@ def test_an_image_whose_model_is_missing_is_tried_at_every_run(held: ArchivePart
     reports = [run(held, pool) for _ in range(3)]
     assert [entry["reason"] for report in reports for entry in report["untried_list"]] == ["not installed"] * 3
     assert ("", "", 0) in recorded(held)
+
+
+@pytest.mark.parametrize("original", ["purged", "lost"])
+def test_other_pixels_of_an_image_without_its_original_change_nothing(held: ArchiveParts, original: str) -> None:
+    """They cannot be measured. An original that is lost may be back later, so that the image is tried again then."""
+    found = held.index.by_uid(UID)
+    assert found is not None
+    if original == "purged":
+        assert len(held.retention.purge().purged) == 1
+    else:
+        held.hot.delete(found.original_digest)
+    with writing(held.index.engine) as connection:
+        connection.execute(update(rendition).values(numerics_digest="1" * 64))
+    report = run(held, OtherPixels())
+    outcome = "kept" if original == "purged" else "untried"
+    assert [report[name] for name in ("same", "passed", outcome)] == [0, 0, 1 if original == "purged" else 2]
+    assert report[f"{outcome}_list"][0]["reason"].startswith("other pixels; ")
+    assert current(held) == DERIVED
+    assert [row[0] for row in recorded(held) if row[0]] == (["kept"] if original == "purged" else [])
 
 
 def test_no_other_model_is_tried_on_a_purged_image(held: ArchiveParts) -> None:

@@ -26,7 +26,7 @@ from node.codec.rendering import Rendering
 from node.fidelity.gate import burden, measure_structure
 from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
-from node.upscalers.protocol import UpscaleTask
+from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.dicom.pixels import pixel_digest
 from storage.errors import NotReconstructable, PayloadError
 from storage.formats.geometry import cell_pixels
@@ -264,6 +264,21 @@ def test_no_more_is_coded_after_the_last_try(monkeypatch: pytest.MonkeyPatch) ->
     assert len(repaired) == 3
     assert coded[-1] == repaired[-1], "the last one that was coded was tried"
     assert repaired == sorted(repaired, reverse=True)
+
+
+def test_the_whole_image_is_first_coded_as_the_forecast_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that begins elsewhere ends at another quantiser, or after more tries."""
+
+    class Coded(Exception):
+        pass
+
+    def coded(_: Encoder, point: OperatingPoint, upscaler: Upscaler) -> Any:
+        raise Coded(point, upscaler.name)
+
+    monkeypatch.setattr(Encoder, "_attempt", coded)
+    with pytest.raises(Coded) as first:
+        encoder(phantom(), BALANCED)._refined(forecast(POINT), Bicubic())
+    assert first.value.args == (POINT, "bicubic")
 
 
 def test_companded_bases_get_the_baseline() -> None:
