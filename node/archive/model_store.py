@@ -18,6 +18,7 @@ from node.upscalers.protocol import Installed
 from storage.index import Index
 from storage.index.model_files import ModelFile, ModelRows
 from storage.objects.store import ObjectStore
+from storage.records import ModelUse
 
 LOGGER = logging.getLogger(__name__)
 
@@ -26,13 +27,21 @@ class ModelStore:
     """Keeps models as objects of ``store``. The links are in ``models/`` of its root, and can be made again."""
 
     def __init__(self, index: Index, store: ObjectStore) -> None:
-        self._rows, self._store = ModelRows(index.engine), store
+        self._index, self._rows, self._store = index, ModelRows(index.engine), store
         self._folder = store.root / "models"
         self._lock = threading.Lock()
 
     def keeps(self, upscaler: str, weights_digest: str) -> bool:
         """Whether the archive has the files of that model."""
         return bool(self._rows.files(upscaler, weights_digest))
+
+    def missing(self) -> list[ModelUse]:
+        """The models of renditions whose files it lacks, as after a rebuild of the index without its journal."""
+        return [
+            use
+            for use in self._index.models()
+            if use.upscaler == "mammo" and not self.keeps(use.upscaler, use.weights_digest)
+        ]
 
     def keep(self, model: Installed) -> None:
         """Store a model's files unless they are stored already. Raises StoreFull, OSError.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.quarantine import Examine
+from node.archive.model_store import ModelStore
 from storage.dicom.levels import levels_of
 from storage.errors import LatentPacsError, is_no_fault_of_a_file
 from storage.formats.container import MAGIC
@@ -71,6 +72,8 @@ class OrphanRecovery:
             if kind in ("original", "packed"):
                 with self._received(path, kind) as new:
                     return self._is_wanted(new, self._index.by_uid(new.sop_instance_uid))
+            if not kind:  # it may be a file of a model without which renditions cannot be decoded
+                return bool(ModelStore(self._index, self._stores[Tier.HOT]).missing())
             if kind == "rendition":
                 return self._base_for(decode_rendition(path.read_bytes())) is not None
             return kind == "base" and not has_rendition(

@@ -230,9 +230,7 @@ class _Run:
 
     def _keep_older_models(self) -> None:
         """Store installed models that renditions need and the index lacks, as after a rebuild without its journal."""
-        for use in self._work.index.models():
-            if use.upscaler != "mammo" or self._writer.models.keeps(use.upscaler, use.weights_digest):
-                continue
+        for use in self._writer.models.missing():
             try:
                 model = self._ask(None, ModelRequest(use.upscaler, use.weights_digest))
             except ModelMissing as error:

@@ -19,6 +19,7 @@ from storage.formats.packed_original import pack_original
 from storage.formats.payload import encode_rendition
 from storage.index.connection import writing
 from storage.index.integrity import Integrity
+from storage.index.model_files import ModelFile, ModelRows
 from storage.index.tables import original
 from storage.records import InstanceState, NewInstance, OriginalForm, Tier, TrailEntry
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
@@ -309,3 +310,16 @@ def test_an_original_that_is_lost_after_it_returned_is_not_taken_for_a_purged_on
     found = bench.index.by_uid(UID)
     assert found is not None
     assert not found.purged
+
+
+def test_files_of_a_model_stay_while_renditions_need_them(lost: Lost) -> None:
+    """Without rows, nothing tells the files of a model from others. The model may not be installed any more."""
+    lost.leave(b"weights of a model")
+    assert not lost.can_recover(b"weights of a model")
+    by_mammo = replace(lost.made.rendition, upscaler="mammo", weights_digest="1")
+    lost.leave(lost.received, lost.made.base_bytes, encode_rendition(by_mammo))
+    assert recovery(lost.bench).recover() == 3
+    assert lost.can_recover(b"weights of a model")
+    weights = ModelFile("weights", sha256(b"weights of a model"), 18)
+    ModelRows(lost.bench.index.engine).add("mammo", "1", [weights])
+    assert not lost.can_recover(b"weights of a model")
