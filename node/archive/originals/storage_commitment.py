@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from node.archive.originals.original_access import OriginalAccess
 from node.config import CommitmentSettings
-from storage.errors import LatentPacsError, ObjectDamaged
+from storage.errors import LatentPacsError, ObjectDamaged, is_no_fault_of_a_file
 from storage.index import Index
 from storage.index.commitment_requests import (
     PROCESSING_FAILURE,
@@ -93,7 +93,10 @@ class CommitmentJudge:
 
 
 def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
-    """Why the original of an instance, read again from the disk, is missing or not whole; empty if it is whole."""
+    """Why the original of an instance, read again from the disk, is missing or not whole; empty if it is whole.
+
+    Raises what says nothing about the original: NoWorker, StoreFull, IndexFault, or that the machine is exhausted.
+    """
     try:
         with originals.borrowed(held.original_digest):
             originals.check_object(held.original_digest)  # ``borrowed`` may have lent a packed one from the cache
@@ -101,6 +104,8 @@ def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
     except ObjectDamaged:
         return "its original is damaged"
     except (LatentPacsError, OSError) as error:
+        if is_no_fault_of_a_file(error):
+            raise
         return f"its original cannot be read: {error}"
 
 

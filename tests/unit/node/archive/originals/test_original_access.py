@@ -14,7 +14,7 @@ import pytest
 from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.storage_commitment import original_fault
 from node.archive.rendered_cache import RenderedCache
-from storage.errors import ObjectDamaged, ObjectMissing
+from storage.errors import NoWorker, ObjectDamaged, ObjectMissing
 from storage.formats.packed_original import restore_original
 from storage.records import InstanceState, Tier
 from tests.support.archive_parts import ArchiveParts
@@ -285,3 +285,17 @@ def test_an_original_in_the_cache_is_no_proof_of_its_object(bench: ArchiveParts)
     assert "is not in its store" in original_fault(access, held)
     target.write_bytes(b"damaged")
     assert original_fault(access, held) == "its original is damaged"
+
+
+def test_a_stop_while_an_original_is_unpacked_says_nothing_about_it(bench: ArchiveParts) -> None:
+    packed(bench)
+    held = bench.index.by_uid(UID)
+    assert held is not None
+
+    def stopped(*_: Any) -> None:
+        raise NoWorker("the node is stopping")
+
+    access = OriginalAccess(bench.index, bench.stores, RenderedCache(bench.root / "rendered", 1 << 30), stopped)
+    with pytest.raises(NoWorker):
+        original_fault(access, held)
+    assert original_fault(caching(bench), held) == ""
