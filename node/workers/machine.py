@@ -64,6 +64,6 @@ def _groups(controller: str, own: Path, tree: Path) -> Iterator[Path]:
         return
     for _, controllers, name in lines:
         if not controllers or controller in controllers.split(","):
-            top = tree / controllers if controllers else tree
+            top = tree / controller if controllers else tree  # a link, if several controllers share a folder
             group = Path(name.lstrip("/"))
             yield from (top / one for one in (group, *group.parents))

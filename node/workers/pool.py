@@ -75,7 +75,7 @@ class WorkerPool:
         self._within, self._idle = within, idle
         self._queue: queue.PriorityQueue[tuple[int, int, Request[Any] | None, Future[Any]]] = queue.PriorityQueue()
         self._order = itertools.count()
-        self._closing = threading.Event()
+        self._closing, self._submitting = threading.Event(), threading.Lock()
         self._alone = threading.Lock()
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(size)
@@ -86,10 +86,11 @@ class WorkerPool:
     def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
         """Queue a request: a worker calls its ``answer``. The future raises what the worker raised, WorkerDied,
         NoWorker or OutOfTime. Raises NoWorker if the pool is closed."""
-        if self._closing.is_set():
-            raise NoWorker(_STOPPING)
         future: Future[Answer] = Future()
-        self._queue.put((priority, next(self._order), request, future))
+        with self._submitting:
+            if self._closing.is_set():
+                raise NoWorker(_STOPPING)
+            self._queue.put((priority, next(self._order), request, future))
         return future
 
     @property
@@ -99,7 +100,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers. The futures of requests in progress and of queued ones raise NoWorker."""
-        self._closing.set()
+        with self._submitting:  # nothing is queued from here on
+            self._closing.set()
         for _ in self._threads:
             self._queue.put((-1, next(self._order), None, Future()))
         for thread in self._threads:

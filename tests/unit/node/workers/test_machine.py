@@ -38,7 +38,7 @@ def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path, o
         ("0::/", {"cpu.max": "150000 100000"}, 2),
         ("0::/", {"cpu.max": "max 100000"}, 0),
         ("0::/a/b", {"a/b/cpu.max": "300000 100000", "a/cpu.max": "100000 100000"}, 1),
-        ("4:cpu,cpuacct:/docker/x", {f"cpu,cpuacct/docker/x/cpu.cfs_{n}_us": "50000" for n in ("quota", "period")}, 1),
+        ("4:cpuacct,cpu:/docker/x", {f"cpu/docker/x/cpu.cfs_{n}_us": "50000" for n in ("quota", "period")}, 1),
         ("4:cpu:/docker/of/the/host", {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}, 4),
         ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
         ("4:cpuset:/", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 0),
