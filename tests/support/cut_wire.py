@@ -32,6 +32,7 @@ class CutWire:
         self.cut()
         for thread in self._threads:
             thread.join(300)
+        self.cut()  # what was accepted meanwhile
 
     @property
     def listening(self) -> int:
@@ -47,8 +48,9 @@ class CutWire:
     def _accept(self) -> None:
         with suppress(OSError):
             client, _ = self._listener.accept()
+            self._sockets.append(client)  # it is closed even if there is no server
             server = socket.create_connection(("127.0.0.1", self.port), timeout=300)
-            self._sockets += [client, server]
+            self._sockets.append(server)
             for source, sink, limited in ((client, server, self.upstream), (server, client, not self.upstream)):
                 carry = threading.Thread(target=self._carry, args=(source, sink, limited), daemon=True)
                 self._threads.append(carry)

@@ -64,11 +64,11 @@ class Line:
             while True:
                 caller, _ = self._listening.accept()
                 scp = socket.socket()
+                self._sockets += [caller, scp]
                 scp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 scp.connect(self._to)
                 scp.sendall(caller.recv(65536))
                 caller.sendall(scp.recv(65536))
-                self._sockets += [caller, scp]
                 self.connected.set()
                 rates = (float("inf"), self.rate) if self._slow_back else (self.rate, float("inf"))
                 for way in ((caller, scp, rates[0]), (scp, caller, rates[1])):
