@@ -87,7 +87,7 @@ class _RunInProgress:
             self._watch(done, total, text)
 
     def cancelled(self) -> bool:
-        # without the lease, another node may have taken the job over
+        # without the lease, another process may have taken the job over
         return self._cancelled or self._stopping.is_set() or self._lost or time.monotonic() > self._leased_until
 
     @property

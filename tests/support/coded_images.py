@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
+from sqlalchemy import Column, Engine, select
 
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.ingest import Ingest, Receipt
@@ -67,11 +70,20 @@ class InlinePool(InlineWorkers):
 
 
 class PoolThatOutlastsLeases(InlinePool):
-    """A pool that answers requests of a kind once ``lease()``, the end of a lease, has changed since they came."""
+    """A pool that answers requests of a kind once their lease was renewed. For those who wait, each look takes an hour.
 
-    def __init__(self, kind: type, lease: Callable[[], float]) -> None:
+    ``until``: the column with the end of the lease, in a table of one row.
+    """
+
+    def __init__(self, kind: type, engine: Engine, until: Column[float], monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self._kind, self._lease = kind, lease
+        self._kind, self._engine, self._until = kind, engine, until
+        hours = itertools.count(0, 3600)
+        monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
+
+    def _lease(self) -> float:
+        with self._engine.connect() as connection:
+            return float(connection.execute(select(self._until)).scalar_one())
 
     def submit(self, request: object, priority: object) -> Future[Any]:
         done = super().submit(request, priority)

@@ -273,7 +273,7 @@ def test_other_numerics_are_measured_anew_and_no_alarm_while_there_are_originals
 
 @pytest.mark.slow
 def test_other_numerics_without_an_original_are_an_alarm(archive: Archive, audited: Audited) -> None:
-    """The machine is at fault and not the image, whose state does not change: another node may still make it."""
+    """The machine is at fault and not the image, whose state does not change: another machine may still make it."""
     node = archive.node
     purge(node, but=FIRST)
     before = current(archive, SECOND)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import select, update
+from sqlalchemy import update
 
 from node.app.damage import damage_handler
 from node.archive.encode import archivist
@@ -107,15 +106,9 @@ def test_an_image_that_cannot_be_encoded_is_exact_with_the_reason(
 def test_the_lease_of_an_image_is_renewed_while_a_worker_has_it(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise another node would encode it too."""
-
-    def until() -> float:
-        with bench.index.engine.connect() as connection:
-            return float(connection.execute(select(instance.c.lease_until)).scalar_one())
-
-    hours = itertools.count(0, 3600)
-    monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
-    held = InlineArchivist(bench, PoolThatOutlastsLeases(EncodeRequest, until)).run()
+    """Otherwise another process would encode it too."""
+    pool = PoolThatOutlastsLeases(EncodeRequest, bench.index.engine, instance.c.lease_until, monkeypatch)
+    held = InlineArchivist(bench, pool).run()
     assert held is not None
     assert held.state is InstanceState.VERIFIED
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,15 +104,9 @@ def test_images_wait_while_the_archivist_has_work(held: ArchiveParts, monkeypatc
 def test_the_lease_of_an_image_is_renewed_while_a_worker_has_it(
     held: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise another node would try it too."""
-
-    def lease() -> float:
-        with held.index.engine.connect() as connection:
-            return float(connection.execute(select(reverification.c.lease_until)).scalar_one())
-
-    hours = itertools.count(0, 3600)
-    monkeypatch.setattr("node.workers.waiting.time", SimpleNamespace(monotonic=lambda: next(hours)))
-    assert run(held, PoolThatOutlastsLeases(ReverifyRequest, lease))["passed"] == 1
+    """Otherwise another process would try it too."""
+    pool = PoolThatOutlastsLeases(ReverifyRequest, held.index.engine, reverification.c.lease_until, monkeypatch)
+    assert run(held, pool)["passed"] == 1
 
 
 def test_an_image_is_given_up_after_as_many_attempts_as_configured(
